@@ -1,0 +1,629 @@
+"""What one event makes of a service: the handover's rules, instance by instance.
+
+Pure. `step` and `restore` are the whole interface. The tables are in `core/instance.py` and `core/generation.py`; what is
+left here is what spans several instances or generations. Convergence is level-triggered: it looks at what is, never at how
+it came about, so that a crash of the agent between any two effects leads to the same end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from midstream.core.events import (
+    Begin,
+    Commit,
+    Effect,
+    Ended,
+    Event,
+    Extended,
+    Go,
+    HandoverNews,
+    Healthy,
+    KillTree,
+    Note,
+    Ready,
+    Refuted,
+    Remove,
+    Retired,
+    Revert,
+    Said,
+    SetHold,
+    Signal,
+    Soak,
+    Spawn,
+    Spawned,
+    Sweep,
+    Tick,
+    Unhealthy,
+    Want,
+    Watch,
+)
+from midstream.core.generation import (
+    ENDING,
+    PROVISIONAL,
+    Generation,
+    GenerationEvent,
+    GenerationState,
+    IllegalTransition,
+    Park,
+    advance,
+    pause_s,
+)
+from midstream.core.instance import ALIVE, TABLE, THROWAWAY_SLOT, Action, Instance, InstanceEvent, InstanceState
+from midstream.core.phases import Handover, Phase
+from midstream.core.service import Service, cleared
+
+
+def step(service: Service, event: Event, now_s: float, luck: float = 0.5) -> tuple[Service, tuple[Effect, ...]]:
+    """What `event` makes of `service`, and what is to be done about it. Raises IllegalTransition, having changed nothing."""
+    turn = _Turn(service, now_s, luck)
+    turn.take(event)
+    turn.converge()
+    return turn.service, tuple(turn.effects)
+
+
+def restore(
+    stored: Service, live: tuple[Spawned, ...], ended: tuple[Ended, ...], now_s: float
+) -> tuple[Service, tuple[Effect, ...]]:
+    """The service after a restart of the agent: `stored` plus the processes the keeper has, or has seen end.
+
+    A process of a generation that is not recorded is killed: it can only come from a truth that was lost.
+    """
+    turn = _Turn(replace(stored, instances=()), now_s, 0.5)
+    last = {(seen.generation, seen.slot): seen.attempt for seen in sorted(ended, key=lambda seen: seen.attempt)}
+    last.update({(seen.generation, seen.slot): seen.attempt for seen in sorted(live, key=lambda seen: seen.attempt)})
+    for seen in live:
+        generation = stored.generation(seen.generation)
+        if generation is None or last[seen.generation, seen.slot] != seen.attempt:
+            turn.effects.append(KillTree(seen.generation, seen.slot, seen.attempt))
+            turn.effects.append(Note("stray", "a process that nothing accounts for", seen.generation, seen.slot))
+        else:
+            turn.readopt(seen, generation)
+    for gone in ended:
+        generation = stored.generation(gone.generation)
+        if generation is not None and last[gone.generation, gone.slot] == gone.attempt:
+            turn.readopt(Spawned(gone.generation, gone.slot, gone.attempt, 0), generation)
+        turn.take(gone)
+    turn.converge()
+    return turn.service, tuple(turn.effects)
+
+
+class _Turn:
+    """One step in the making: mutable, lives for one call."""
+
+    def __init__(self, service: Service, now_s: float, luck: float) -> None:
+        self.service = service
+        self.now_s = now_s
+        self.luck = luck
+        self.effects: list[Effect] = []
+
+    def readopt(self, seen: Spawned, generation: Generation) -> None:
+        """Takes a process that was there before the agent was; whether it is ready has to be found out again."""
+        deadline = self.now_s + generation.plan.start_timeout_s
+        self._put(
+            Instance(
+                seen.generation,
+                seen.slot,
+                InstanceState.RUNNING,
+                attempt=seen.attempt,
+                pid=seen.pid,
+                since_s=self.now_s,
+                deadline_s=deadline,
+            )
+        )
+        if seen.pid and generation.state not in ENDING:
+            confirm = generation.state in PROVISIONAL and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
+            self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm))
+
+    # events
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Spawned():
+                self._instance_event(event, InstanceEvent.SPAWNED, pid=event.pid)
+            case Ended():
+                self._ended(event)
+            case Ready():
+                self._ready(event)
+            case Healthy():
+                self._healthy(event)
+            case Refuted():
+                if self._find(event) is not None:
+                    self._fail(event.generation, event.reason)
+            case Unhealthy():
+                self._unhealthy(event)
+            case Extended():
+                found = self._find(event)
+                if found is not None and found.deadline_s:
+                    self._put(replace(found, deadline_s=max(found.deadline_s, self.now_s + event.extra_s)))
+            case Said():
+                found = self._find(event)
+                if found is not None:
+                    self._put(replace(found, status_text=event.text))
+            case Tick():
+                self._tick()
+            case _:
+                self._command(event)
+
+    def _command(self, event: Event) -> None:
+        match event:
+            case Begin():
+                self._begin(event)
+            case Go():
+                self._enter_first_phase()
+            case Soak():
+                self._soak()
+            case Commit():
+                self._commit()
+            case Revert():
+                self._revert(event.reason)
+            case Want():
+                self._want(event.up)
+            case SetHold():
+                self.service = replace(self.service, hold=event.hold)
+            case Remove():
+                self._supersede_committed()
+                self.service = replace(self.service, want_up=False)
+
+    def _find(
+        self, event: Spawned | Ended | Ready | Healthy | Refuted | Unhealthy | Extended | Said
+    ) -> Instance | None:
+        """The instance that the event speaks of; None when it speaks of an earlier attempt."""
+        for item in self.service.instances:
+            if (item.generation, item.slot) == (event.generation, event.slot):
+                return item if item.attempt == event.attempt else None
+        return None
+
+    def _put(self, instance: Instance) -> None:
+        key = (instance.generation, instance.slot)
+        kept = [item for item in self.service.instances if (item.generation, item.slot) != key]
+        ordered = sorted([*kept, instance], key=lambda item: (item.generation, item.slot))
+        self.service = replace(self.service, instances=tuple(ordered))
+
+    def _drop(self, instance: Instance) -> None:
+        self.service = replace(
+            self.service, instances=tuple(item for item in self.service.instances if item is not instance)
+        )
+
+    def _put_generation(self, generation: Generation) -> None:
+        kept = [item for item in self.service.generations if item.number != generation.number]
+        ordered = sorted([*kept, generation], key=lambda item: item.number)
+        self.service = replace(self.service, generations=tuple(ordered))
+
+    def _advance(self, generation: Generation, event: GenerationEvent, note: str = "") -> Generation:
+        state = advance(generation.state, event)
+        after = replace(generation, state=state, since_s=self.now_s, note=note or generation.note)
+        self._put_generation(after)
+        self._note(
+            "generation",
+            f"{generation.state.value} -> {state.value}{': ' + note if note else ''}",
+            after.number,
+        )
+        return after
+
+    def _note(self, kind: str, text: str, generation: int = 0, slot: int = -1) -> None:
+        self.effects.append(Note(kind, text, generation, slot))
+
+    def _enter(self, phase: Phase) -> None:
+        handover = self.service.handover
+        assert handover is not None
+        self.service = replace(self.service, handover=replace(handover, phase=phase, since_s=self.now_s))
+
+    # instances
+
+    def _instance_event(
+        self,
+        event: Spawned | Ended | Ready | Unhealthy,
+        kind: InstanceEvent,
+        *,
+        pid: int = 0,
+        why: str = "",
+    ) -> None:
+        instance = self._find(event)
+        if instance is None:
+            if isinstance(event, Ended):
+                self.effects.append(Sweep(event.generation, event.slot, event.attempt))
+            elif isinstance(event, Spawned) and self._is_newer(event):
+                self._adopt(event)
+            return
+        if pid:
+            instance = replace(instance, pid=pid)
+        self._apply(instance, kind, why)
+
+    def _is_newer(self, event: Spawned) -> bool:
+        """A process that the keeper started by its standing order while the agent was away."""
+        generation = self.service.generation(event.generation)
+        known = next(
+            (i for i in self.service.instances if (i.generation, i.slot) == (event.generation, event.slot)),
+            None,
+        )
+        return generation is not None and (known is None or known.attempt < event.attempt)
+
+    def _adopt(self, event: Spawned) -> None:
+        old = next(
+            (i for i in self.service.instances if (i.generation, i.slot) == (event.generation, event.slot)),
+            None,
+        )
+        restarts = old.restarts + 1 if old else 0
+        if old is not None:
+            self.effects.append(Sweep(old.generation, old.slot, old.attempt))
+        self._apply(
+            Instance(
+                event.generation,
+                event.slot,
+                InstanceState.STARTING,
+                attempt=event.attempt,
+                pid=event.pid,
+                restarts=restarts,
+                why="started by the keeper while the agent was away",
+            ),
+            InstanceEvent.SPAWNED,
+        )
+
+    def _apply(self, instance: Instance, kind: InstanceEvent, why: str = "") -> None:
+        """Looks the event up in the table and performs the action."""
+        state, action = TABLE[instance.state, kind]
+        generation = self.service.generation(instance.generation)
+        assert generation is not None
+        plan = generation.plan
+        after = instance
+        if state is not instance.state:
+            after = replace(instance, state=state, since_s=self.now_s, deadline_s=0.0, why=why or instance.why)
+        name = (instance.generation, instance.slot, instance.attempt)
+        match action:
+            case Action.SPAWN:
+                after = replace(after, deadline_s=self.now_s + plan.start_timeout_s)
+                self.effects.append(Spawn(*name))
+            case Action.WATCH:
+                after = replace(after, deadline_s=self.now_s + plan.start_timeout_s)
+                confirm = generation.state in PROVISIONAL and plan.confirm
+                self.effects.append(Watch(*name, confirm or instance.is_throwaway))
+            case Action.SIGNAL:
+                after = self._signal(after, generation)
+            case Action.KILL:
+                after = replace(after, deadline_s=self.now_s + max(2.0, plan.stop_timeout_s))
+                self.effects.append(KillTree(*name))
+            case Action.SETTLE:
+                self._put(after)
+                self._settle(after, generation)
+                return
+            case Action.CANCEL:
+                self._drop(instance)
+                return
+            case Action.NONE:
+                pass
+        if state is InstanceState.READY and instance.state is not InstanceState.READY:
+            after = self._became_ready(after, generation)
+        self._put(after)
+
+    def _became_ready(self, instance: Instance, generation: Generation) -> Instance:
+        if generation.state in PROVISIONAL and (generation.plan.confirm or instance.is_throwaway):
+            # The shell's own check gives up first and says why; this is the backstop.
+            return replace(instance, deadline_s=self.now_s + generation.plan.healthy_timeout_s + 5.0)
+        return replace(instance, healthy_since_s=self.now_s)
+
+    def _signal(self, instance: Instance, generation: Generation) -> Instance:
+        name = (instance.generation, instance.slot, instance.attempt)
+        plan = generation.plan
+        if instance.draining:
+            self.effects.append(Signal(*name, plan.drain_signal))
+            deadline = generation.deadline_s or self.now_s + plan.drain_timeout_s
+            return replace(instance, deadline_s=max(deadline, self.now_s))
+        self.effects.append(Signal(*name, plan.stop_signal))
+        return replace(instance, deadline_s=self.now_s + plan.stop_timeout_s)
+
+    def _ended(self, event: Ended) -> None:
+        instance = self._find(event)
+        generation = self.service.generation(event.generation)
+        self.effects.append(Sweep(event.generation, event.slot, event.attempt))
+        if instance is None or generation is None:
+            return
+        ok = event.code is not None and event.code in generation.plan.ok_codes
+        stopped = instance.state in (InstanceState.STOPPING, InstanceState.KILLING)
+        self._put(replace(instance, last_exit=event.text))
+        self._note("stopped" if stopped else "exited", event.text, event.generation, event.slot)
+        if not stopped and generation.state in PROVISIONAL:
+            what = "the throw-away instance" if instance.is_throwaway else f"instance {instance.slot}"
+            self._fail(event.generation, f"{what} {event.text} before it was committed")
+        found = self._find(event)
+        if found is None:
+            return
+        again = generation.plan.restart_on == "always" or (generation.plan.restart_on == "failure" and not ok)
+        self._apply(replace(found, again=found.again or (again and not stopped)), InstanceEvent.ENDED)
+
+    def _settle(self, instance: Instance, generation: Generation) -> None:
+        """The process is gone. A committed generation's slot is filled again; anything else is not."""
+        generation = self.service.generation(generation.number) or generation
+        wanted = instance.slot in self._targets(generation)
+        if not (instance.again and wanted and generation.state is GenerationState.COMMITTED):
+            if generation.state is not GenerationState.COMMITTED or not wanted:
+                self._drop(next(i for i in self.service.instances if _same(i, instance)))
+            return
+        lived = self.now_s - instance.healthy_since_s if instance.healthy_since_s else 0.0
+        streak = 1 if lived >= generation.plan.backoff_reset_s else instance.streak + 1
+        pause = pause_s(generation.plan, streak, self.luck)
+        self._put(
+            Instance(
+                instance.generation,
+                instance.slot,
+                InstanceState.WAITING,
+                attempt=instance.attempt + 1,
+                since_s=self.now_s,
+                due_s=self.now_s + pause,
+                streak=streak,
+                restarts=instance.restarts + 1,
+                last_exit=instance.last_exit,
+                why=instance.why or f"crashed: {instance.last_exit}",
+            )
+        )
+        if pause:
+            self._note("backoff", f"start again in {pause:.1f} s", instance.generation, instance.slot)
+
+    def _ready(self, event: Ready) -> None:
+        self._instance_event(event, InstanceEvent.READY)
+
+    def _healthy(self, event: Healthy) -> None:
+        instance = self._find(event)
+        if instance is None or instance.state not in (InstanceState.READY, InstanceState.RUNNING):
+            return
+        if instance.state is InstanceState.RUNNING:
+            self._apply(instance, InstanceEvent.READY)
+            instance = self._find(event)
+            assert instance is not None
+        if not instance.healthy_since_s or instance.deadline_s:
+            self._put(replace(instance, healthy_since_s=instance.healthy_since_s or self.now_s, deadline_s=0.0))
+
+    def _unhealthy(self, event: Unhealthy) -> None:
+        generation = self.service.generation(event.generation)
+        instance = self._find(event)
+        if generation is None or instance is None:
+            return
+        if generation.state in PROVISIONAL:
+            self._fail(event.generation, event.reason)
+        elif generation.state is GenerationState.COMMITTED and instance.state in (
+            InstanceState.READY,
+            InstanceState.RUNNING,
+        ):
+            self._note("unhealthy", event.reason, event.generation, event.slot)
+            self._put(replace(instance, again=True))
+            self._instance_event(event, InstanceEvent.UNHEALTHY, why=event.reason)
+
+    def _tick(self) -> None:
+        hold = self.service.hold
+        if hold is not None and hold.deadline_s <= self.now_s:
+            self._note("hold", f"the hold of {hold.owner} ran out")
+            self.service = replace(self.service, hold=None)
+        for instance in self.service.instances:
+            if instance.deadline_s and instance.deadline_s <= self.now_s and instance.state in ALIVE:
+                self._deadline(instance)
+
+    def _deadline(self, instance: Instance) -> None:
+        generation = self.service.generation(instance.generation)
+        assert generation is not None
+        if instance.state is InstanceState.STOPPING and instance.draining:
+            self._note("drain", "drain time-out: what is unfinished is cut", instance.generation, instance.slot)
+            self._put(self._signal(replace(instance, draining=False), generation))
+            return
+        if instance.state is InstanceState.READY and generation.state in PROVISIONAL:
+            self._fail(
+                generation.number,
+                f"no health check was answered within {generation.plan.healthy_timeout_s:g} s",
+            )
+            return
+        if instance.state in (InstanceState.STARTING, InstanceState.RUNNING):
+            reason = f"not ready within {generation.plan.start_timeout_s:g} s"
+            self._note("timeout", reason, instance.generation, instance.slot)
+            if generation.state in PROVISIONAL:
+                self._fail(generation.number, f"instance {instance.slot} was {reason}")
+                return
+            instance = replace(instance, again=True)
+        self._apply(instance, InstanceEvent.DEADLINE)
+
+    # handover
+
+    def _begin(self, event: Begin) -> None:
+        if self.service.handover is not None or self.service.candidate is not None:
+            raise IllegalTransition("a handover is under way already")
+        if event.generation.state is not GenerationState.PREPARED:
+            raise IllegalTransition("a handover begins with a prepared generation")
+        self._put_generation(replace(event.generation, since_s=self.now_s))
+        self.service = replace(self.service, handover=Handover(event.generation.number, Phase.QUEUED, self.now_s))
+        if not event.queued:
+            self._enter_first_phase()
+
+    def _enter_first_phase(self) -> None:
+        handover = self.service.handover
+        if handover is None or handover.phase is not Phase.QUEUED:
+            return
+        generation = self.service.generation(handover.generation)
+        assert generation is not None
+        old = self.service.committed
+        if generation.plan.policy == "replace" and old is not None:
+            self._enter(Phase.CLEARING)
+        elif generation.plan.throwaway and old is not None:
+            self._enter(Phase.TRYING)
+        else:
+            self._enter(Phase.STARTING)
+
+    def _soak(self) -> None:
+        handover = self.service.handover
+        if handover is None or handover.phase is not Phase.PROVEN:
+            raise IllegalTransition("only a proven handover can soak")
+        generation = self.service.generation(handover.generation)
+        assert generation is not None
+        self._advance(generation, GenerationEvent.SOAK)
+        self._enter(Phase.SOAKING)
+        old = self.service.committed
+        if old is not None and generation.plan.soak_s > 0 and old.plan.park is Park.PAUSE:
+            self._put_generation(replace(old, parked=True))
+            for item in self.service.of(old.number):
+                if item.state in (InstanceState.READY, InstanceState.RUNNING):
+                    self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.park_signal))
+
+    def _commit(self) -> None:
+        handover = self.service.handover
+        generation = self.service.generation(handover.generation) if handover else None
+        if generation is None or handover is None or handover.phase not in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED):
+            raise IllegalTransition("only a proven handover can be committed")
+        self._supersede_committed()
+        self._advance(generation, GenerationEvent.COMMIT)
+        self.service = replace(self.service, handover=None, want_up=True)
+        draining = [item for item in self.service.generations if item.state is GenerationState.DRAINING]
+        for surplus in draining[: max(0, len(draining) - generation.plan.max_draining)]:
+            self._put_generation(replace(surplus, deadline_s=self.now_s))
+            for item in self.service.of(surplus.number):
+                if item.state is InstanceState.STOPPING:
+                    self._put(replace(item, deadline_s=self.now_s))
+
+    def _supersede_committed(self) -> None:
+        old = self.service.committed
+        if old is not None:
+            after = self._advance(old, GenerationEvent.SUPERSEDE)
+            self._put_generation(replace(after, deadline_s=self.now_s + old.plan.drain_timeout_s, parked=False))
+
+    def _revert(self, reason: str) -> None:
+        candidate = self.service.candidate
+        if candidate is not None:
+            self._take_away(candidate, reason)
+        self.service = replace(self.service, handover=None)
+        old = self.service.committed
+        if old is not None and old.parked:
+            self._put_generation(replace(old, parked=False))
+            for item in self.service.of(old.number):
+                if item.state in (InstanceState.READY, InstanceState.RUNNING):
+                    self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.unpark_signal))
+
+    def _fail(self, number: int, reason: str) -> None:
+        generation = self.service.generation(number)
+        if generation is None or generation.state not in PROVISIONAL:
+            return
+        self._revert(reason)
+        self.effects.append(HandoverNews(number, None, reason))
+
+    def _take_away(self, candidate: Generation, reason: str) -> None:
+        after = self._advance(candidate, GenerationEvent.FAIL, reason)
+        # It may have accepted real requests (park = mixed): they are answered, like any others.
+        self._put_generation(replace(after, deadline_s=self.now_s + after.plan.drain_timeout_s))
+
+    def _want(self, up: bool) -> None:
+        if self.service.handover is not None:
+            raise IllegalTransition("a handover is under way")
+        self.service = replace(self.service, want_up=up)
+        if up:
+            gone = tuple(item for item in self.service.instances if item.state is not InstanceState.ENDED)
+            self.service = replace(self.service, instances=gone)
+            for item in self.service.instances:
+                if item.state is InstanceState.WAITING:
+                    self._put(replace(item, due_s=self.now_s, streak=0))
+                elif item.state in (InstanceState.STOPPING, InstanceState.KILLING) and not item.draining:
+                    self._put(replace(item, again=True))
+
+    # convergence: level-triggered, safe to run at any time
+
+    def converge(self) -> None:
+        self._progress()
+        for generation in self.service.generations:
+            targets = self._targets(generation)
+            self._fill(generation, targets)
+            self._stop_surplus(generation, targets)
+        for instance in self.service.instances:
+            if instance.state is InstanceState.WAITING and instance.due_s <= self.now_s and self._may_start(instance):
+                self._apply(instance, InstanceEvent.DUE)
+        self._retire()
+
+    def _may_start(self, instance: Instance) -> bool:
+        return self.service.hold is None or instance.generation != getattr(self.service.committed, "number", -1)
+
+    def _targets(self, generation: Generation) -> frozenset[int]:
+        """The slots of the generation that should have a process now."""
+        number, plan = generation.number, generation.plan
+        slots = frozenset(range(plan.instances))
+        if generation.state is GenerationState.COMMITTED:
+            return slots if self.service.want_up and not cleared(self.service) else frozenset()
+        if generation.state not in PROVISIONAL:
+            return frozenset()
+        handover = self.service.handover
+        if handover is None or handover.generation != number or handover.phase in (Phase.QUEUED, Phase.CLEARING):
+            return frozenset()
+        if handover.phase is Phase.TRYING:
+            return frozenset({THROWAWAY_SLOT})
+        if plan.surge and handover.phase is Phase.STARTING:
+            done = sum(1 for item in self.service.of(number) if item.healthy_since_s and not item.is_throwaway)
+            return frozenset(range(min(plan.instances, done + plan.surge)))
+        return slots
+
+    def _fill(self, generation: Generation, targets: frozenset[int]) -> None:
+        have = {item.slot for item in self.service.of(generation.number)}
+        for slot in sorted(targets - have):
+            self._put(
+                Instance(
+                    generation.number,
+                    slot,
+                    InstanceState.WAITING,
+                    since_s=self.now_s,
+                    due_s=self.now_s,
+                    why="wanted",
+                )
+            )
+
+    def _stop_surplus(self, generation: Generation, targets: frozenset[int]) -> None:
+        for instance in self.service.of(generation.number):
+            if instance.slot in targets:
+                continue
+            if instance.state is InstanceState.ENDED:
+                self._drop(instance)
+                continue
+            draining = generation.state in ENDING and not instance.is_throwaway
+            if instance.state in (InstanceState.STOPPING, InstanceState.KILLING):
+                if instance.again:
+                    self._put(replace(instance, again=False))
+                continue
+            self._apply(replace(instance, draining=draining, again=False), InstanceEvent.STOP)
+
+    def _progress(self) -> None:
+        """Moves the handover on when what its phase waits for has come."""
+        handover = self.service.handover
+        generation = self.service.generation(handover.generation) if handover else None
+        if handover is None or generation is None:
+            return
+        mine = self.service.of(generation.number)
+        if handover.phase is Phase.CLEARING:
+            old = self.service.committed
+            if old is None or not any(i.state in ALIVE for i in self.service.of(old.number)):
+                self._enter(Phase.STARTING)
+        elif handover.phase is Phase.TRYING and _all_healthy(mine, {THROWAWAY_SLOT}, generation, self.now_s):
+            self._enter(Phase.STARTING)
+        elif handover.phase is Phase.STARTING:
+            slots = set(range(generation.plan.instances))
+            if _all_healthy(mine, slots, generation, self.now_s):
+                self._advance(generation, GenerationEvent.PROVED)
+                self._enter(Phase.PROVEN)
+                self.effects.append(HandoverNews(generation.number, Phase.PROVEN))
+        elif handover.phase is Phase.SOAKING and self.now_s >= handover.since_s + generation.plan.soak_s:
+            self._enter(Phase.SOAKED)
+            self.effects.append(HandoverNews(generation.number, Phase.SOAKED))
+
+    def _retire(self) -> None:
+        for generation in self.service.generations:
+            if generation.state in ENDING and not self.service.of(generation.number):
+                after = self._advance(generation, GenerationEvent.GONE)
+                self.effects.append(Retired(after.number))
+                self.service = replace(
+                    self.service,
+                    generations=tuple(i for i in self.service.generations if i.number != generation.number),
+                )
+
+
+def _same(one: Instance, other: Instance) -> bool:
+    return (one.generation, one.slot) == (other.generation, other.slot)
+
+
+def _all_healthy(mine: tuple[Instance, ...], slots: set[int], generation: Generation, now_s: float) -> bool:
+    healthy = {
+        item.slot
+        for item in mine
+        if item.state is InstanceState.READY
+        and item.healthy_since_s
+        and now_s >= item.healthy_since_s + generation.plan.min_healthy_s
+    }
+    return slots <= healthy
