@@ -1,0 +1,1 @@
+"""The agent: decides what runs on its host. An asyncio shell around the pure core."""
