@@ -9,7 +9,9 @@ HTTP/1.1 with `Connection: close`, because the agent keeps `http.client` and `ss
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import socket
 import time
 from collections.abc import Mapping
@@ -145,22 +147,28 @@ async def _ask(spec: HealthSpec, address: Address) -> HealthResult:
 
 async def connect(address: Address) -> socket.socket:
     """A connected, non-blocking socket. Raises OSError, never waits longer than the caller's time-out."""
-    loop = asyncio.get_running_loop()
-    if address.path:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        connection = socket.socket(found[0][0], socket.SOCK_STREAM)
+    family, target = (socket.AF_UNIX, ("", 0)) if address.path else await _resolved(address)
+    connection = socket.socket(family, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
         if address.path:
             await _connect_unix(connection, address.path)
         else:
-            await loop.sock_connect(connection, found[0][4])
+            await asyncio.get_running_loop().sock_connect(connection, target)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+async def _resolved(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Family and first address. Numbers, the usual case, need no resolver and so no thread of it."""
+    with contextlib.suppress(ValueError):
+        version = ipaddress.ip_address(address.host).version
+        return (socket.AF_INET6 if version == 6 else socket.AF_INET), (address.host, address.port)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    return found[0][0], (str(found[0][4][0]), address.port)
 
 
 async def _connect_unix(connection: socket.socket, path: str) -> None:
@@ -213,7 +221,8 @@ async def _read_body(
     connection open in spite of `Connection: close` ends it by its length."""
     if spec.method == "HEAD":
         return b"", True
-    length = int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else None
+    stated = headers.get("content-length", "")
+    length = int(stated) if stated.isdecimal() and len(stated) < 20 else None
     chunked = "chunked" in headers.get("transfer-encoding", "").lower()
     loop = asyncio.get_running_loop()
     while len(body) < BODY_MAX_BYTES:

@@ -51,6 +51,10 @@ class Proof(enum.Enum):
     OWN = "own"
 
 
+# In LISTEN_FDNAMES, the second listener on which the agent asks the real instance; it is passed last.
+PRIVATE_LISTENER = "private"
+
+
 @dataclass(frozen=True, slots=True)
 class BindOption:
     """An option of the server that names an address to bind. It is left out of the command when listeners are
@@ -76,16 +80,12 @@ class Profile:
     name: str
     programs: tuple[str, ...] = ()  # base names of the executable, or of the script an interpreter runs
     modules: tuple[str, ...] = ()  # what follows `python -m`
-    mode: tuple[
-        tuple[str, ...], ...
-    ] = ()  # (option, value pattern...) of which one must fit; (): the plain mode
+    mode: tuple[tuple[str, ...], ...] = ()  # (option, value pattern...) of which one must fit; (): the plain mode
     takes_listener: Takes = Takes.LISTEN_FDS
     second_listener: bool = False  # accepts several: the service's and a private one
     listener_option: tuple[str, ...] = ()  # appended for each listener, `{fd}` filled in
     listener_append: tuple[str, ...] = ()  # appended once when there are listeners
-    always_append: tuple[
-        tuple[str, tuple[str, ...]], ...
-    ] = ()  # (unless this text is in the command, append these)
+    always_append: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (unless this text is in the command, append these)
     bind_options: tuple[BindOption, ...] = ()
     park: Park = Park.MIXED
     park_signal: str = ""
@@ -99,9 +99,7 @@ class Profile:
     ready: Readiness | None = None  # None: health check if there is one, else listening
     readiness_note: str = ""
     keep_alive_loss: str = ""  # what clients lose at its own graceful stop; measured, see docs/servers.md
-    non_blocking_listener: bool | None = (
-        None  # it sets O_NONBLOCK on the shared listener; None: leaves it as it is
-    )
+    non_blocking_listener: bool | None = None  # it sets O_NONBLOCK on the shared listener; None: leaves it as it is
     default_policy: HandoverPolicy = HandoverPolicy.OVERLAP
     proof: Proof = Proof.THROWAWAY
     unsafe: tuple[UnsafeOption, ...] = ()
@@ -127,9 +125,7 @@ class Wrapper:
     why: str = ""
 
 
-_PID_CHANGES = (
-    "runs the server as a child, so LISTEN_PID names the wrong process and signals stop at the wrapper"
-)
+_PID_CHANGES = "runs the server as a child, so LISTEN_PID names the wrong process and signals stop at the wrapper"
 
 WRAPPERS = (
     Wrapper(("env",), True, ("-u", "--unset", "-C", "--chdir"), assignments=True),
@@ -137,9 +133,7 @@ WRAPPERS = (
     Wrapper(("nohup",), True),
     Wrapper(("exec",), True),
     Wrapper(("setpriv",), True),
-    Wrapper(
-        ("chpst",), True, ("-u", "-U", "-e", "-/", "-n", "-l", "-L", "-m", "-d", "-o", "-p", "-f", "-c", "-C")
-    ),
+    Wrapper(("chpst",), True, ("-u", "-U", "-e", "-/", "-n", "-l", "-L", "-m", "-d", "-o", "-p", "-f", "-c", "-C")),
     Wrapper(("bundle", "exec"), True, ("--gemfile",)),
     Wrapper(("poetry", "run"), True),
     Wrapper(("pipenv", "run"), True),
@@ -252,9 +246,7 @@ def fits(profile: Profile, inner: Inner) -> bool:
     """Whether the program is the profile's; its mode is a second question (`in_mode`)."""
     if inner.module:
         return inner.module in profile.modules
-    return inner.program in profile.programs or bool(
-        inner.interpreter and inner.interpreter in profile.programs
-    )
+    return inner.program in profile.programs or bool(inner.interpreter and inner.interpreter in profile.programs)
 
 
 def in_mode(profile: Profile, inner: Inner) -> bool:
@@ -329,9 +321,7 @@ def place_listeners(
         raise OperatorError(
             f"{profile.name} needs {shlex.join(added)} on its command line, and the command is a shell line",
             where=f"command = {shlex.join(argv)!r}",
-            remedy=(
-                f"write the command without a shell, or put {shlex.join(option) or shlex.join(added)} in it"
-            ),
+            remedy=(f"write the command without a shell, or put {shlex.join(option) or shlex.join(added)} in it"),
         )
     return filled + tuple(added)
 
@@ -377,9 +367,7 @@ def warnings(profile: Profile, argv: tuple[str, ...], *, shell: bool = False) ->
     """Sentences for the operator about what is unsafe in this command under this profile; empty when all is
     well."""
     inner = unwrap(argv, shell)
-    found = [
-        f"`{' '.join(wrapper.words)}` {wrapper.why}" for wrapper in inner.wrappers if not wrapper.keeps_pid
-    ]
+    found = [f"`{' '.join(wrapper.words)}` {wrapper.why}" for wrapper in inner.wrappers if not wrapper.keeps_pid]
     if inner.shell and not inner.shell_execs:
         found.append(
             "a shell stands between the agent and the server: it may keep its own pid, so that "

@@ -24,12 +24,9 @@ from midstream.profiles.profile import (
 _PID_FILE = "a pid file shared by two generations names the wrong one; put it in {run}, or leave it out"
 _DAEMON = "the server leaves its parent, so nobody can watch or stop it; run it in the foreground"
 _RELOAD = (
-    "watching files restarts the server behind the agent's back, half-way through a checkout; for "
-    "development only"
+    "watching files restarts the server behind the agent's back, half-way through a checkout; for development only"
 )
-_REUSE_PORT = (
-    "a second socket on the port takes connections that are reset when it closes; share the one listener"
-)
+_REUSE_PORT = "a second socket on the port takes connections that are reset when it closes; share the one listener"
 
 _GUNICORN_UNSAFE = (
     UnsafeOption(("-D", "--daemon"), _DAEMON),
@@ -53,9 +50,7 @@ _GUNICORN_NOTES = (
 )
 
 
-def _gunicorn(
-    name: str, loss: str, mode: tuple[tuple[str, str], ...] = (), notes: tuple[str, ...] = ()
-) -> Profile:
+def _gunicorn(name: str, loss: str, mode: tuple[tuple[str, str], ...] = (), notes: tuple[str, ...] = ()) -> Profile:
     return Profile(
         name=name,
         programs=("gunicorn",),
@@ -111,15 +106,12 @@ UVICORN_WORKERS = Profile(
     listener_option=("--fd", "{fd}"),
     bind_options=_UVICORN_BINDS,
     reload_signal="HUP",
-    reload_unsafe=(
-        "HUP starts workers from the old working folder and interpreter: it never loads a new release"
-    ),
+    reload_unsafe=("HUP starts workers from the old working folder and interpreter: it never loads a new release"),
     keep_alive_loss="idle keep-alive connections are closed at once: a request sent at that moment is lost",
     non_blocking_listener=True,
     unsafe=_UVICORN_UNSAFE,
     notes=(
-        "without `--timeout-graceful-shutdown` it waits for its last request without end; the stop "
-        "time-out cuts it",
+        "without `--timeout-graceful-shutdown` it waits for its last request without end; the stop time-out cuts it",
     ),
     min_version="0.23",
 )
@@ -155,10 +147,7 @@ HYPERCORN = Profile(
         UnsafeOption(("-p", "--pid"), _PID_FILE),
         UnsafeOption(("--daemon",), "its workers then die with the master in the middle of requests"),
     ),
-    notes=(
-        "requests longer than `--graceful-timeout` (3 s by default) are cut at a graceful stop: set it "
-        "higher",
-    ),
+    notes=("requests longer than `--graceful-timeout` (3 s by default) are cut at a graceful stop: set it higher",),
     min_version="0.14",
 )
 
@@ -168,9 +157,7 @@ GRANIAN = Profile(
     modules=("granian",),
     takes_listener=Takes.NONE,
     reload_signal="HUP",
-    reload_unsafe=(
-        "HUP loses requests, and serves nobody when the import takes longer than its respawn interval"
-    ),
+    reload_unsafe=("HUP loses requests, and serves nobody when the import takes longer than its respawn interval"),
     keep_alive_loss="its listener closes with it: connections that wait in the queue are reset",
     default_policy=HandoverPolicy.REPLACE,
     proof=Proof.OWN,
@@ -207,8 +194,7 @@ UWSGI = Profile(
     ),
     notes=(
         "`--master` is needed: without it TERM ends requests half-way",
-        "TERM means `brutal reload` unless told otherwise, so Midstream adds the hook that makes it a "
-        "graceful stop",
+        "TERM means `brutal reload` unless told otherwise, so Midstream adds the hook that makes it a graceful stop",
         "an address bound in an ini file cannot be taken out by Midstream: leave it out there",
     ),
     min_version="2.0.19",
@@ -267,9 +253,7 @@ UNICORN = Profile(
     stop_signal="QUIT",
     quick_signal="TERM",
     reload_signal="USR2",
-    reload_unsafe=(
-        "USR2 makes a second master that the agent did not start; the agent's handover takes its place"
-    ),
+    reload_unsafe=("USR2 makes a second master that the agent did not start; the agent's handover takes its place"),
     keep_alive_loss="nothing: it closes each connection after its answer",
     non_blocking_listener=True,
     proof=Proof.SECOND,
@@ -316,9 +300,7 @@ MIDSTREAM_SERVE = Profile(
 GENERIC = Profile(
     name="generic",
     keep_alive_loss="not known: it depends on what the program does at TERM",
-    notes=(
-        "the program takes its listeners as LISTEN_FDS from descriptor 3 on, or as `{fd}` in its command",
-    ),
+    notes=("the program takes its listeners as LISTEN_FDS from descriptor 3 on, or as `{fd}` in its command",),
 )
 
 # Special modes stand before the plain one of the same program.
