@@ -1,0 +1,217 @@
+"""The asyncio client of one agent: calls, notifications, and reconnecting when the agent is restarted.
+
+A deploy outlives its agent: when the connection is lost the client connects again (for up to `give_up_s`), attaches
+to what was going on, and sends its unanswered idempotent calls once more; the agent answers those with the work in
+progress or its result. Calls that are not idempotent fail with the lost connection.
+Runs in the deployer, on its event loop. Bytes to messages is `rpc.py`, reaching the host is `transport.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from midstream.deploy import rpc
+from midstream.deploy.transport import Host
+from midstream.errors import HostError, MidstreamError
+
+GIVE_UP_S = 30.0
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+HELLO_TIMEOUT_S = 10.0  # accepted but mute counts as not there
+SENDS_MAX = 8  # of one call: an agent that dies at each attempt would otherwise be asked for ever
+
+NoticeCallback = Callable[[str, dict[str, Any]], None]
+Words = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    method: str
+    params: dict[str, Any]
+    future: asyncio.Future[dict[str, Any]]
+    idempotent: bool
+    sends: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class AgentClient:
+    """Speaks with the agent of `host`. Use `start` first, `close` last; `call` in between, also several at a time.
+
+    on_notice(method, params) is called for each notification. on_words(text) is told when the agent was lost and is
+    back. attach: a call (method, params) that is made first on each new connection but the first, so that the agent
+    knows whose deploy this is before the lease runs out; its failure is ignored, the repeated calls bring the reason.
+    """
+
+    host: Host
+    on_notice: NoticeCallback = lambda method, params: None
+    on_words: Words = lambda text: None
+    give_up_s: float = GIVE_UP_S
+    attach: tuple[str, dict[str, Any]] | None = None
+    hello: dict[str, Any] = field(default_factory=dict)
+    _pending: dict[int, _Pending] = field(default_factory=dict)
+    _writer: asyncio.StreamWriter | None = None
+    _task: asyncio.Task[None] | None = None
+    _last_id: int = 0
+    _dead: MidstreamError | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the agent is gone for good: what it did last is not known."""
+        return self._dead is not None
+
+    async def start(self, *, give_up_s: float = 0.0) -> dict[str, Any]:
+        """Connects and says hello; returns the agent's answer. Raises HostError when nothing answers.
+
+        give_up_s: how long to go on trying, seconds; 0 tries once.
+        """
+        reader = await self._reach(give_up_s)
+        self._task = asyncio.create_task(self._converse(reader))
+        return self.hello
+
+    async def call(self, method: str, /, *, idempotent: bool = True, **params: Any) -> dict[str, Any]:
+        """The answer to one call; waits as long as the agent works on it. Raises the MidstreamError it sent, or
+        HostError when the agent is gone for good (or was lost, where the call is not idempotent)."""
+        if self._dead is not None:
+            raise self._dead
+        self._last_id += 1
+        request_id = self._last_id
+        pending = _Pending(method, params, asyncio.get_running_loop().create_future(), idempotent)
+        self._pending[request_id] = pending
+        if self._writer is not None:
+            self._send(request_id, pending)
+        try:
+            return await pending.future
+        finally:
+            self._pending.pop(request_id, None)
+
+    async def close(self) -> None:
+        """Ends the connection. Calls still waiting are cancelled. May be called twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        for pending in self._pending.values():
+            pending.future.cancel()
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+    def _send(self, request_id: int, pending: _Pending) -> None:
+        assert self._writer is not None
+        pending.sends += 1
+        self._writer.write(rpc.request_line(request_id, pending.method, pending.params))
+
+    async def _reach(self, give_up_s: float) -> asyncio.StreamReader:
+        """Connects and greets, trying again with growing pauses until give_up_s have passed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + give_up_s
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._greet()
+            except OSError as error:
+                last = str(error) or type(error).__name__
+            if loop.time() + pause > deadline:
+                raise self.host.unreachable(f"{last} (tried for {give_up_s:g} s)" if give_up_s else last) from None
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def _greet(self) -> asyncio.StreamReader:
+        reader, writer = await self.host.connect()
+        try:
+            writer.write(rpc.request_line(0, "hello", {"protocol": list(rpc.PROTOCOLS), "client": "midstream"}))
+            line = await asyncio.wait_for(reader.readline(), HELLO_TIMEOUT_S)
+            if not line.endswith(b"\n"):
+                raise ConnectionResetError("the agent hung up before it said hello")
+            reply = rpc.parse_line(line, where=self.host.name, methods={0: "hello"})
+            if isinstance(reply, rpc.Reply) and reply.error is not None:
+                raise reply.error
+            result = reply.result if isinstance(reply, rpc.Reply) else None
+            rpc.check_hello(result or {}, self.host.name)
+        except BaseException:
+            writer.close()
+            raise
+        self.hello = result or {}
+        self._writer = writer
+        return reader
+
+    async def _converse(self, reader: asyncio.StreamReader) -> None:
+        """Reads until the agent is gone for good. Ends by failing whatever still waits."""
+        try:
+            while True:
+                why = await self._read_until_lost(reader)
+                await self._hang_up()
+                self._forget_what_cannot_be_repeated(why)
+                self.on_words(f"lost the agent ({why}); connecting again")
+                before = self.hello.get("pid")
+                reader = await self._reach(self.give_up_s)
+                after = self.hello.get("pid")
+                self.on_words(
+                    f"the agent is back (pid {after}, was {before})" if before != after else "connected again"
+                )
+                self._resume_calls()
+        except MidstreamError as error:
+            self._fail_all(error)
+        except Exception as error:  # a bug here must fail the deploy, not hang it
+            self._fail_all(HostError(f"the connection broke: {error!r}", where=self.host.name))
+
+    async def _read_until_lost(self, reader: asyncio.StreamReader) -> str:
+        while True:
+            try:
+                line = await reader.readline()
+            except (OSError, ValueError) as error:  # ValueError: a line beyond the limit
+                return str(error) or type(error).__name__
+            if not line.endswith(b"\n"):
+                return "it closed the connection"
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        methods = {request_id: pending.method for request_id, pending in self._pending.items()}
+        message = rpc.parse_line(line, where=self.host.name, methods=methods)
+        if isinstance(message, rpc.Notice):
+            self.on_notice(message.method, message.params)
+            return
+        pending = self._pending.get(message.id)
+        if pending is None or pending.future.done():
+            return
+        if message.error is not None:
+            pending.future.set_exception(message.error)
+        else:
+            pending.future.set_result(message.result or {})
+
+    def _forget_what_cannot_be_repeated(self, why: str) -> None:
+        for pending in self._pending.values():
+            if pending.future.done():
+                continue
+            if not pending.idempotent or pending.sends >= SENDS_MAX:
+                pending.future.set_exception(self._lost(pending, why))
+
+    def _lost(self, pending: _Pending, why: str) -> HostError:
+        times = f", {pending.sends} times" if pending.sends > 1 else ""
+        return HostError(
+            f"the agent was lost during {pending.method}{times}: {why}",
+            where=self.host.name,
+            remedy="see the agent's log, and `midstream status` for what it did",
+        )
+
+    def _resume_calls(self) -> None:
+        if self.attach is not None and self._writer is not None:
+            method, params = self.attach
+            self._last_id += 1  # nobody waits for its answer
+            self._writer.write(rpc.request_line(self._last_id, method, params))
+        for request_id, pending in list(self._pending.items()):
+            if not pending.future.done():
+                self._send(request_id, pending)
+
+    def _fail_all(self, error: MidstreamError) -> None:
+        self._dead = error
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(error)

@@ -1,0 +1,537 @@
+"""The deployer's runner against the control protocol: the order of calls, each way of failing, lost agents, ^C."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream.core.plan import deploy_plan, rollback_plan
+from midstream.core.spec import AppSpec, CommandStep, HealthSpec, ListenSpec, MigrateSpec, ServiceSpec, Source
+from midstream.deploy.client import AgentClient
+from midstream.deploy.events import Event, EventKind, Outcome
+from midstream.deploy.runner import Deployment, Order, Pack, Target
+from midstream.deploy.transport import LocalHost
+from midstream.errors import AppError, HostError, LockedError, MidstreamError, OperatorError
+from midstream.testing.fake_agent import Answer, Fail, FakeAgent, HangUp, Say, Wait, fleet
+
+R1, R2 = "20261121190501", "20261121190502"
+SHA1, SHA2 = "1" * 40, "2" * 40
+WEB = ServiceSpec(
+    "web",
+    ("serve",),
+    listen=(ListenSpec("tcp://127.0.0.1:8000", "web"),),
+    roles=("web",),
+    health=HealthSpec(http="/up"),
+)
+JOBS = ServiceSpec("jobs", ("work",), roles=("batch",))
+
+
+def app_spec(*roles: str, reversible: bool | None = None, source: Source = Source.PUSH) -> AppSpec:
+    services = {s.name: s for s in (WEB, JOBS) if not roles or set(s.roles) & set(roles)}
+    migrate = None if reversible is None else MigrateSpec((CommandStep(("migrate",)),), reversible=reversible)
+    return AppSpec(
+        "shop", "/srv/shop", "/repo", "production", services=services, roles=roles, migrate=migrate, source=source
+    )
+
+
+class Run:
+    """One deploy or rollback over fake hosts, with what it reported."""
+
+    def __init__(self, agents: dict[str, FakeAgent], specs: dict[str, AppSpec], **order: Any) -> None:
+        self.events: list[Event] = []
+        self.agents = agents
+        self.clients = {
+            name: AgentClient(LocalHost(name, agent.socket_path), give_up_s=order.pop("give_up_s", 10.0))
+            for name, agent in agents.items()
+        }
+        self.order = {
+            "deploy_id": "d1",
+            "plan": deploy_plan(specs),
+            "specs": specs,
+            "user": "anna",
+            "pick_release": lambda taken: R1 if R1 not in taken else R2,
+            "target": Target(SHA2 if any(a.apps for a in agents.values()) else SHA1, "t" * 40, 1_795_287_901, "main"),
+        } | order
+        self.deployment = Deployment(Order(**self.order), self.clients, self.events.append)
+
+    async def __call__(self) -> Outcome:
+        for client in self.clients.values():
+            await client.start()
+        try:
+            return await asyncio.wait_for(self.deployment.run(), 60)
+        finally:
+            for client in self.clients.values():
+                await client.close()
+
+    def texts(self) -> str:
+        return "\n".join(event.text for event in self.events)
+
+
+async def deploy(agents: dict[str, FakeAgent], specs: dict[str, AppSpec], **order: Any) -> Outcome:
+    return await Run(agents, specs, **order)()
+
+
+def on_fleet(folder: Path, *names: str) -> Callable[[Callable[[dict[str, FakeAgent]], Awaitable[None]]], None]:
+    def run(story: Callable[[dict[str, FakeAgent]], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with fleet(str(folder), *names) as agents:
+                await story(agents)
+
+        asyncio.run(main())
+
+    return run
+
+
+def assert_nothing_left(agents: dict[str, FakeAgent]) -> None:
+    """No host stays locked or in a deploy, and each runs what it has committed."""
+    for agent in agents.values():
+        for app in agent.apps.values():
+            assert app.deploy is None, f"{agent.host} is still in a deploy"
+            assert app.running == app.committed
+
+
+# ---------------------------------------------------------------------- the way forward
+
+
+def test_a_deploy_takes_at_most_five_round_trips_when_nothing_is_to_be_sent(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        outcome = await deploy(agents, {"here": app_spec()})
+        assert outcome.exit_code == 0
+        assert outcome.release == R1
+        assert agents["here"].methods() == [
+            "deploy.open",
+            "deploy.update",
+            "deploy.publish",
+            "deploy.commit",
+            "deploy.finish",
+        ]
+        assert agents["here"].apps["shop"].committed == R1
+        assert outcome.hosts[0].generation == 1
+        assert outcome.hosts[0].draining == 1
+        assert_nothing_left(agents)
+
+
+def test_only_what_the_host_lacks_is_sent_in_pieces_and_the_update_says_so(tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    pack.write_bytes(bytes(range(256)) * 4096 * 2 + b"end")
+    asked: list[tuple[str, list[str]]] = []
+
+    def make(sha: str, have: list[str]) -> Pack | None:
+        asked.append((sha, have))
+        return Pack(str(pack), pack.stat().st_size)
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, {"here": app_spec()}, pack=make)
+        second = await deploy(agents, {"here": app_spec()}, pack=make, deploy_id="d2")
+        again = await deploy(agents, {"here": app_spec()}, pack=make, deploy_id="d3")
+        assert (second.exit_code, again.exit_code) == (0, 0)
+        assert agents["here"].apps["shop"].uploads == [pack.read_bytes()] * 2
+        assert asked == [(SHA1, []), (SHA2, [SHA1])], "the third deploy's revision is there already"
+        assert agents["here"].params_of("deploy.update")["pack"] is False
+
+
+def test_a_host_that_fetches_is_sent_nothing(tmp_path: Path) -> None:
+    def make(sha: str, have: list[str]) -> Pack | None:
+        raise AssertionError("no pack is to be made")
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        outcome = await deploy(agents, {"here": app_spec(source=Source.FETCH)}, pack=make)
+        assert outcome.exit_code == 0
+
+
+def test_all_hosts_get_one_release_id_that_is_free_on_each(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, "web1", "batch1")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy({"web1": agents["web1"]}, {"web1": specs["web1"]})
+        outcome = await deploy(agents, specs, deploy_id="d2")
+        assert outcome.exit_code == 0
+        assert {agent.apps["shop"].committed for agent in agents.values()} == {R2}
+
+
+def test_workers_are_published_before_web_and_the_coordinator_commits_first(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, "web1", "batch1")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        run = Run(agents, specs)
+        await run()
+        calls = [(e.host, e.step) for e in run.events if e.kind is EventKind.CALL]
+        assert calls.index(("batch1", "deploy.publish")) < calls.index(("web1", "deploy.publish"))
+        assert calls.index(("web1", "deploy.commit")) < calls.index(("batch1", "deploy.commit"))
+
+
+def test_the_migration_is_asked_of_the_primary_alone(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web", reversible=True), "db1": app_spec("db", reversible=True)}
+
+    @on_fleet(tmp_path, "web1", "db1")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, specs)
+        asked = {name: agent.params_of("deploy.update")["migrate"] for name, agent in agents.items()}
+        assert asked == {"web1": False, "db1": True}
+
+
+def test_progress_of_the_agent_reaches_the_report(tmp_path: Path) -> None:
+    line = {"deploy_id": "d1", "phase": "updated", "step": "deploy:build", "state": "line", "line": "compiling"}
+    other = {**line, "deploy_id": "somebody else's", "line": "not ours"}
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.update", Say((("progress", line), ("progress", other))))
+        run = Run(agents, {"here": app_spec()})
+        await run()
+        assert Event(EventKind.LINE, "here", "updated", "deploy:build", text="compiling") in run.events
+        assert "not ours" not in run.texts()
+
+
+# ---------------------------------------------------------------------- failures
+
+BROKEN = AppError(
+    "web did not answer its health check", where="web, generation 2", serving=f"release {R1}", remedy="see the log"
+)
+FAILURES = [
+    ("deploy.open", LockedError("locked by berta since 19:04"), 4),
+    ("deploy.open", OperatorError("linked file .env is missing"), 2),
+    ("deploy.open", HostError("disk full"), 1),
+    ("deploy.upload", HostError("disk full"), 1),
+    ("deploy.update", AppError("the build failed"), 1),
+    ("deploy.publish", BROKEN, 1),
+    ("deploy.commit", HostError("the journal cannot be written"), 1),
+    ("deploy.finish", HostError("cannot remove a release"), 5),
+]
+
+
+@pytest.mark.parametrize(("method", "error", "exit_code"), FAILURES, ids=lambda value: str(value)[:40])
+def test_each_failing_call_has_its_exit_code_and_leaves_nothing_behind(
+    tmp_path: Path, method: str, error: MidstreamError, exit_code: int
+) -> None:
+    """And the old release still serves; but for a failing finish, where the new one is committed."""
+    pack = tmp_path / "pack"
+    pack.write_bytes(b"objects")
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, {"here": app_spec()}, deploy_id="d0")
+        agents["here"].script(method, Fail(error))
+        make = lambda sha, have: Pack(str(pack), 7)  # noqa: E731
+        outcome = await deploy(agents, {"here": app_spec()}, pack=make)
+        assert outcome.exit_code == exit_code
+        assert outcome.error is not None
+        text = str(outcome.error)
+        assert error.what in text
+        app = agents["here"].apps["shop"]
+        if method == "deploy.finish":
+            assert app.committed == R2
+            assert "midstream status --check" in text
+            return
+        assert app.committed == app.running == R1
+        assert "here" in text
+        assert outcome.error.remedy
+        assert_nothing_left(agents)
+        if method not in ("deploy.open", "deploy.upload"):
+            assert agents["here"].params_of("deploy.finish")["outcome"] == "failed"
+            assert R1 in outcome.error.serving
+
+
+def test_only_hosts_that_were_switched_are_put_back_and_all_are_freed(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch"), "idle": app_spec("db")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, specs, deploy_id="d0")
+        agents["web1"].script("deploy.publish", Fail(BROKEN))
+        for agent in agents.values():
+            agent.calls.clear()
+        outcome = await deploy(agents, specs, plan=deploy_plan(specs, max_parallel=1))
+        assert outcome.exit_code == 1
+        assert "deploy.revert" in agents["batch1"].methods()
+        assert "deploy.revert" in agents["web1"].methods()
+        assert "deploy.revert" not in agents["idle"].methods()
+        assert {agent.methods()[-1] for agent in agents.values()} == {"deploy.finish"}
+        assert {agent.apps["shop"].running for agent in agents.values()} == {R1}
+        assert_nothing_left(agents)
+
+
+def test_a_host_that_cannot_be_put_back_is_said_loudly(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["web1"].script("deploy.publish", Fail(BROKEN))
+        agents["batch1"].script("deploy.revert", Fail(HostError("fork failed")))
+        outcome = await deploy(agents, specs)
+        assert outcome.exit_code == 5
+        assert "batch1 was NOT put back: fork failed" in str(outcome.error)
+        assert BROKEN.what in str(outcome.error)
+
+
+def test_a_migration_that_stays_is_exit_5_and_names_schema_and_code(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].migrates = True
+        spec = {"here": app_spec(reversible=True)}
+        await deploy(agents, spec, deploy_id="d0")
+        agents["here"].script("deploy.publish", Fail(BROKEN))
+        outcome = await deploy(agents, spec)
+        assert outcome.exit_code == 5
+        assert f"schema: {R2}, code: {R1}" in str(outcome.error)
+
+
+def test_no_way_back_over_a_migration_that_cannot_be_reversed(tmp_path: Path) -> None:
+    """The proven host goes on with the new release: the old code cannot work with the new schema."""
+    specs = {"db1": app_spec("db", "batch", reversible=False), "web1": app_spec("web", reversible=False)}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["db1"].migrates = True
+        agents["web1"].script("deploy.publish", Fail(BROKEN))
+        outcome = await deploy(agents, specs)
+        assert outcome.exit_code == 5
+        assert agents["db1"].apps["shop"].committed == R1
+        assert "deploy.revert" not in agents["db1"].methods()
+        assert "cannot be reversed" in str(outcome.error)
+
+
+def test_a_host_that_refuses_the_decision_after_the_coordinator_took_it_is_behind(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["batch1"].script("deploy.commit", Fail(HostError("disk full")))
+        outcome = await deploy(agents, specs)
+        assert outcome.exit_code == 5
+        assert "batch1" in str(outcome.error)
+        assert "midstream resume production" in str(outcome.error)
+        assert "deploy.revert" not in agents["web1"].methods()
+        assert agents["web1"].apps["shop"].committed == R1
+
+
+def test_running_processes_of_another_release_after_the_commit_are_exit_5(tmp_path: Path) -> None:
+    drift = {"service": "web", "slot": 0, "pid": 7, "kind": "release", "expected": R1, "found": "20200101000000"}
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.finish", Answer({"removed": [], "drift": [drift], "draining": 0}))
+        outcome = await deploy(agents, {"here": app_spec()})
+        assert outcome.exit_code == 5
+        assert "web/0 pid 7" in str(outcome.error)
+
+
+def test_hosts_that_made_different_releases_fail_the_deploy(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["batch1"].script("deploy.update", Answer({"release": R2, "seconds": 0.1, "migrated": False}))
+        outcome = await deploy(agents, specs)
+        assert outcome.exit_code == 1
+        assert f"{R2} on batch1" in str(outcome.error)
+        assert_nothing_left(agents)
+
+
+# ---------------------------------------------------------------------- lost agents
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before the work", "before the answer"])
+@pytest.mark.parametrize("method", ["deploy.open", "deploy.update", "deploy.publish", "deploy.commit", "deploy.finish"])
+def test_an_agent_that_is_killed_in_a_call_is_asked_again(tmp_path: Path, method: str, done: bool) -> None:
+    if (method, done) == ("deploy.finish", True):
+        pytest.skip("the fake forgets an ended deploy; the agent answers from its journal")
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script(method, HangUp(done=done))
+        run = Run(agents, {"here": app_spec()})
+        outcome = await run()
+        assert outcome.exit_code == 0, outcome.error
+        assert agents["here"].apps["shop"].committed == R1
+        assert agents["here"].methods().count(method) == 2
+        assert "lost the agent" in run.texts()
+        assert "the agent is back" in run.texts()
+
+
+def test_after_reconnecting_the_deploy_is_attached_to_even_while_its_host_waits(tmp_path: Path) -> None:
+    """Else its lease would run out while another host works."""
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["web1"].script("deploy.publish", Wait())
+        task = asyncio.create_task(Run(agents, specs)())
+        await agents["web1"].wait_for("deploy.publish")
+        await agents["batch1"].go_away()
+        await agents["batch1"].come_back()
+        await agents["batch1"].wait_for("deploy.status")
+        agents["web1"].release()
+        outcome = await task
+        assert outcome.exit_code == 0
+        assert agents["batch1"].params_of("deploy.status")["deploy_id"] == "d1"
+
+
+def test_an_agent_that_stays_away_before_the_decision_fails_the_deploy(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["web1"].script("deploy.publish", HangUp(stay_away=True))
+        outcome = await deploy(agents, specs, give_up_s=0.3)
+        assert outcome.exit_code == 5
+        assert "web1 was NOT put back" in str(outcome.error)
+        assert agents["batch1"].apps["shop"].running == ""
+        assert agents["batch1"].apps["shop"].deploy is None
+
+
+def test_a_coordinator_lost_in_the_decision_is_undecided_and_nobody_is_put_back(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["web1"].script("deploy.commit", HangUp(done=True, stay_away=True))
+        outcome = await deploy(agents, specs, give_up_s=0.3)
+        assert outcome.exit_code == 5
+        assert "undecided" in str(outcome.error)
+        assert "midstream resume production" in str(outcome.error)
+        assert "deploy.revert" not in agents["batch1"].methods()
+        assert "deploy.finish" not in agents["batch1"].methods()
+
+
+def test_an_agent_that_dies_at_each_attempt_is_not_asked_for_ever(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.publish", *[HangUp()] * 50)
+        outcome = await deploy(agents, {"here": app_spec()})
+        assert outcome.exit_code == 1
+        assert "deploy.publish, 8 times" in str(outcome.error)
+        assert_nothing_left(agents)
+
+
+# ---------------------------------------------------------------------- ^C
+
+
+def test_interrupting_once_puts_back_and_exits_130(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, {"here": app_spec()}, deploy_id="d0")
+        agents["here"].script("deploy.publish", Wait())
+        run = Run(agents, {"here": app_spec()})
+        task = asyncio.create_task(run())
+        await agents["here"].wait_for("deploy.publish", times=2)
+        run.deployment.interrupt()
+        outcome = await task
+        assert outcome.exit_code == 130
+        assert f"release {R1}" in str(outcome.error)
+        assert agents["here"].methods()[-2:] == ["deploy.revert", "deploy.finish"]
+        assert agents["here"].params_of("deploy.finish")["outcome"] == "interrupted"
+        assert_nothing_left(agents)
+
+
+def test_interrupting_twice_leaves_at_once_and_says_who_puts_it_back(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, {"here": app_spec()}, deploy_id="d0")
+        agents["here"].script("deploy.publish", Wait())
+        agents["here"].script("deploy.revert", Wait())
+        run = Run(agents, {"here": app_spec()})
+        task = asyncio.create_task(run())
+        await agents["here"].wait_for("deploy.publish", times=2)
+        run.deployment.interrupt()
+        await agents["here"].wait_for("deploy.revert")
+        run.deployment.interrupt()
+        outcome = await task
+        assert outcome.exit_code == 130
+        assert "by themselves within 15 s" in str(outcome.error)
+        assert "deploy.finish" not in agents["here"].methods()[5:]
+        agents["here"].expire_leases()
+        assert_nothing_left(agents)
+
+
+def test_interrupting_after_the_decision_goes_on_to_the_end(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.commit", Wait())
+        run = Run(agents, {"here": app_spec()})
+        task = asyncio.create_task(run())
+        await agents["here"].wait_for("deploy.commit")
+        run.deployment.interrupt()
+        agents["here"].release()
+        outcome = await task
+        assert outcome.exit_code == 0
+        assert agents["here"].apps["shop"].committed == R1
+        assert "the decision was made already" in run.texts()
+
+
+def test_interrupting_while_waiting_for_the_lock(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.open", Wait())
+        run = Run(agents, {"here": app_spec()}, wait=True)
+        task = asyncio.create_task(run())
+        await agents["here"].wait_for("deploy.open")
+        run.deployment.interrupt()
+        assert (await task).exit_code == 130
+        assert agents["here"].params_of("deploy.open")["wait"] is True
+
+
+# ---------------------------------------------------------------------- rollback, resume
+
+
+async def two_releases(agents: dict[str, FakeAgent], specs: dict[str, AppSpec]) -> None:
+    await deploy(agents, specs, deploy_id="d1")
+    await deploy(agents, specs, deploy_id="d2")
+
+
+def test_a_rollback_goes_to_the_last_proven_release_on_all_hosts(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await two_releases(agents, specs)
+        outcome = await deploy(agents, specs, deploy_id="d3", plan=rollback_plan(specs), target=None)
+        assert outcome.exit_code == 0
+        assert (outcome.release, outcome.revision) == (R1, SHA1)
+        assert agents["batch1"].params_of("deploy.select")["release"] == R1, "the others follow the coordinator"
+        assert {agent.apps["shop"].committed for agent in agents.values()} == {R1}
+
+
+def test_a_rollback_to_nowhere_changes_nothing(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        spec = {"here": app_spec()}
+        await deploy(agents, spec)
+        outcome = await deploy(agents, spec, deploy_id="d2", plan=rollback_plan(spec), target=None)
+        assert outcome.exit_code == 2
+        assert agents["here"].apps["shop"].committed == R1
+        assert_nothing_left(agents)
+
+
+def test_the_same_order_again_carries_a_deploy_of_a_killed_deployer_to_its_end(tmp_path: Path) -> None:
+    """That is what `midstream resume` does: every call is idempotent."""
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.publish", Wait())
+        killed = asyncio.create_task(Run(agents, {"here": app_spec()})())
+        await agents["here"].wait_for("deploy.publish")
+        killed.cancel()
+        await asyncio.gather(killed, return_exceptions=True)
+        outcome = await deploy(agents, {"here": app_spec()}, release=R1)
+        assert outcome.exit_code == 0, outcome.error
+        assert agents["here"].apps["shop"].committed == R1
+        assert len(agents["here"].apps["shop"].releases) == 1
+
+
+def test_secrets_go_to_the_host_and_nowhere_else(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        run = Run(agents, {"here": app_spec()}, secrets={"SECRET_KEY": "hunter2hunter2"})
+        await run()
+        assert agents["here"].apps["shop"].secrets == {"SECRET_KEY": "hunter2hunter2"}
+        assert "hunter2" not in repr(run.events)
