@@ -1,0 +1,232 @@
+"""What agent and step programs say to each other: one frozen request per step, and what each step answers.
+
+Pure; shared by `agent/` (which writes requests) and `steps/` (which reads them). A step is one process:
+`python -I -m midstream.steps NAME`, run by the keeper as a one-shot under the app's uid. The request is JSON on
+descriptor 3 (read to its end; a seekable one is read from its start), `receive` takes its pack on descriptor 4. Lines
+for people go to stdout and stderr; the last line of stdout is `RESULT_MARK` + `{"ok": {...}}` or
+`{"error": MidstreamError.to_wire()}`; the exit code is 0 or the error's. Each step may be killed at any instant and run
+again with the same request. `deploy_to` is absolute, without a trailing slash.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from midstream import errors
+
+RESULT_MARK = "\x1e"
+REQUEST_FD = 3
+PACK_FD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make what is missing of the layout, sweep what an interrupted deploy left, check linked files and free space.
+
+    -> {free_bytes, releases: [14-digit ids, oldest first], revisions: {release: sha}, current: release id, raw target
+    or null, current_kind: see `core.layout.CurrentKind`, repaired: bool, strangers: [other names in releases/],
+    have: [shas whose history the mirror has whole], swept: [paths]}
+    """
+
+    deploy_to: str
+    linked_dirs: tuple[str, ...] = ()
+    linked_files: tuple[str, ...] = ()
+    min_free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """The answer of `prepare` without changing anything (`repaired` false, `swept` empty)."""
+
+    deploy_to: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receive:
+    """Put the pack on descriptor 4, if there is one, into the mirror; check that `revision` is there with all that it
+    reaches and that it has `tree`. `pack` None: look whether descriptor 4 is a file that is not empty.
+
+    -> {revision, tree, received_bytes}
+    """
+
+    deploy_to: str
+    revision: str
+    tree: str = ""
+    repository: str = ""  # becomes the mirror's origin, so that Capistrano can go on with it
+    submodules: bool = False
+    pack: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bring the mirror up to date from `repository` (URL or path); check `revision` and `tree` as `receive` does.
+
+    -> {revision, tree}
+    """
+
+    deploy_to: str
+    repository: str
+    branch: str
+    revision: str
+    tree: str = ""
+    submodules: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRelease:
+    """Claim `releases/RELEASE` (the next free second when taken), extract the revision, link the shared paths.
+
+    The same `deploy_id` gets the same folder again, emptied first. -> {release, path, files}
+    """
+
+    deploy_to: str
+    deploy_id: str
+    release: str
+    revision: str
+    tree: str = ""
+    revision_time: float = 0.0  # epoch seconds of the commit
+    branch: str = ""
+    repo_tree: str = ""
+    submodules: bool = False
+    linked_dirs: tuple[str, ...] = ()
+    linked_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSpec:
+    """Keep the resolved configuration of a release. Ask for it after the build: it first brings the whole release to
+    the disk (syncfs), so that what is committed later survives a power cut. -> {path}"""
+
+    deploy_to: str
+    release: str
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSpec:
+    """-> {spec: {...} or null, revision, revision_time}"""
+
+    deploy_to: str
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishAssets:
+    """Copy `dirs` of the release to `shared/assets/DIR`, adding only: a file whose content differs is replaced by
+    rename, never written in place. For a release that was published before, this puts its files back.
+
+    -> {copied, same, replaced: [paths], skipped: [paths], bytes}
+    """
+
+    deploy_to: str
+    release: str
+    dirs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Point `current` to the release, by rename(2). `expected_previous`: release id or raw target that `current` must
+    have now (null: whatever it has); else DriftError and nothing is changed. `rollback_target`: the release to which a
+    rollback would go afterwards, so that Capistrano's rollback, which goes by mtime, picks it too.
+
+    -> {previous: release id, raw target or null, changed: bool}
+    """
+
+    deploy_to: str
+    release: str
+    expected_previous: str | None = None
+    rollback_target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRevision:
+    """Append one line of `core.releases.deployed_line` or `rolled_back_line` to revisions.log. -> {appended: bool}"""
+
+    deploy_to: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """Remove old releases by `core.releases.removable`. `live`: releases with a process or an unfinished job, and one
+    that is being deployed. -> {removed: [ids], left: [{path, reason}]}"""
+
+    deploy_to: str
+    keep: int
+    live: tuple[str, ...] = ()
+    committed: str | None = None
+    previous_good: str | None = None
+    current: str | None = None
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Remove one release that will not be used. Refused for the one that `current` points to.
+
+    -> {removed: bool, left: [{path, reason}]}
+    """
+
+    deploy_to: str
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """On the wire `from` and `to`: revisions. -> {commits: [{sha, author, time, subject}] newest first, in `to` and not
+    in `from`; undone: the same the other way round; unknown: [revisions the mirror does not have]}"""
+
+    deploy_to: str
+    from_revision: str
+    to_revision: str
+    limit: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Run steps one after the other in one process; the first error ends it and is the answer.
+
+    Each item is {"step": NAME, "request": {...}}; none of them may be `several` itself.
+    -> {results: [the `ok` of each]}
+    """
+
+    steps: tuple[dict[str, Any], ...]
+
+
+REQUESTS: dict[str, type] = {
+    "prepare": Prepare,
+    "inspect": Inspect,
+    "receive": Receive,
+    "fetch": Fetch,
+    "make_release": MakeRelease,
+    "store_spec": StoreSpec,
+    "read_spec": ReadSpec,
+    "publish_assets": PublishAssets,
+    "switch": Switch,
+    "log_revision": LogRevision,
+    "cleanup": Cleanup,
+    "discard": Discard,
+    "diff": Diff,
+    "several": Several,
+}
+
+ALIASES = {"from": "from_revision", "to": "to_revision"}
+
+
+def result_line(ok: dict[str, Any] | None, error: errors.MidstreamError | None = None) -> str:
+    """The last line of a step's stdout, without its newline."""
+    body = {"ok": ok} if error is None else {"error": error.to_wire()}
+    return RESULT_MARK + json.dumps(body, separators=(",", ":"))
+
+
+def read_result(line: str) -> dict[str, Any]:
+    """The `ok` of a result line. Raises the error that the step reported; ValueError when it is no result line."""
+    if not line.startswith(RESULT_MARK):
+        raise ValueError("not a step's result line")
+    body = json.loads(line[len(RESULT_MARK) :])
+    if "error" in body:
+        raise errors.from_wire(body["error"])
+    ok: dict[str, Any] = body["ok"]
+    return ok
