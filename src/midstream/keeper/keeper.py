@@ -1,0 +1,207 @@
+"""The whole keeper: its parts, what joins them, and the ordered stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from midstream.core.messages import ProcessState, UpgradeRequest
+from midstream.core.names import parse_key
+from midstream.keeper import operations
+from midstream.keeper.agent_watch import AgentWatch
+from midstream.keeper.children import Children, Inherited
+from midstream.keeper.door import Connection, Door
+from midstream.keeper.held import Holdings
+from midstream.keeper.layout import Layout
+from midstream.keeper.loop import Loop, Signals, Timer
+from midstream.keeper.table import Row, Table
+from midstream.linux import fds, process, tree
+
+_AGENT_STOP_S = 5.0
+
+
+class Settings:
+    """What the keeper was started with."""
+
+    __slots__ = ("agent_argv", "main", "runtime", "state", "stop_timeout_s")
+
+    def __init__(self, state: str, runtime: str, agent_argv: tuple[str, ...], main: str, stop_timeout_s: float) -> None:
+        self.state = state
+        self.runtime = runtime
+        self.agent_argv = agent_argv
+        self.main = main
+        self.stop_timeout_s = stop_timeout_s
+
+
+class Keeper:
+    """One for a state folder. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        inherited: Inherited,
+        boot_id: str,
+        cgroup_root: str | None,
+    ) -> None:
+        self.settings = settings
+        self.layout = layout
+        self.boot_id = boot_id
+        self.cgroup_root = cgroup_root
+        self.inherited = inherited
+        self.loop = Loop()
+        self.table = Table(layout, boot_id)
+        self.held = Holdings(layout, self.loop)
+        self.children = Children(layout, self.loop, self.table, self.held, inherited, cgroup_root)
+        self.children.on_ended = self._process_ended
+        self.agent = AgentWatch(layout, self.loop, inherited, self._attachment_changed)
+        self.agent.on_gone = self._check_stopped
+        self.agent.argv = settings.agent_argv
+        self.attached: Connection | None = None
+        self.instance = f"{os.getpid()}.{self.table.seq}"
+        self.stopping = False
+        self.lock_fd = -1
+        self.door: Door | None = None
+        self._exit_code: int | None = None
+        self._main_status = 0
+        self._agent_asked = False
+        self._stop_timer: Timer | None = None
+        self._close_later: list[int] = []
+        self.other_children: dict[int, Callable[[int], None]] = {}  # pid -> what to do with its wait status
+        self.loop.after_events.append(self._end_of_turn)
+
+    def open(self, sock: socket.socket) -> None:
+        """Serve the socket, take the signals."""
+        self.door = Door(self.loop, sock, self._answer, self._connection_closed)
+        Signals(
+            self.loop,
+            {
+                signal.SIGCHLD: self._reap,
+                signal.SIGTERM: self._stop_asked,
+                signal.SIGINT: self._stop_asked,
+            },
+        )
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def run(self) -> int:
+        """Until the ordered stop is complete."""
+        self._reap()
+        if not self.agent.attached:
+            self._attachment_changed(False)
+        self.agent.ensure()
+        while self._exit_code is None:
+            self.loop.turn()
+        return self._exit_code
+
+    # Between the parts
+
+    def _answer(self, connection: Connection, message: dict[str, object], passed: list[int]) -> operations.Reply | None:
+        return operations.answer(self, connection, message, passed)
+
+    def _end_of_turn(self) -> None:
+        fds.close_all(self._close_later)
+        self._close_later.clear()
+        if self.attached is not None and self.door is not None and self.table.is_dirty:
+            self.table.is_dirty = False
+            self.door.tell_changed(self.attached, self.table.seq)
+
+    def close_later(self, fd: int) -> None:
+        """Close it at the end of this turn, when the reply that carries it has been sent."""
+        self._close_later.append(fd)
+
+    def _connection_closed(self, connection: Connection) -> None:
+        if connection is self.attached:
+            self.attached = None
+            self.agent.detach()
+
+    def _attachment_changed(self, attached: bool) -> None:
+        self.held.drain(not attached)
+        self.children.orders.alone(not attached and not self.stopping)
+
+    def write_settings(self) -> None:
+        """So that a keeper started by hand after a crash knows the agent's command."""
+        self.layout.write(f"{self.layout.runtime}/agent.json", json.dumps({"argv": list(self.agent.argv)}).encode())
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            waiting = self.other_children.pop(pid, None)
+            if waiting is not None:
+                waiting(status)
+            elif not self.agent.reaped(pid, status):
+                self.children.reaped(pid, status)  # False: an orphan that was re-parented to us, and is now gone
+
+    def _process_ended(self, row: Row) -> None:
+        key = parse_key(row.key)
+        if self.settings.main in (key.service, f"{key.app}/{key.service}"):
+            self._main_status = row.code if row.code is not None else 128 + (row.signum or 0)
+        self._check_stopped()
+
+    # The ordered stop
+
+    def _stop_asked(self) -> None:
+        self.stop(0.0 if self.stopping else self.settings.stop_timeout_s)
+
+    def stop(self, timeout_s: float) -> None:
+        """TERM to every tree, KILL when the time is over, then the agent, then exit."""
+        first = not self.stopping
+        self.stopping = self.agent.stopping = True
+        self.children.orders.alone(False)
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        self._stop_timer = self.loop.after(timeout_s, self._kill_all)
+        if first:
+            self._signal_all(signal.SIGTERM)
+            self._check_stopped()
+
+    def _signal_all(self, signum: int) -> int:
+        marks = [row.mark(self.children.keeper_id) for row in self.table.by_pid.values()]
+        stats = tree.members_of_keeper(self.children.keeper_id, marks)
+        sent = 0
+        for stat in stats.values():
+            if stat.pid in self.agent.pids:
+                continue
+            try:
+                sent += process.send_signal(stat.pid, stat.start_ticks, signum)
+            except PermissionError:
+                self.layout.note(f"may not signal pid {stat.pid}")
+        return sent
+
+    def _kill_all(self) -> None:
+        """To a fixpoint: what was forked between two looks is found by the next."""
+        while self._signal_all(signal.SIGSTOP) > self._signal_all(signal.SIGKILL):
+            continue
+        self._stop_timer = None
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
+        """Once no service lives, end the agent; once that is gone, exit."""
+        if not self.stopping or self._exit_code is not None:
+            return
+        if any(row.state in (ProcessState.STARTING, ProcessState.RUNNING) for row in self.table.by_pid.values()):
+            return
+        agents = self.agent.pids
+        if not agents:
+            self._exit_code = self._main_status
+        elif not self._agent_asked:
+            self._agent_asked = True
+            self._signal_agents(signal.SIGTERM)
+            self.loop.after(_AGENT_STOP_S, lambda: self._signal_agents(signal.SIGKILL))
+
+    def _signal_agents(self, signum: int) -> None:
+        for pid in self.agent.pids:
+            self.agent.send(pid, signum)
+
+    def upgrade(self, connection: Connection, number: int, wanted: UpgradeRequest) -> None:
+        """Answered by the next image of this process, or here when it is refused."""
+        from midstream.keeper.upgrade import begin
+
+        begin(self, connection, number, wanted.path)

@@ -1,0 +1,110 @@
+"""The event loop: epoll, one-shot timers, and the signals that end a wait. Nothing here knows what a service is."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+READABLE = select.EPOLLIN
+_WAIT_MAX_S = 3600.0
+
+
+class Timer:
+    """One deadline; `cancel` makes it do nothing."""
+
+    __slots__ = ("callback", "deadline_s")
+
+    def __init__(self, deadline_s: float, callback: Callable[[], None]) -> None:
+        self.deadline_s = deadline_s
+        self.callback: Callable[[], None] | None = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.deadline_s < other.deadline_s
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Loop:
+    """Callbacks get the epoll events. A callback may add, remove and close descriptors, its own too."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[Timer] = []
+        self.after_events: list[Callable[[], None]] = []
+
+    @property
+    def now_s(self) -> float:
+        """Monotonic seconds; what `at` compares with."""
+        return time.monotonic()
+
+    def add(self, fd: int, callback: Callable[[int], None], events: int = READABLE) -> None:
+        self._callbacks[fd] = callback
+        try:
+            self._epoll.register(fd, events)
+        except FileExistsError:
+            self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        """Forget it; before it is closed. One that is not there is no error."""
+        if self._callbacks.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # closed already
+
+    def after(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + delay_s, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def turn(self) -> None:
+        """Wait for the next event or timer, run what is due, then everything in `after_events`."""
+        for fd, events in self._epoll.poll(self._wait_s()):
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # an earlier callback of this turn may have removed it
+                callback(events)
+        now = time.monotonic()
+        while self._timers and self._timers[0].deadline_s <= now:
+            due = heapq.heappop(self._timers)
+            if due.callback is not None:
+                due.callback()
+        for callback_after in self.after_events:
+            callback_after()
+
+    def _wait_s(self) -> float:
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return _WAIT_MAX_S
+        return min(_WAIT_MAX_S, max(0.0, self._timers[0].deadline_s - time.monotonic()))
+
+
+class Signals:
+    """Signals as readable bytes in the loop. The handlers do nothing: the wake-up descriptor has it all."""
+
+    def __init__(self, loop: Loop, callbacks: dict[signal.Signals, Callable[[], None]]) -> None:
+        self._callbacks = callbacks
+        self._read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for signum in callbacks:
+            signal.signal(signum, _noted)
+        loop.add(self._read_fd, self._deliver)
+
+    def _deliver(self, _events: int) -> None:
+        try:
+            received = set(os.read(self._read_fd, 65536))
+        except BlockingIOError:
+            return
+        for signum, callback in self._callbacks.items():
+            if signum in received:
+                callback()
+
+
+def _noted(_signum: int, _frame: object) -> None:
+    return None
