@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from midstream.core.git_errors import redact_url
+from midstream.core.submodules import Submodule, absolute_url, links, urls
 from midstream.errors import AppError
 from midstream.steps import git
 from midstream.steps.place import Place
@@ -18,26 +18,16 @@ from midstream.steps.place import Place
 _DEPTH_MAX = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Submodule:
-    """`path` in the tree of the revision that names it; `url` as .gitmodules says it, "" when it does not."""
-
-    path: str
-    sha: str
-    url: str
-
-
 def of(repo: str, revision: str) -> list[Submodule]:
     """The submodules that this revision itself names."""
-    links = []
-    for record in git.run(repo, "ls-tree", "-r", "-z", "--full-tree", revision).split("\0"):
-        if record.startswith("160000 "):
-            head, path = record.split("\t", 1)
-            links.append((path, head.split(" ")[2]))
-    if not links:
+    found = links(git.run(repo, "ls-tree", "-r", "-z", "--full-tree", revision))
+    if not found:
         return []
-    urls = _urls(repo, revision)
-    return [Submodule(path, sha, urls.get(path, "")) for path, sha in links]
+    try:
+        addresses = urls(git.run(repo, "config", "-z", "--blob", f"{revision}:.gitmodules", "--list"))
+    except git.GitFailed:  # no .gitmodules
+        addresses = {}
+    return [Submodule(path, sha, addresses.get(path, "")) for path, sha in found]
 
 
 def commits(repo: str, revision: str) -> list[str]:
@@ -80,34 +70,3 @@ def fetch(place: Place, revision: str, repository: str, depth: int = 0) -> None:
                 raise git.failure(error, repository=url, wanted=wanted, where=repo) from None
         if depth < _DEPTH_MAX:
             fetch(place, module.sha, url, depth + 1)
-
-
-def absolute_url(repository: str, url: str) -> str:
-    """A submodule's address: `./x` and `../x` are relative to the repository that names it (gitmodules(5))."""
-    base = repository.rstrip("/")
-    if not url.startswith(("./", "../")):
-        return url
-    while True:
-        if url.startswith("./"):
-            url = url[2:]
-        elif url.startswith("../"):
-            url = url[3:]
-            cut = max(base.rfind("/"), base.rfind(":"))
-            base = base[:cut] if cut > 0 else base
-        else:
-            break
-    return f"{base}/{url}"
-
-
-def _urls(repo: str, revision: str) -> dict[str, str]:
-    try:
-        out = git.run(repo, "config", "-z", "--blob", f"{revision}:.gitmodules", "--list")
-    except git.GitFailed:
-        return {}
-    settings: dict[str, dict[str, str]] = {}
-    for record in out.split("\0"):
-        key, _, value = record.partition("\n")
-        if key.startswith("submodule."):
-            name, _, setting = key.removeprefix("submodule.").rpartition(".")
-            settings.setdefault(name, {})[setting] = value
-    return {entry["path"]: entry["url"] for entry in settings.values() if "path" in entry and "url" in entry}
