@@ -89,7 +89,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A new generation, PREPARED, is to take over. queued: wait for Go (policy replace, after all others are proven)."""
+    """A new generation, PREPARED, is to take over. queued: wait for Go (policy replace, once all others are proven)."""
 
     generation: Generation
     queued: bool = False
@@ -163,12 +163,14 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Find out whether the instance is ready, then (confirm) whether a check is answered by it."""
+    """Find out whether the instance is ready, then (confirm) whether a check is answered by it. ready: it is known to
+    be (it was proven before the agent restarted) and will not say so again; only its periodic checks are wanted."""
 
     generation: int
     slot: int
     attempt: int
     confirm: bool
+    ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The life of a generation: all instances of one service that were started from one release and one configuration.
 
-Pure. The table is the rule; `docs/generation.md`'s diagram is drawn from it. A generation never goes back: putting an old
-release back after the commit makes a new generation of it.
+Pure. The table is the rule; the diagram in `docs/state-machines.md` is drawn from it. A generation never goes back:
+putting an old release back after the commit makes a new generation of it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class GenerationPlan:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One generation as it is stored. since_s: CLOCK_BOOTTIME of the last change of state. deadline_s: when a draining
-    or failed one is stopped by force."""
+    or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so."""
 
     number: int
     release: str
@@ -147,6 +147,7 @@ class Generation:
     deadline_s: float = 0.0
     parked: bool = False
     note: str = ""
+    finished: tuple[int, ...] = ()
 
 
 def pause_s(plan: GenerationPlan, streak: int, luck: float) -> float:

@@ -48,7 +48,7 @@ _A = Action
 
 TABLE: dict[tuple[InstanceState, InstanceEvent], tuple[InstanceState, Action]] = {
     (_S.WAITING, _E.DUE): (_S.STARTING, _A.SPAWN),
-    (_S.WAITING, _E.SPAWNED): (_S.WAITING, _A.NONE),
+    (_S.WAITING, _E.SPAWNED): (_S.RUNNING, _A.WATCH),  # the keeper was quicker, by its standing order
     (_S.WAITING, _E.READY): (_S.WAITING, _A.NONE),
     (_S.WAITING, _E.ENDED): (_S.WAITING, _A.NONE),
     (_S.WAITING, _E.STOP): (_S.ENDED, _A.CANCEL),
@@ -56,7 +56,7 @@ TABLE: dict[tuple[InstanceState, InstanceEvent], tuple[InstanceState, Action]] =
     (_S.WAITING, _E.DEADLINE): (_S.WAITING, _A.NONE),
     (_S.STARTING, _E.DUE): (_S.STARTING, _A.NONE),
     (_S.STARTING, _E.SPAWNED): (_S.RUNNING, _A.WATCH),
-    (_S.STARTING, _E.READY): (_S.READY, _A.NONE),
+    (_S.STARTING, _E.READY): (_S.READY, _A.WATCH),  # heard before the keeper's answer to the spawn
     (_S.STARTING, _E.ENDED): (_S.ENDED, _A.SETTLE),
     (_S.STARTING, _E.STOP): (_S.STOPPING, _A.SIGNAL),
     (_S.STARTING, _E.UNHEALTHY): (_S.STARTING, _A.NONE),
@@ -99,14 +99,17 @@ TABLE: dict[tuple[InstanceState, InstanceEvent], tuple[InstanceState, Action]] =
 }
 
 ALIVE = frozenset({_S.STARTING, _S.RUNNING, _S.READY, _S.STOPPING, _S.KILLING})
+SERVING = frozenset({_S.RUNNING, _S.READY})
+JUDGED = frozenset({_S.STARTING, _S.RUNNING, _S.READY})  # what a check says of it counts
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One slot as the agent knows it. Volatile: rebuilt from the keeper's table after a crash of the agent.
 
-    due_s: not before this CLOCK_BOOTTIME while waiting. deadline_s: when the present state has lasted too long (0: never).
-    healthy_since_s: ready and checked since (0: not). streak: crashes in a row. again: start again once it has ended.
+    due_s: not before this CLOCK_BOOTTIME while waiting. deadline_s: when the present state has lasted too long (0:
+    never). healthy_since_s: ready and checked since (0: not). streak: crashes in a row. again: start again once it has
+    ended. parked: was told to, and not yet to wake.
     """
 
     generation: int
@@ -122,6 +125,7 @@ class Instance:
     restarts: int = 0
     again: bool = False
     draining: bool = False
+    parked: bool = False
     last_exit: str = ""
     why: str = ""
     status_text: str = ""

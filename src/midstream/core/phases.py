@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 class Phase(enum.Enum):
     """Where a handover stands. QUEUED: recorded, waits for the host to give it the word (services with `replace` go
-    last). TRYING: the throw-away instance. CLEARING: `replace` stops the old. STARTING: the real instances. PROVEN: waits
-    for the other services of the host. SOAKING, SOAKED: on probation, and through."""
+    last). TRYING: the throw-away instance. CLEARING: `replace` stops the old. STARTING: the real instances. PROVEN:
+    waits for the other services of the host. SOAKING, SOAKED: on probation, and through."""
 
     QUEUED = "queued"
     TRYING = "trying"

@@ -4,9 +4,9 @@ Pure. What happens to a service is in `core/turn.py`. The shell
 persists `durable(service)` whenever it changed, before it performs any effect; after a crash of the agent,
 `restore(...)` rebuilds the rest from the keeper's table. Nothing here reads a clock: `now_s` is CLOCK_BOOTTIME.
 
-Invariants that live here (DESIGN 2): a process is started from its generation's release and from nothing else; until the
-commit the committed generation is started again after a crash; the new generation is committed only when proven; the old
-one is not touched before that (but for `replace`, whose point it is).
+Invariants that live here (DESIGN 2): a process is started from its generation's release and from nothing else; until
+the commit the committed generation is started again after a crash; the new generation is committed only when proven;
+the old one is not touched before that (but for `replace`, whose point it is).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from midstream.core.generation import PROVISIONAL, Generation, GenerationState
-from midstream.core.instance import ALIVE, Instance, InstanceState
+from midstream.core.instance import ALIVE, SERVING, Instance, InstanceState
 from midstream.core.phases import Handover, Hold, Phase
 
 
@@ -62,8 +62,11 @@ def wake_s(service: Service) -> float | None:
             times.append(handover.since_s + generation.plan.soak_s)
         if generation is not None and handover.phase in (Phase.TRYING, Phase.STARTING):
             healthy = [item.healthy_since_s for item in service.of(generation.number) if item.healthy_since_s]
-            if healthy:
+            # While one of them is not healthy, that the others have been so for long enough moves nothing.
+            if healthy and len(healthy) == len(service.of(generation.number)):
                 times.append(max(healthy) + generation.plan.min_healthy_s)
+    if woken(service):
+        times.append(0.0)
     return min(times) if times else None
 
 
@@ -77,7 +80,7 @@ def standing_orders(service: Service) -> dict[int, Instance]:
     return {
         item.slot: item
         for item in service.of(committed.number)
-        if item.state in (InstanceState.RUNNING, InstanceState.READY, InstanceState.STARTING, InstanceState.WAITING)
+        if item.slot < committed.plan.instances and item.state is not InstanceState.ENDED
     }
 
 
@@ -87,9 +90,33 @@ def durable(service: Service) -> Service:
 
 
 def cleared(service: Service) -> bool:
-    """Whether the old generation is down on purpose, because the policy is `replace`."""
+    """Whether the committed generation is down on purpose, because the policy is `replace`: for the candidate, or until
+    the last process of a failed one is gone."""
     handover = service.handover
-    if handover is None or handover.phase is Phase.QUEUED:
-        return False
-    generation = service.generation(handover.generation)
-    return generation is not None and generation.plan.policy == "replace"
+    if handover is not None and handover.phase is not Phase.QUEUED:
+        generation = service.generation(handover.generation)
+        if generation is not None and generation.plan.policy == "replace":
+            return True
+    committed = service.committed
+    return any(
+        item.state in ALIVE
+        for generation in service.generations
+        if generation.state is GenerationState.FAILED and generation.plan.policy == "replace"
+        if committed is not None and generation.number > committed.number
+        for item in service.of(generation.number)
+    )
+
+
+def woken(service: Service) -> bool:
+    """Whether the committed generation is still stored as parked although nothing soaks and all were told to wake."""
+    committed = service.committed
+    return (
+        committed is not None
+        and committed.parked
+        and not soaks(service)
+        and not any(item.parked and item.state in SERVING for item in service.of(committed.number))
+    )
+
+
+def soaks(service: Service) -> bool:
+    return service.handover is not None and service.handover.phase in (Phase.SOAKING, Phase.SOAKED)

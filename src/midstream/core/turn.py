@@ -1,8 +1,8 @@
 """What one event makes of a service: the handover's rules, instance by instance.
 
-Pure. `step` and `restore` are the whole interface. The tables are in `core/instance.py` and `core/generation.py`; what is
-left here is what spans several instances or generations. Convergence is level-triggered: it looks at what is, never at how
-it came about, so that a crash of the agent between any two effects leads to the same end.
+Pure. `step` and `restore` are the whole interface. The tables are in `core/instance.py` and `core/generation.py`; what
+is left here is what spans several instances or generations. Convergence is level-triggered: it looks at what is, never
+at how it came about, so that a crash of the agent between any two effects leads to the same end.
 """
 
 from __future__ import annotations
@@ -49,13 +49,23 @@ from midstream.core.generation import (
     advance,
     pause_s,
 )
-from midstream.core.instance import ALIVE, TABLE, THROWAWAY_SLOT, Action, Instance, InstanceEvent, InstanceState
+from midstream.core.instance import (
+    ALIVE,
+    JUDGED,
+    SERVING,
+    TABLE,
+    THROWAWAY_SLOT,
+    Action,
+    Instance,
+    InstanceEvent,
+    InstanceState,
+)
 from midstream.core.phases import Handover, Phase
-from midstream.core.service import Service, cleared
+from midstream.core.service import Service, cleared, soaks, woken
 
 
 def step(service: Service, event: Event, now_s: float, luck: float = 0.5) -> tuple[Service, tuple[Effect, ...]]:
-    """What `event` makes of `service`, and what is to be done about it. Raises IllegalTransition, having changed nothing."""
+    """What `event` makes of `service`, and what is to be done about it. Raises IllegalTransition, nothing changed."""
     turn = _Turn(service, now_s, luck)
     turn.take(event)
     turn.converge()
@@ -84,6 +94,7 @@ def restore(
         if generation is not None and last[gone.generation, gone.slot] == gone.attempt:
             turn.readopt(Spawned(gone.generation, gone.slot, gone.attempt, 0), generation)
         turn.take(gone)
+    turn.miss()
     turn.converge()
     return turn.service, tuple(turn.effects)
 
@@ -98,22 +109,35 @@ class _Turn:
         self.effects: list[Effect] = []
 
     def readopt(self, seen: Spawned, generation: Generation) -> None:
-        """Takes a process that was there before the agent was; whether it is ready has to be found out again."""
-        deadline = self.now_s + generation.plan.start_timeout_s
+        """Takes a process that was there before the agent was. Whether it is ready has to be found out again, but for
+        what was proven. Only a prepared generation has to be ready in time: that a committed process said so to the
+        agent that died is no reason to kill it."""
+        prepared = generation.state is GenerationState.PREPARED
+        proven = generation.state in PROVISIONAL and not prepared
         self._put(
             Instance(
                 seen.generation,
                 seen.slot,
-                InstanceState.RUNNING,
+                InstanceState.READY if proven else InstanceState.RUNNING,
                 attempt=seen.attempt,
                 pid=seen.pid,
                 since_s=self.now_s,
-                deadline_s=deadline,
+                deadline_s=self.now_s + generation.plan.start_timeout_s if prepared else 0.0,
+                healthy_since_s=self.now_s if proven else 0.0,
+                parked=generation.parked,
             )
         )
         if seen.pid and generation.state not in ENDING:
-            confirm = generation.state in PROVISIONAL and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
-            self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm))
+            confirm = prepared and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
+            self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm, ready=proven))
+
+    def miss(self) -> None:
+        """A proven generation that lost a process while nobody looked is proven no longer, and is not filled up."""
+        candidate = self.service.candidate
+        if candidate is not None and candidate.state is not GenerationState.PREPARED:
+            missing = self._targets(candidate) - {item.slot for item in self.service.of(candidate.number)}
+            if missing:
+                self._fail(candidate.number, f"instance {min(missing)} was lost before it was committed")
 
     # events
 
@@ -128,7 +152,8 @@ class _Turn:
             case Healthy():
                 self._healthy(event)
             case Refuted():
-                if self._find(event) is not None:
+                found = self._find(event)
+                if found is not None and found.state in JUDGED:
                     self._fail(event.generation, event.reason)
             case Unhealthy():
                 self._unhealthy(event)
@@ -162,8 +187,7 @@ class _Turn:
             case SetHold():
                 self.service = replace(self.service, hold=event.hold)
             case Remove():
-                self._supersede_committed()
-                self.service = replace(self.service, want_up=False)
+                self._remove()
 
     def _find(
         self, event: Spawned | Ended | Ready | Healthy | Refuted | Unhealthy | Extended | Said
@@ -181,9 +205,9 @@ class _Turn:
         self.service = replace(self.service, instances=tuple(ordered))
 
     def _drop(self, instance: Instance) -> None:
-        self.service = replace(
-            self.service, instances=tuple(item for item in self.service.instances if item is not instance)
-        )
+        key = (instance.generation, instance.slot)
+        kept = tuple(item for item in self.service.instances if (item.generation, item.slot) != key)
+        self.service = replace(self.service, instances=kept)
 
     def _put_generation(self, generation: Generation) -> None:
         kept = [item for item in self.service.generations if item.number != generation.number]
@@ -288,7 +312,10 @@ class _Turn:
                 self._settle(after, generation)
                 return
             case Action.CANCEL:
-                self._drop(instance)
+                if self._is_kept(instance, generation):
+                    self._put(after)
+                else:
+                    self._drop(instance)
                 return
             case Action.NONE:
                 pass
@@ -300,7 +327,7 @@ class _Turn:
         if generation.state in PROVISIONAL and (generation.plan.confirm or instance.is_throwaway):
             # The shell's own check gives up first and says why; this is the backstop.
             return replace(instance, deadline_s=self.now_s + generation.plan.healthy_timeout_s + 5.0)
-        return replace(instance, healthy_since_s=self.now_s)
+        return replace(instance, healthy_since_s=self.now_s, deadline_s=0.0)
 
     def _signal(self, instance: Instance, generation: Generation) -> Instance:
         name = (instance.generation, instance.slot, instance.attempt)
@@ -322,22 +349,27 @@ class _Turn:
         stopped = instance.state in (InstanceState.STOPPING, InstanceState.KILLING)
         self._put(replace(instance, last_exit=event.text))
         self._note("stopped" if stopped else "exited", event.text, event.generation, event.slot)
-        if not stopped and generation.state in PROVISIONAL:
+        wanted = event.slot in self._targets(generation)
+        if not stopped and wanted and generation.state in PROVISIONAL:
             what = "the throw-away instance" if instance.is_throwaway else f"instance {instance.slot}"
             self._fail(event.generation, f"{what} {event.text} before it was committed")
         found = self._find(event)
         if found is None:
             return
         again = generation.plan.restart_on == "always" or (generation.plan.restart_on == "failure" and not ok)
-        self._apply(replace(found, again=found.again or (again and not stopped)), InstanceEvent.ENDED)
+        self._apply(replace(found, again=found.again or again or stopped), InstanceEvent.ENDED)
 
     def _settle(self, instance: Instance, generation: Generation) -> None:
-        """The process is gone. A committed generation's slot is filled again; anything else is not."""
+        """The process is gone. A slot of the committed generation that is wanted now is filled again, whyever it ended;
+        but for what ended by itself, there `restart_on` decides."""
         generation = self.service.generation(generation.number) or generation
-        wanted = instance.slot in self._targets(generation)
-        if not (instance.again and wanted and generation.state is GenerationState.COMMITTED):
-            if generation.state is not GenerationState.COMMITTED or not wanted:
-                self._drop(next(i for i in self.service.instances if _same(i, instance)))
+        if not self._is_kept(instance, generation):
+            self._drop(instance)
+            return
+        if instance.slot not in self._targets(generation):
+            return
+        if not instance.again:
+            self._put_generation(replace(generation, finished=(*generation.finished, instance.slot)))
             return
         lived = self.now_s - instance.healthy_since_s if instance.healthy_since_s else 0.0
         streak = 1 if lived >= generation.plan.backoff_reset_s else instance.streak + 1
@@ -359,6 +391,10 @@ class _Turn:
         if pause:
             self._note("backoff", f"start again in {pause:.1f} s", instance.generation, instance.slot)
 
+    def _is_kept(self, instance: Instance, generation: Generation) -> bool:
+        """Whether its last attempt must be remembered once it has ended, so that the next one gets another name."""
+        return generation.state is GenerationState.COMMITTED and instance.slot < generation.plan.instances
+
     def _ready(self, event: Ready) -> None:
         self._instance_event(event, InstanceEvent.READY)
 
@@ -378,12 +414,9 @@ class _Turn:
         instance = self._find(event)
         if generation is None or instance is None:
             return
-        if generation.state in PROVISIONAL:
+        if generation.state in PROVISIONAL and instance.state in JUDGED:
             self._fail(event.generation, event.reason)
-        elif generation.state is GenerationState.COMMITTED and instance.state in (
-            InstanceState.READY,
-            InstanceState.RUNNING,
-        ):
+        elif generation.state is GenerationState.COMMITTED and instance.state in SERVING:
             self._note("unhealthy", event.reason, event.generation, event.slot)
             self._put(replace(instance, again=True))
             self._instance_event(event, InstanceEvent.UNHEALTHY, why=event.reason)
@@ -404,6 +437,8 @@ class _Turn:
             self._note("drain", "drain time-out: what is unfinished is cut", instance.generation, instance.slot)
             self._put(self._signal(replace(instance, draining=False), generation))
             return
+        if generation.state in ENDING and instance.state in JUDGED:
+            return  # another one's time-out failed the generation just now; it is stopped like any other
         if instance.state is InstanceState.READY and generation.state in PROVISIONAL:
             self._fail(
                 generation.number,
@@ -426,6 +461,8 @@ class _Turn:
             raise IllegalTransition("a handover is under way already")
         if event.generation.state is not GenerationState.PREPARED:
             raise IllegalTransition("a handover begins with a prepared generation")
+        if any(known.number >= event.generation.number for known in self.service.generations):
+            raise IllegalTransition(f"generation {event.generation.number} is not newer than all that there are")
         self._put_generation(replace(event.generation, since_s=self.now_s))
         self.service = replace(self.service, handover=Handover(event.generation.number, Phase.QUEUED, self.now_s))
         if not event.queued:
@@ -438,7 +475,7 @@ class _Turn:
         generation = self.service.generation(handover.generation)
         assert generation is not None
         old = self.service.committed
-        if generation.plan.policy == "replace" and old is not None:
+        if generation.plan.policy == "replace":
             self._enter(Phase.CLEARING)
         elif generation.plan.throwaway and old is not None:
             self._enter(Phase.TRYING)
@@ -457,7 +494,8 @@ class _Turn:
         if old is not None and generation.plan.soak_s > 0 and old.plan.park is Park.PAUSE:
             self._put_generation(replace(old, parked=True))
             for item in self.service.of(old.number):
-                if item.state in (InstanceState.READY, InstanceState.RUNNING):
+                if item.state in SERVING:
+                    self._put(replace(item, parked=True))
                     self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.park_signal))
 
     def _commit(self) -> None:
@@ -486,12 +524,6 @@ class _Turn:
         if candidate is not None:
             self._take_away(candidate, reason)
         self.service = replace(self.service, handover=None)
-        old = self.service.committed
-        if old is not None and old.parked:
-            self._put_generation(replace(old, parked=False))
-            for item in self.service.of(old.number):
-                if item.state in (InstanceState.READY, InstanceState.RUNNING):
-                    self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.unpark_signal))
 
     def _fail(self, number: int, reason: str) -> None:
         generation = self.service.generation(number)
@@ -509,18 +541,22 @@ class _Turn:
         if self.service.handover is not None:
             raise IllegalTransition("a handover is under way")
         self.service = replace(self.service, want_up=up)
-        if up:
-            gone = tuple(item for item in self.service.instances if item.state is not InstanceState.ENDED)
-            self.service = replace(self.service, instances=gone)
-            for item in self.service.instances:
-                if item.state is InstanceState.WAITING:
-                    self._put(replace(item, due_s=self.now_s, streak=0))
-                elif item.state in (InstanceState.STOPPING, InstanceState.KILLING) and not item.draining:
-                    self._put(replace(item, again=True))
+        committed = self.service.committed
+        if up and committed is not None:
+            self._put_generation(replace(committed, finished=()))
+            for item in self.service.of(committed.number):
+                self._put(replace(item, streak=0, due_s=self.now_s))
+
+    def _remove(self) -> None:
+        if self.service.handover is not None:
+            raise IllegalTransition("a handover is under way")
+        self._supersede_committed()
+        self.service = replace(self.service, want_up=False)
 
     # convergence: level-triggered, safe to run at any time
 
     def converge(self) -> None:
+        self._wake()
         self._progress()
         for generation in self.service.generations:
             targets = self._targets(generation)
@@ -530,6 +566,19 @@ class _Turn:
             if instance.state is InstanceState.WAITING and instance.due_s <= self.now_s and self._may_start(instance):
                 self._apply(instance, InstanceEvent.DUE)
         self._retire()
+
+    def _wake(self) -> None:
+        """The parked generation accepts again as soon as nothing soaks. It is stored as parked until a later turn, when
+        the signals are out: an agent that dies between the two sends them again."""
+        old = self.service.committed
+        if old is None or not old.parked or soaks(self.service):
+            return
+        if woken(self.service):
+            self._put_generation(replace(old, parked=False))
+        for item in self.service.of(old.number):
+            if item.parked and item.state in SERVING:
+                self._put(replace(item, parked=False))
+                self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.unpark_signal))
 
     def _may_start(self, instance: Instance) -> bool:
         return self.service.hold is None or instance.generation != getattr(self.service.committed, "number", -1)
@@ -548,32 +597,37 @@ class _Turn:
         if handover.phase is Phase.TRYING:
             return frozenset({THROWAWAY_SLOT})
         if plan.surge and handover.phase is Phase.STARTING:
-            done = sum(1 for item in self.service.of(number) if item.healthy_since_s and not item.is_throwaway)
-            return frozenset(range(min(plan.instances, done + plan.surge)))
+            mine = [item for item in self.service.of(number) if not item.is_throwaway]
+            done = sum(1 for item in mine if item.healthy_since_s)
+            # What was started stays, healthy or (after a restart of the agent) not known to be.
+            return frozenset(range(min(plan.instances, done + plan.surge))) | {item.slot for item in mine}
         return slots
 
     def _fill(self, generation: Generation, targets: frozenset[int]) -> None:
-        have = {item.slot for item in self.service.of(generation.number)}
-        for slot in sorted(targets - have):
-            self._put(
-                Instance(
-                    generation.number,
-                    slot,
-                    InstanceState.WAITING,
-                    since_s=self.now_s,
-                    due_s=self.now_s,
-                    why="wanted",
-                )
-            )
+        have = {item.slot: item for item in self.service.of(generation.number)}
+        for slot in sorted(targets):
+            known = have.get(slot)
+            if known is not None and known.state is not InstanceState.ENDED:
+                continue
+            fresh = Instance(generation.number, slot, InstanceState.WAITING, since_s=self.now_s, due_s=self.now_s)
+            if slot in generation.finished:
+                self._put(known or replace(fresh, state=InstanceState.ENDED, why="ended for good"))
+            elif known is None:
+                self._put(replace(fresh, why="wanted"))
+            else:
+                self._put(replace(fresh, why="wanted", attempt=known.attempt + 1, last_exit=known.last_exit))
 
     def _stop_surplus(self, generation: Generation, targets: frozenset[int]) -> None:
         for instance in self.service.of(generation.number):
             if instance.slot in targets:
                 continue
             if instance.state is InstanceState.ENDED:
-                self._drop(instance)
+                if not self._is_kept(instance, generation):
+                    self._drop(instance)
                 continue
-            draining = generation.state in ENDING and not instance.is_throwaway
+            # Where nothing runs twice, the other one waits for it: it is stopped, not drained.
+            alone = generation.plan.policy == "replace"
+            draining = generation.state in ENDING and not instance.is_throwaway and not alone
             if instance.state in (InstanceState.STOPPING, InstanceState.KILLING):
                 if instance.again:
                     self._put(replace(instance, again=False))
@@ -588,8 +642,7 @@ class _Turn:
             return
         mine = self.service.of(generation.number)
         if handover.phase is Phase.CLEARING:
-            old = self.service.committed
-            if old is None or not any(i.state in ALIVE for i in self.service.of(old.number)):
+            if not any(item.state in ALIVE for item in self.service.instances if self._excludes(item)):
                 self._enter(Phase.STARTING)
         elif handover.phase is Phase.TRYING and _all_healthy(mine, {THROWAWAY_SLOT}, generation, self.now_s):
             self._enter(Phase.STARTING)
@@ -603,6 +656,13 @@ class _Turn:
             self._enter(Phase.SOAKED)
             self.effects.append(HandoverNews(generation.number, Phase.SOAKED))
 
+    def _excludes(self, instance: Instance) -> bool:
+        """Whether a candidate with the policy `replace` cannot start while this instance lives."""
+        generation = self.service.generation(instance.generation)
+        if generation is None or generation.state in PROVISIONAL:
+            return False
+        return generation.state is GenerationState.COMMITTED or generation.plan.policy == "replace"
+
     def _retire(self) -> None:
         for generation in self.service.generations:
             if generation.state in ENDING and not self.service.of(generation.number):
@@ -612,10 +672,6 @@ class _Turn:
                     self.service,
                     generations=tuple(i for i in self.service.generations if i.number != generation.number),
                 )
-
-
-def _same(one: Instance, other: Instance) -> bool:
-    return (one.generation, one.slot) == (other.generation, other.slot)
 
 
 def _all_healthy(mine: tuple[Instance, ...], slots: set[int], generation: Generation, now_s: float) -> bool:
