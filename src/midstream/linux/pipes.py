@@ -1,4 +1,4 @@
-"""Pipes: reading what is in one without taking it out (tee(2)), and asking how full it is.
+"""Pipes: reading what is in one without taking it out (tee(2)).
 
 Used by the agent for the output of services. Nothing here blocks.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
-import select
-import struct
-import termios
 
 SPLICE_F_NONBLOCK = 2
 _PEEK_MAX_BYTES = 1 << 20
@@ -55,38 +51,7 @@ class PipePeek:
         os.close(self._write)
 
 
-def unread_bytes(pipe: int) -> int:
-    """How many bytes wait in `pipe` (FIONREAD)."""
-    size: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"))[0]
-    return size
-
-
-def is_full(pipe: int) -> bool:
-    """Whether a writer of `pipe` would block now. `pipe` must be open for writing as well. A pipe is full by the number
-    of its pages, not by its bytes."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLOUT)
-    return not poll.poll(0)
-
-
 def reopen_pipe(pipe: int) -> int:
     """The same pipe as a new open file: read-write, so that no end of file comes when the last writer goes, and
     non-blocking, which must not be set on a descriptor that a service shares."""
     return os.open(f"/proc/self/fd/{pipe}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def wakes_on_each_write() -> bool:
-    """Whether an edge-triggered epoll wakes for a write to a pipe that was not empty. Linux 5.5 to 5.13 did not always
-    (fixed by 3a34b13a88ca); there, nothing may be left in a pipe to wait for the rest of its line."""
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    epoll = select.epoll()
-    try:
-        epoll.register(read, select.EPOLLIN | select.EPOLLET)
-        os.write(write, b"1")
-        epoll.poll(0)
-        os.write(write, b"2")
-        return bool(epoll.poll(0))
-    finally:
-        epoll.close()
-        os.close(read)
-        os.close(write)

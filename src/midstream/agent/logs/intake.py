@@ -1,9 +1,8 @@
 """`Logs`: takes the output of all services out of their FIFOs and gives it to their sinks. Runs in the agent's loop.
 
-A FIFO is peeked (tee(2)), its whole lines are written to the log file, and only then consumed: an agent that is killed
-in between writes them once more, and loses none. An unfinished line stays in the FIFO. It must not wake us until there
-is more of it, so the FIFOs are watched edge-triggered, by an epoll of our own that is itself one reader of the loop:
-a thousand silent services cost no wake-up and no timer.
+A FIFO is peeked (tee(2)), its whole lines are written to the log file, an unfinished one to the file of those, and
+only then is it consumed: an agent that is killed in between writes lines once more, and loses none. FIFOs are always
+emptied, so a thousand silent services cost no wake-up and no timer.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
-import select
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from midstream.agent.logs.follow import Follower, last_lines
 from midstream.agent.logs.open_files import LogPlace, OpenFiles
 from midstream.agent.logs.sink import LogEvent, LogSink
+from midstream.agent.logs.unfinished import Unfinished
 from midstream.core import logline
-from midstream.core.logline import ChannelName, LogLine, Rest
+from midstream.core.logline import ChannelName, LogLine, Piece, Rest
 from midstream.core.spec import LogSpec
 from midstream.errors import OperatorError
 from midstream.linux.file_identity import FileUser
-from midstream.linux.pipes import PipePeek, is_full, reopen_pipe, unread_bytes, wakes_on_each_write
+from midstream.linux.pipes import PipePeek, reopen_pipe
 
 
 @dataclass(slots=True)
@@ -33,7 +31,7 @@ class _Channel:
     name: ChannelName
     fd: int
     sink: LogSink
-    busy: bool = False
+    unfinished: bytes = b""
 
 
 class Logs:
@@ -56,11 +54,8 @@ class Logs:
         self._files = OpenFiles(open_files)
         self._sinks: dict[tuple[str, str], LogSink] = {}
         self._channels: dict[ChannelName, _Channel] = {}
-        self._by_fd: dict[int, _Channel] = {}
-        self._busy: deque[_Channel] = deque()
         self._peek = PipePeek()
-        self._epoll = select.epoll()
-        self._rest = Rest.KEEP if wakes_on_each_write() else Rest.CUT
+        self._unfinished = Unfinished(f"{folder}/.unfinished")
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # -- services ----------------------------------------------------------------------------------------------------
@@ -116,14 +111,14 @@ class Logs:
     # -- channels ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to read, in the running loop."""
+        """Begin to read, in the running loop; channels may be attached before and after."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self._on_readable)
-        self._work_soon()
+        for channel in self._channels.values():
+            self._loop.add_reader(channel.fd, self._pump, channel)
 
     def attach(self, name: ChannelName, fd: int) -> None:
         """Read the FIFO `fd` from now on. `fd` becomes ours: it is replaced by an open file of its own, because the
-        service shares it and must not find it non-blocking. An attached name is a no-op that closes `fd`."""
+        service shares it and must not find it non-blocking. For an attached name, `fd` is closed and nothing else."""
         try:
             if name in self._channels:
                 return
@@ -131,22 +126,34 @@ class Logs:
         finally:
             os.close(fd)
         channel = _Channel(name, own, self.sink(name.app, name.service))
+        self._take_over(name)
         self._channels[name] = channel
-        self._by_fd[own] = channel
-        self._epoll.register(own, select.EPOLLIN | select.EPOLLET)
+        if self._loop is not None:
+            self._loop.add_reader(own, self._pump, channel)
 
     def attached(self) -> frozenset[ChannelName]:
         return frozenset(self._channels)
 
     def absorb(self, name: ChannelName, data: bytes, dropped_bytes: int = 0) -> None:
-        """Write what the keeper spooled while there was no agent, before `attach`; and name what it had to drop."""
+        """Write what the keeper spooled while there was no agent, before `attach`. `dropped_bytes`: how much it had to
+        drop before `data`; the file says so in front of it."""
         sink = self.sink(name.app, name.service)
+        self._take_over(name)
+        if dropped_bytes:
+            sink.lose(dropped_bytes, 0, f"nobody read the output of {name.generation}.{name.slot}")
         pieces, _ = logline.split(data, Rest.CUT)
         if pieces:
             sink.write(pieces, name.generation, name.slot)
-        if dropped_bytes:
-            sink.lose(dropped_bytes, 0, f"no agent was reading the output of {name}")
+        else:
             sink.settle()
+
+    def _take_over(self, name: ChannelName) -> None:
+        """Write the unfinished line of an earlier agent, as a cut piece: whether what follows was consumed already
+        cannot be known, so it is not joined here."""
+        left = self._unfinished.take_over(name)
+        if left:
+            self.sink(name.app, name.service).write([Piece(left, cut=True)], name.generation, name.slot)
+            self._unfinished.keep(name, b"")
 
     def flush(self, name: ChannelName) -> None:
         """Take all there is now, an unfinished last line too: its process has ended."""
@@ -157,73 +164,49 @@ class Logs:
         for _ in range(64):
             if not self._pump(channel):
                 break
-        self._pump(channel, Rest.END)
+        if channel.unfinished:
+            channel.sink.write([Piece(channel.unfinished)], name.generation, name.slot)
+            self._keep(channel, b"")
 
     def detach(self, name: ChannelName) -> None:
         """Take the rest and let go of the FIFO. A no-op for a name that is not attached."""
         self.flush(name)
         channel = self._channels.pop(name, None)
-        if channel is None:
-            return
-        self._epoll.unregister(channel.fd)
-        del self._by_fd[channel.fd]
-        os.close(channel.fd)
-        channel.fd = -1
+        if channel is not None:
+            self._let_go(channel)
 
     def close(self) -> None:
         """Stop reading. What is in the FIFOs stays there for the next agent."""
-        if self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno())
-            self._loop = None
-        self._epoll.close()
         for channel in self._channels.values():
-            os.close(channel.fd)
-            channel.fd = -1
+            self._let_go(channel)
         self._channels.clear()
-        self._by_fd.clear()
-        self._busy.clear()
+        self._loop = None
+        self._unfinished.close()
         self._peek.close()
         self._files.close()
 
-    def _on_readable(self) -> None:
-        for fd, _ in self._epoll.poll(0, 256):
-            channel = self._by_fd.get(fd)
-            if channel is not None and not channel.busy:
-                channel.busy = True
-                self._busy.append(channel)
-        self._work()
+    def _let_go(self, channel: _Channel) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(channel.fd)
+        os.close(channel.fd)
 
-    def _work(self) -> None:
-        """One turn for each busy channel, 64 KiB at most; one that has more goes to the end of the line."""
-        for _ in range(len(self._busy)):
-            channel = self._busy.popleft()
-            channel.busy = channel.fd >= 0 and self._pump(channel)
-            if channel.busy:
-                self._busy.append(channel)
-        self._work_soon()
-
-    def _work_soon(self) -> None:
-        if self._busy and self._loop is not None:
-            self._loop.call_soon(self._work_if_open)
-
-    def _work_if_open(self) -> None:
-        if self._loop is not None and self._busy:
-            self._work()
-
-    def _pump(self, channel: _Channel, rest: Rest | None = None) -> bool:
-        """Peek, write, consume. Returns whether there is more to do at once."""
+    def _pump(self, channel: _Channel) -> bool:
+        """Peek, write, consume; at most 64 KiB, so that all services get their turn. False when there was nothing."""
         data = self._peek.peek(channel.fd)
         if not data:
             return False
-        pieces, size_bytes = logline.split(data, rest or self._rest)
-        if not pieces and (unread_bytes(channel.fd) > len(data) or is_full(channel.fd)):
-            # The newline cannot come while the pipe is full: take what there is, or its writer waits for ever.
-            pieces, size_bytes = logline.split(data, Rest.CUT)
-        if not pieces:
-            return False
-        channel.sink.write(pieces, channel.name.generation, channel.name.slot)
-        _consume(channel.fd, size_bytes)
-        return unread_bytes(channel.fd) > len(data) - size_bytes
+        stream = channel.unfinished + data
+        pieces, size_bytes = logline.split(stream)
+        if pieces:
+            channel.sink.write(pieces, channel.name.generation, channel.name.slot)
+        self._keep(channel, stream[size_bytes:])
+        _consume(channel.fd, len(data))
+        return True
+
+    def _keep(self, channel: _Channel, unfinished: bytes) -> None:
+        if unfinished != channel.unfinished:
+            self._unfinished.keep(channel.name, unfinished)
+            channel.unfinished = unfinished
 
     # -- followers ---------------------------------------------------------------------------------------------------
 
