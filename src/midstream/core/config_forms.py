@@ -112,7 +112,9 @@ def _command(value: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-command = Reader(_command, "a command: a string (split by the shell's rules, no shell runs) or a list of words")
+command = Reader(
+    _command, "a command: a string (split by the shell's rules, no shell runs) or a list of words", "a command"
+)
 
 
 # addresses

@@ -72,7 +72,9 @@ def _commands(value: Any) -> tuple[tuple[str, ...], ...]:
     return tuple(read.list_of(form.command)(value))
 
 
-commands = Reader(_commands, "a command line, or a list of them (each a string or a list of words)")
+commands = Reader(
+    _commands, "a command line, or a list of them (each a string or a list of words)", "a command, or a list of them"
+)
 
 
 def _env(value: Any) -> EnvSpec:

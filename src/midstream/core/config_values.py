@@ -62,11 +62,16 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """`read` returns the value or raises ValueError; `expected` completes "expected …" and names the type in the
-    reference page."""
+    """`read` returns the value or raises ValueError; `expected` completes "expected …". `label` is a shorter text for
+    the reference page."""
 
     read: Callable[[Any], Any]
     expected: str
+    label: str = ""
+
+    @property
+    def shortly(self) -> str:
+        return self.label or self.expected
 
     def __call__(self, value: Any, _type: Any = None) -> Any:
         try:
@@ -146,9 +151,9 @@ def choice(options: type[enum.Enum] | Iterable[str]) -> Reader:
 text = Reader(plain_text, "a string")
 line = Reader(one_line, "a string of one line")
 flag = Reader(_flag, "true or false")
-duration = Reader(durations.parse_duration, durations.DURATION)
-size = Reader(durations.parse_size, durations.SIZE)
-mode = Reader(durations.parse_mode, durations.MODE)
+duration = Reader(durations.parse_duration, durations.DURATION, "a duration")
+size = Reader(durations.parse_size, durations.SIZE, "a size")
+mode = Reader(durations.parse_mode, durations.MODE, "a mode")
 
 
 def _some_duration(value: Any) -> float:
@@ -158,7 +163,7 @@ def _some_duration(value: Any) -> float:
     return seconds
 
 
-some_duration = Reader(_some_duration, durations.DURATION + ", above 0")
+some_duration = Reader(_some_duration, durations.DURATION + ", above 0", "a duration above 0")
 
 
 # names
@@ -237,7 +242,7 @@ def _moment(value: Any) -> str:
     return f"{words[0]} {_point(words[1])}"
 
 
-name = Reader(_name, "a name (lower-case letters, digits, `-` and `_`, a letter first)")
+name = Reader(_name, "a name (lower-case letters, digits, `-` and `_`, a letter first)", "a name")
 variable = Reader(_variable, "the name of a variable")
 user = Reader(_user, "the name of a user or group")
 owner = Reader(_owner, '"user" or "user:group"')
@@ -254,7 +259,11 @@ moment = Reader(_moment, '"before POINT" or "after POINT"')
 
 def list_of(item: Reader) -> Reader:
     """Each item read; all that do not fit are reported."""
-    return Reader(lambda value: tuple(_each(item, value)), f"a list, each item {item.expected}")
+    return Reader(
+        lambda value: tuple(_each(item, value)),
+        f"a list, each item {item.expected}",
+        f"a list, each item {item.shortly}",
+    )
 
 
 def one_or_list_of(item: Reader) -> Reader:
@@ -263,6 +272,7 @@ def one_or_list_of(item: Reader) -> Reader:
     return Reader(
         lambda value: several(value) if isinstance(value, list) else (item(value),),
         f"{item.expected}, or a list of such",
+        f"{item.shortly}, or a list of such",
     )
 
 
@@ -283,7 +293,7 @@ def table_of(key: Reader, item: Reader, reserved: Iterable[str] = ()) -> Reader:
         gather(((one,), key, one) for one in keys)
         return dict(zip(keys, gather(((one,), item, value[one]) for one in keys), strict=True))
 
-    return Reader(read, f"a table, each value {item.expected}")
+    return Reader(read, f"a table, each value {item.expected}", f"a table, each value {item.shortly}")
 
 
 def gather(todo: Iterable[tuple[tuple[str | int, ...], Reader, Any]]) -> list[Any]:
