@@ -15,55 +15,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from midstream.core.plan import Call, Kind, Move, Phase, Plan
-from midstream.core.spec import AppSpec, Source
+from midstream.core.plan import Call, Kind, Move, Phase
+from midstream.core.spec import Source
 from midstream.core.wire import to_wire
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, HostOutcome, Outcome
+from midstream.deploy.order import Order, Pack, Target
 from midstream.deploy.verdict import Facts, judge
 from midstream.errors import AttentionError, HostError, InterruptedDeploy, MidstreamError
+
+__all__ = ["Deployment", "Order", "Pack", "Target"]
 
 PIECE_BYTES = 1024 * 1024
 
 Report = Callable[[Event], None]
-PickRelease = Callable[[list[str]], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The revision that is deployed, resolved once. `time_s`: of the commit, unix seconds."""
-
-    sha: str
-    tree: str
-    time_s: int
-    branch: str
-    subject: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """A git pack on the deployer's disk."""
-
-    path: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be run. `target`: of a deploy; `release`: of a rollback, "" for the last proven one, and of a resumed
-    deploy the one it began with. `pick_release` is given the ids taken on the hosts; `pack` blocks (git runs), is given
-    what a host has, and answers None when nothing is missing there."""
-
-    deploy_id: str
-    plan: Plan
-    specs: Mapping[str, AppSpec]
-    user: str
-    pick_release: PickRelease
-    target: Target | None = None
-    release: str = ""
-    pack: Callable[[str, list[str]], Pack | None] = lambda sha, have: None
-    secrets: Mapping[str, str] = field(default_factory=dict)
-    wait: bool = False
 
 
 @dataclass(slots=True)
@@ -273,8 +238,6 @@ class Deployment:
     async def _upload(self, host: HostRun, target: Target) -> bool:
         """Sends what the host lacks of the revision. Returns whether anything was sent."""
         have = [str(sha) for sha in host.opened.get("have", ())]
-        if target.sha in have:
-            return False
         pack = await asyncio.to_thread(self.order.pack, target.sha, have)
         if pack is None:
             return False

@@ -1,0 +1,34 @@
+"""`python -m midstream`, `python -I midstream.pyz`, `python -I .../midstream`: the command line and the programs.
+
+The first word may name a program of a host (`agent-process`, `steps`), which gets on without click; all else is a
+command. Started as a folder, Python puts the package's own folder on the path, where its modules would be found under
+wrong names: the parent takes its place.
+"""
+
+import os
+import sys
+
+_PROGRAMS = {"agent-process": "midstream.agent.__main__", "steps": "midstream.steps.__main__"}
+
+
+def _mend_path() -> None:
+    here = os.path.dirname(os.path.abspath(__file__))
+    if sys.path and os.path.abspath(sys.path[0]) == here:
+        sys.path[0] = os.path.dirname(here)
+
+
+def main() -> int:
+    """Runs what the command line names; the exit code."""
+    import importlib
+
+    program = _PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if program is not None:
+        return int(importlib.import_module(program).main(sys.argv[2:]) or 0)
+    from midstream.cli.main import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    _mend_path()
+    sys.exit(main())

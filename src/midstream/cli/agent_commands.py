@@ -1,0 +1,205 @@
+"""`midstream agent run|connect|stop|upgrade`: the agent of this machine."""
+
+from __future__ import annotations
+
+import os
+import select
+import selectors
+import socket as sockets
+import sys
+
+import click
+
+from midstream.cli.manpage import ManCommand, json_option, socket_option
+from midstream.cli.output import echo_json
+from midstream.cli.places import Places, places, socket_to_ask
+from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
+from midstream.errors import HostError
+
+STOP_TIMEOUT_S = 120.0
+
+
+@click.group("agent")
+def agent() -> None:
+    """Run, reach, stop, upgrade the agent of this machine."""
+
+
+@agent.command(
+    "run",
+    cls=ManCommand,
+    exits=(0, 1, 2, 4, 70),
+    examples="""
+    midstream agent run
+    midstream agent run --state /tmp/m --socket /tmp/m/agent.sock
+    midstream agent run --main web          as PID 1 of a container: exits with that service's status
+    """,
+)
+@click.option("--state", metavar="DIR", default="", help="State folder (default /var/lib/midstream, or XDG's).")
+@click.option("--runtime", metavar="DIR", default="", help="Runtime folder (default /run/midstream, XDG's, STATE/run).")
+@click.option("--socket", metavar="PATH", default="", help="Control socket (default RUNTIME/agent.sock).")
+@click.option("--main", "main_service", metavar="SERVICE", default="", help="Exit when this service does.")
+def run(state: str, runtime: str, socket: str, main_service: str) -> int:
+    """Run keeper and agent in the foreground: this process becomes the keeper. TERM or INT stops all in order.
+
+    Exit code 4: a keeper runs with that state folder already.
+    """
+    from midstream.cli.private_agent import build_image
+    from midstream.cli.programs import keeper_argv
+
+    socket = socket or os.environ.get("MIDSTREAM_SOCKET", "")
+    here = places(state=state, runtime=runtime, socket=socket)
+    image = build_image(here.state)
+    extra = ("--main", main_service) if main_service else ()
+    argv = keeper_argv(image, here, extra)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(argv[0], argv)
+
+
+@agent.command(
+    "connect",
+    cls=ManCommand,
+    exits=(0, 1, 2),
+    examples="""
+    ssh web1 midstream agent connect
+    """,
+)
+@socket_option
+def connect_(socket: str) -> int:
+    """Copy stdin and stdout to the agent's control socket: over ssh this is the whole remote protocol."""
+    path = socket_to_ask(socket)
+    connect(path).close()  # for its error messages
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
+        sock.connect(path)
+        _bridge(sock)
+    return 0
+
+
+def _bridge(sock: sockets.socket) -> None:
+    """Until the agent hangs up; when stdin ends, only that direction is closed."""
+    selector = selectors.DefaultSelector()
+    selector.register(sock, selectors.EVENT_READ)
+    try:
+        selector.register(0, selectors.EVENT_READ)
+    except PermissionError:  # a plain file or /dev/null cannot be waited for, but is read at once
+        while data := os.read(0, 65536):
+            sock.sendall(data)
+        sock.shutdown(sockets.SHUT_WR)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is sock:
+                data = sock.recv(65536)
+                if not data:
+                    return
+                _write_all(1, data)
+            elif data := os.read(0, 65536):
+                sock.sendall(data)
+            else:
+                selector.unregister(0)
+                sock.shutdown(sockets.SHUT_WR)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@agent.command(
+    "stop",
+    cls=ManCommand,
+    exits=(0, 1, 2, 70),
+    examples="""
+    midstream agent stop
+    midstream agent stop --socket /tmp/m/agent.sock
+    """,
+)
+@click.option("--keep-services", is_flag=True, help="Only agent and keeper end; services run on, unwatched.")
+@socket_option
+@json_option
+def stop(keep_services: bool, socket: str, as_json: bool) -> int:
+    """Stop all services in order, then agent and keeper. Returns when the keeper is gone."""
+    path = socket_to_ask(socket)
+    with connect(path) as client:
+        keeper = int(client.hello["keeper"]["pid"])
+        pidfd = _pidfd(keeper)
+        try:
+            _ask_to_stop(client, services=not keep_services)
+            gone = _wait_for(pidfd)
+        finally:
+            if pidfd is not None:
+                os.close(pidfd)
+    if not gone:
+        raise HostError(
+            f"the keeper (pid {keeper}) did not end within {STOP_TIMEOUT_S:g} s",
+            where=path,
+            remedy="`midstream status` tells what still runs, if the agent answers",
+        )
+    if as_json:
+        echo_json({"stopped": True, "keeper": keeper, "services": not keep_services})
+    else:
+        click.echo("stopped" + ("; the services run on" if keep_services else ""))
+    return 0
+
+
+def _ask_to_stop(client: SyncClient, *, services: bool) -> None:
+    try:
+        client.call("agent.stop", services=services)
+    except ConnectionLost:  # it ended before it could answer, which is what was asked
+        return
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # another pid namespace, or gone already
+        return None
+
+
+def _wait_for(pidfd: int | None) -> bool:
+    if pidfd is None:
+        return True
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(STOP_TIMEOUT_S * 1000))
+
+
+@agent.command(
+    "upgrade",
+    cls=ManCommand,
+    exits=(0, 1, 2, 70),
+    examples="""
+    midstream agent upgrade            after a new version of this command was installed
+    """,
+)
+@socket_option
+@json_option
+def upgrade(socket: str, as_json: bool) -> int:
+    """Bring agent and keeper of this machine to the version of this command, under the running services."""
+    import midstream
+    from midstream.cli.private_agent import build_image
+    from midstream.cli.programs import agent_argv
+
+    path = socket_to_ask(socket)
+    with connect(path) as client:
+        hello = client.hello
+        state = str(hello["state_dir"])
+        runtime = str(hello.get("runtime_dir") or os.path.dirname(path))
+        argv = agent_argv(Places(state, runtime, path))
+        before = str(hello.get("version"))
+        _ask_to_upgrade(client, argv, build_image(state))
+    with connect(path, give_up_s=30.0) as client:
+        after = client.hello
+    if as_json:
+        echo_json({"before": before, "after": after.get("version"), "pid": after.get("pid"), "keeper": after["keeper"]})
+    else:
+        version = midstream.__version__
+        click.echo(f"agent {before} -> {after.get('version')} (pid {after.get('pid')}); this command is {version}")
+    return 0
+
+
+def _ask_to_upgrade(client: SyncClient, argv: list[str], image: str) -> None:
+    try:
+        client.call("agent.upgrade", argv=argv, keeper_image=image)
+    except ConnectionLost:  # the old agent ended before it could answer
+        return

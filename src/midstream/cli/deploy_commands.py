@@ -1,0 +1,96 @@
+"""`midstream deploy` and `midstream rollback`."""
+
+from __future__ import annotations
+
+import click
+
+from midstream.cli.manpage import command, config_option, json_option, socket_option
+from midstream.core.names import is_release
+from midstream.errors import OperatorError
+
+_EXITS = (0, 1, 2, 4, 5, 70, 130)
+
+
+@command(
+    "deploy",
+    exits=_EXITS,
+    examples="""
+    midstream deploy
+    midstream deploy production
+    midstream deploy staging --branch feature/basket
+    midstream deploy --wait              wait for another deploy instead of being refused
+    midstream deploy --json | tee deploy.jsonl
+    """,
+)
+@click.argument("stage", required=False)
+@click.option(
+    "-b", "--branch", metavar="REV", default="", help="Branch, tag or revision (default: the stage's branch)."
+)
+@click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too. It is in the log anyway.")
+@config_option
+@socket_option
+@json_option
+def deploy(
+    stage: str | None, branch: str, wait: bool, verbose: bool, config_path: str, socket: str, as_json: bool
+) -> int:
+    """Put a release on the hosts of STAGE and hand over to it.
+
+    The revision is resolved once. The new generation is started beside the old one, proven by a health check that it
+    answered itself, then the old one is drained. If anything fails, what was switched is handed back, nothing stays
+    locked or held, and the old release serves on. ^C once goes back in order; twice leaves, and the agents go back by
+    themselves. The deploy ends when the new release is committed; old processes finish their work behind it.
+
+    STAGE may be left out where there is only one. Where no agent runs on this machine, one is started for you.
+    """
+    from midstream.cli import deploy_run, project
+    from midstream.cli.private_agent import ensure_agent
+    from midstream.core.plan import deploy_plan
+    from midstream.deploy.config_file import read_secrets
+
+    chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
+    try:
+        secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
+        socket_path, started = ensure_agent(socket)
+        if started:
+            click.echo(f"midstream: {started}", err=True)
+        order = deploy_run.new_order(chosen, deploy_plan(chosen.specs), secrets=secrets, wait=wait)
+        return deploy_run.perform(order, chosen, socket_path, deploy_run.Show(as_json, verbose))
+    finally:
+        chosen.close()
+
+
+@command(
+    "rollback",
+    exits=_EXITS,
+    examples="""
+    midstream rollback                        the last proven release before this one
+    midstream rollback --to 20261121190501    that one (midstream releases lists them)
+    """,
+)
+@click.argument("stage", required=False)
+@click.option("--to", "release", metavar="RELEASE", default="", help="Which release (14 digits).")
+@click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
+@config_option
+@socket_option
+@json_option
+def rollback(
+    stage: str | None, release: str, wait: bool, verbose: bool, config_path: str, socket: str, as_json: bool
+) -> int:
+    """Hand over to an earlier release of STAGE.
+
+    Goes to the last release that was proven before the committed one, or to the named one, with the configuration it
+    was deployed with; it is started, proven and handed over to like a new one. The repository is not asked, and
+    migrations are not undone.
+    """
+    from midstream.cli import deploy_run, project
+    from midstream.cli.places import socket_to_ask
+    from midstream.core.plan import rollback_plan
+
+    if release and not is_release(release):
+        raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
+    chosen = project.of_working_copy(config_path, stage, named_socket=bool(socket))
+    plan = rollback_plan(chosen.specs, release=release)
+    order = deploy_run.new_order(chosen, plan, release=release, wait=wait)
+    return deploy_run.perform(order, chosen, socket_to_ask(socket), deploy_run.Show(as_json, verbose))

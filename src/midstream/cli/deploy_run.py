@@ -1,0 +1,197 @@
+"""Runs one deploy or rollback from the command line: record, printer, signals, connections around the runner.
+
+Used by `deploy`, `rollback`, `resume` and `abort`. Owns the event loop for the time of the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import click
+
+from midstream.cli.output import short
+from midstream.cli.places import records_folder
+from midstream.cli.progress import Printer, printer
+from midstream.cli.project import Project
+from midstream.core.names import is_release
+from midstream.core.plan import Kind, Plan
+from midstream.core.releases import next_release_id, release_id
+from midstream.deploy.client import AgentClient
+from midstream.deploy.events import Event, Outcome
+from midstream.deploy.order import Order, Pack
+from midstream.deploy.record import Memo, Record, new_deploy_id
+from midstream.deploy.redact import Redactor
+from midstream.deploy.runner import Deployment
+from midstream.deploy.transport import LocalHost
+from midstream.errors import MidstreamError
+
+A_YEAR_S = 366 * 86400
+CONNECT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """How to print: `--json`, `--verbose`."""
+
+    as_json: bool = False
+    verbose: bool = False
+
+
+def operator_name() -> str:
+    """Who deploys, for locks and revisions.log."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+def pick_release(taken: list[str], now_s: float | None = None) -> str:
+    """The id of the new release: now, but later than all that the hosts have, so that ids sort as they were made.
+
+    An id more than a year ahead is somebody's mistake, and not followed.
+    """
+    now_s = time.time() if now_s is None else now_s
+    now, limit = release_id(now_s), release_id(now_s + A_YEAR_S)
+    newest = max((release for release in taken if is_release(release) and release < limit), default="")
+    if newest < now:
+        return now
+    try:
+        return next_release_id(newest)
+    except ValueError:  # 14 digits that are no date
+        return now
+
+
+def new_order(
+    project: Project, plan: Plan, *, release: str = "", secrets: Mapping[str, str] | None = None, wait: bool = False
+) -> Order:
+    """The order of a new deploy or rollback."""
+    return Order(
+        deploy_id=new_deploy_id(),
+        plan=plan,
+        specs=project.specs,
+        user=operator_name(),
+        pick_release=pick_release,
+        target=project.target,
+        release=release,
+        pack=packer(project),
+        secrets=secrets or {},
+        wait=wait,
+    )
+
+
+def packer(project: Project) -> Callable[[str, list[str]], Pack | None]:
+    """Makes the pack for a host, from the project's repository."""
+    source = project.source
+    if source is None:
+        return lambda sha, have: None
+    submodules = any(spec.submodules for spec in project.specs.values())
+    return lambda sha, have: source.pack(sha, have, submodules=submodules)
+
+
+def memo_for(order: Order, config: str, socket_path: str) -> Memo:
+    """What is kept of the order, so that another command can resume it."""
+    target = order.target
+    memo = Memo(
+        order.deploy_id,
+        order.plan.kind.value,
+        order.plan.app,
+        order.plan.stage,
+        config,
+        socket_path,
+        order.user,
+        release=order.release,
+        began=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    )
+    if target is None:
+        return memo
+    return replace(
+        memo,
+        revision=target.sha,
+        tree=target.tree,
+        revision_time=target.time_s,
+        branch=target.branch,
+        subject=target.subject,
+    )
+
+
+def headline(order: Order) -> str:
+    """The first line: what goes where."""
+    plan, target = order.plan, order.target
+    head = f"{plan.app} ({plan.stage}) on {', '.join(plan.hosts)}"
+    if plan.kind is Kind.ROLLBACK:
+        return f"rollback of {head} to {order.release or 'the last proven release before this one'}"
+    return f"{head}: {target.branch} at {short(target.sha)} “{target.subject}”" if target else head
+
+
+def perform(order: Order, project: Project, socket_path: str, show: Show) -> int:
+    """Runs the order to its end and shows it. Returns 0 or raises the MidstreamError that the outcome carries; it is
+    shown with the path of the full log."""
+    redact = Redactor(order.secrets)
+    out = printer(as_json=show.as_json, terminal=sys.stdout.isatty(), verbose=show.verbose)
+    record = Record(records_folder(), memo_for(order, str(project.file.path), socket_path), _complain)
+    record.begin()
+    record.line(headline(order))
+    for note in project.notes:
+        record.line(note)
+        if not show.as_json:
+            click.echo(f"note: {note}", err=True)
+    out.begin(order.plan, order.deploy_id, headline(order))
+    try:
+        outcome = asyncio.run(_run(order, socket_path, _reporter(redact, record, out)))
+    except MidstreamError as error:  # no connection at all
+        out.close()
+        record.line(f"error: {error.what}")
+        record.ended("reverted")
+        raise
+    except BaseException:
+        out.close()
+        raise
+    out.close()
+    return _conclude(outcome, redact, record, out)
+
+
+def _complain(text: str) -> None:
+    click.echo(f"midstream: {text}", err=True)
+
+
+def _reporter(redact: Redactor, record: Record, out: Printer) -> Callable[[Event], None]:
+    def report(event: Event) -> None:
+        safe = replace(event, text=redact(event.text)) if event.text else event
+        record.event(safe)
+        out.event(safe)
+
+    return report
+
+
+async def _run(order: Order, socket_path: str, report: Callable[[Event], None]) -> Outcome:
+    clients = {name: AgentClient(LocalHost(name, socket_path)) for name in order.plan.hosts}
+    deployment = Deployment(order, clients, report)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, deployment.interrupt)
+    try:
+        await asyncio.gather(*(client.start(give_up_s=CONNECT_S) for client in clients.values()))
+        return await deployment.run()
+    finally:
+        await asyncio.gather(*(client.close() for client in clients.values()))
+
+
+def _conclude(outcome: Outcome, redact: Redactor, record: Record, out: Printer) -> int:
+    error = outcome.error
+    if error is not None:
+        for name in ("what", "where", "serving", "remedy", "detail"):
+            setattr(error, name, redact(getattr(error, name)))
+        record.line(str(error))
+    out.outcome(outcome, record.log_path)
+    record.close()
+    if error is None:
+        return 0
+    error.detail = f"{error.detail}\nfull log: {record.log_path}".lstrip("\n")
+    raise error

@@ -1,0 +1,191 @@
+"""How a deploy is shown while it runs and when it has ended: live on a terminal, plain lines when piped, JSON lines.
+
+Gets events that are redacted already. rich is imported for a terminal only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import click
+
+from midstream.cli.output import clean, echo_json, short, span
+from midstream.core.plan import Plan
+from midstream.core.wire import to_wire
+from midstream.deploy.events import Event, EventKind, Outcome
+
+
+class Printer(Protocol):
+    """Shows one deploy. `begin` once, `event` often, `close` once, before the outcome is shown."""
+
+    def begin(self, plan: Plan, deploy_id: str, headline: str) -> None: ...
+    def event(self, event: Event) -> None: ...
+    def close(self) -> None: ...
+    def outcome(self, outcome: Outcome, log_path: str) -> None: ...
+
+
+def printer(*, as_json: bool, terminal: bool, verbose: bool) -> Printer:
+    """The one that fits where stdout goes."""
+    if as_json:
+        return JsonPrinter()
+    return LivePrinter(verbose) if terminal else PlainPrinter(verbose)
+
+
+def event_wire(event: Event) -> dict[str, Any]:
+    """An event for `--json`: `{"type": "begin", "host": …}`; fields that say nothing are left out."""
+    wire: dict[str, Any] = to_wire(event)
+    return {"type": wire.pop("kind"), **wire}
+
+
+def outcome_wire(outcome: Outcome, log_path: str) -> dict[str, Any]:
+    """The last line of `--json`."""
+    error = outcome.error
+    return {
+        "type": "summary",
+        "deploy_id": outcome.deploy_id,
+        "kind": outcome.kind,
+        "app": outcome.app,
+        "stage": outcome.stage,
+        "ok": error is None,
+        "exit_code": outcome.exit_code,
+        "release": outcome.release,
+        "revision": outcome.revision,
+        "branch": outcome.branch,
+        "seconds": round(outcome.seconds, 3),
+        "hosts": [to_wire(host) for host in outcome.hosts],
+        "error": error.to_wire() if error else None,
+        "log": log_path,
+    }
+
+
+class JsonPrinter:
+    def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
+        echo_json({"type": "plan", "deploy_id": deploy_id, "plan": to_wire(plan)})
+
+    def event(self, event: Event) -> None:
+        echo_json(event_wire(event))
+
+    def close(self) -> None:
+        pass
+
+    def outcome(self, outcome: Outcome, log_path: str) -> None:
+        echo_json(outcome_wire(outcome, log_path))
+
+
+class PlainPrinter:
+    """A line for each finished step and each note; what steps print is in the log, and here with --verbose."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self._many = False
+
+    def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
+        self._many = len(plan.hosts) > 1
+        click.echo(headline)
+
+    def event(self, event: Event) -> None:
+        line = step_line(event, with_host=self._many, verbose=self.verbose)
+        if line:
+            click.echo(line)
+
+    def close(self) -> None:
+        pass
+
+    def outcome(self, outcome: Outcome, log_path: str) -> None:
+        click.echo("\n".join(summary_lines(outcome)))
+
+
+def step_line(event: Event, *, with_host: bool, verbose: bool) -> str:
+    """An event in words, "" when it is not worth a line."""
+    host = f"{event.host:<16} " if with_host and event.host else ""
+    step = f"{event.phase:<11} {event.step}{' ' + event.service if event.service else ''}"
+    match event.kind:
+        case EventKind.END:
+            took = span(event.seconds) if event.seconds is not None else ""
+            mark = "" if event.ok is not False else "FAILED "
+            text = f"  {clean(event.text)}" if event.text else ""
+            return f"  {host}{step:<44} {mark}{took}{text}".rstrip()
+        case EventKind.NOTE:
+            return f"  {host}{clean(event.text)}"
+        case EventKind.LINE if verbose:
+            return f"  {host}  | {clean(event.text)}"
+    return ""
+
+
+class LivePrinter:
+    """One line for each host that is rewritten in place, with the finished steps above it."""
+
+    def __init__(self, verbose: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self.verbose = verbose
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._render)
+        self._now: dict[str, tuple[str, float]] = {}
+        self._many = False
+
+    def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
+        self._many = len(plan.hosts) > 1
+        self._console.print(headline, markup=False, style="bold")
+        self._now = dict.fromkeys(plan.hosts, ("connecting", time.monotonic()))
+        self._live.start()
+
+    def event(self, event: Event) -> None:
+        line = step_line(event, with_host=self._many, verbose=self.verbose)
+        if line:
+            style = "red" if event.ok is False else None
+            self._console.print(line, markup=False, style=style)
+        if event.kind is EventKind.BEGIN:
+            words = " ".join(part for part in (event.phase, event.step, event.service) if part)
+            self._now[event.host] = (words, time.monotonic())
+        elif event.kind is EventKind.LINE and event.host in self._now:
+            words, since = self._now[event.host]
+            self._now[event.host] = (f"{words.partition(' | ')[0]} | {clean(event.text)}", since)
+
+    def _render(self) -> Any:
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1))
+        for column in (1, 2, 3):
+            grid.add_column(no_wrap=True, overflow="ellipsis" if column == 3 else "fold")
+        now = time.monotonic()
+        for host, (words, since) in self._now.items():
+            grid.add_row(Spinner("dots"), Text(host, style="cyan"), Text(f"{words}  {span(now - since)}"))
+        return grid
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def outcome(self, outcome: Outcome, log_path: str) -> None:
+        style = "green" if outcome.error is None else None
+        first, *rest = summary_lines(outcome)
+        self._console.print(first, markup=False, style=style)
+        for line in rest:
+            self._console.print(line, markup=False)
+
+
+def summary_lines(outcome: Outcome) -> Sequence[str]:
+    """What came of it, in a few lines; the error itself is printed by the one boundary for errors."""
+    took = span(outcome.seconds)
+    if outcome.error is not None:
+        return [f"{outcome.kind} of {outcome.app} ({outcome.stage}) did not go through, after {took}"]
+    verb = "is on" if outcome.kind == "deploy" else "is back on"
+    revision = f"{outcome.branch or '?'} at {short(outcome.revision)}"
+    lines = [f"{outcome.app} ({outcome.stage}) {verb} release {outcome.release} ({revision}), in {took}"]
+    for host in outcome.hosts:
+        lines.append(f"  {host.host}: generation {host.generation}")
+        for row in host.services:
+            proof = f", {row['proof']}" if row.get("proof") else ""
+            took = span(row["seconds"]) if row.get("seconds") is not None else "-"
+            lines.append(f"    {row.get('service')}: {row.get('policy')}{proof}, {took}")
+        if host.draining:
+            many = "s" if host.draining > 1 else ""
+            lines.append(f"    {host.draining} old generation{many} still draining behind it (midstream status)")
+        if host.removed:
+            lines.append(f"    cleaned up: {', '.join(host.removed)}")
+    return lines

@@ -1,0 +1,93 @@
+"""From the project's file and repository to what is deployed: the revision, its configuration, one spec for each host.
+
+The revision is resolved once, here (DESIGN 6). Blocks: git and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from midstream.cli.aim import elsewhere_error, find_config, is_here
+from midstream.core.config import Config, Stage
+from midstream.core.spec import AppSpec
+from midstream.deploy.config_file import ProjectFile, open_project
+from midstream.deploy.order import Target
+from midstream.deploy.source import Source
+from midstream.profiles import GENERIC, SERVERS
+
+HERE = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A stage ready to be deployed. `target` None: of the working copy alone (rollback). `specs`: host -> spec, in the
+    stage's order. `notes`: sentences for the operator. `source` is to be closed."""
+
+    file: ProjectFile
+    config: Config
+    stage: Stage
+    specs: Mapping[str, AppSpec]
+    notes: tuple[str, ...]
+    target: Target | None = None
+    source: Source | None = None
+
+    @property
+    def app(self) -> str:
+        return self.stage.app.app
+
+    def close(self) -> None:
+        if self.source is not None:
+            self.source.close()
+
+
+def profile_names() -> tuple[str, ...]:
+    """What `profile` may be."""
+    return tuple(sorted({profile.name for profile in (*SERVERS, GENERIC)}))
+
+
+def open_file(config_path: str) -> ProjectFile:
+    """The project's file, read. Raises OperatorError when there is none."""
+    return open_project(find_config(config_path))
+
+
+def of_revision(
+    config_path: str, stage: str | None, *, branch: str = "", named_socket: bool = False, revision: str = ""
+) -> Project:
+    """The stage as it is at a revision: `revision` (a full one, known already), else what `branch` or the stage's own
+    branch is now. Raises OperatorError with every mistake, HostError when the repository cannot be reached."""
+    file = open_file(config_path)
+    where = file.destination(stage)
+    source = Source(where.repository)
+    try:
+        target = source.resolve(revision or branch or where.branch)
+        text = source.show(target.sha, where.config_path)
+        config = file.load(text, revision=target.sha[:12], profiles=profile_names())
+        return _project(file, config, where.stage, named_socket, target, source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def of_working_copy(config_path: str, stage: str | None, *, named_socket: bool = False) -> Project:
+    """The stage as the working copy has it, without asking the repository: an outage of it blocks no rollback."""
+    file = open_file(config_path)
+    config = file.load(profiles=profile_names())
+    return _project(file, config, stage, named_socket)
+
+
+def _project(
+    file: ProjectFile,
+    config: Config,
+    stage_name: str | None,
+    named_socket: bool,
+    target: Target | None = None,
+    source: Source | None = None,
+) -> Project:
+    stage = config.stage(stage_name)
+    elsewhere = [host.address for host in stage.hosts if not is_here(host.address)]
+    if elsewhere and not (named_socket and len(stage.hosts) == 1):
+        raise elsewhere_error(stage.name, elsewhere)
+    specs = {host.address or HERE: config.resolve(stage.name, host) for host in stage.hosts}
+    notes = (*config.notes, *stage.warnings, *(source.notes if source else ()))
+    return Project(file, config, stage, specs, notes, target, source)

@@ -1,0 +1,120 @@
+"""`midstream exec` and `midstream run`: one command, or one task of the deploy, in the release that is committed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from midstream.cli.aim import only_app, take_aim
+from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
+from midstream.cli.output import echo_json
+from midstream.deploy.sync_client import SyncClient
+from midstream.errors import AppError, OperatorError
+
+MIGRATE = "deploy:migrate"
+
+
+@command(
+    "exec",
+    exits=(0, 1, 2, 70, 130),
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    examples="""
+    midstream exec python manage.py check --deploy
+    midstream exec --shell 'ls -l | head'
+    midstream exec --release 20261121190501 -- cat REVISION
+    """,
+)
+@click.argument("argv", metavar="COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--shell", is_flag=True, help="COMMAND is one line for the shell.")
+@click.option("--release", metavar="RELEASE", default="", help="In this release instead of the committed one.")
+@app_option
+@config_option
+@socket_option
+@json_option
+def exec_(
+    argv: tuple[str, ...], shell: bool, release: str, app: str, config_path: str, socket: str, as_json: bool
+) -> int:
+    """Run COMMAND on the host, in the folder of the committed release, with the app's user and environment.
+
+    Its output is printed as it comes. Exits with 0 when COMMAND did, else with 1, and says how it ended.
+    """
+    aim = take_aim(config=config_path, app=app, socket_path=socket)
+    with aim.connect() as client:
+        name = only_app(client, aim.app)
+        return _one_shot(client, name, argv, shell, release, as_json)
+
+
+def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, release: str, as_json: bool) -> int:
+    """Runs one command to its end. Raises AppError when it fails."""
+
+    def take(method: str, params: dict[str, Any]) -> None:
+        if method == "output":
+            if as_json:
+                echo_json({"type": "output", "line": params.get("line", "")})
+            else:
+                click.echo(str(params.get("line", "")))
+
+    extra = {"release": release} if release else {}
+    answer = client.call("run", on_notice=take, app=app, argv=list(argv), shell=shell, **extra)
+    if as_json:
+        echo_json({"type": "end", **answer})
+    if answer.get("code") == 0:
+        return 0
+    how = f"signal {answer['signal']}" if answer.get("signal") else f"exit code {answer.get('code')}"
+    raise AppError(f"`{' '.join(argv)}` ended with {how}", where=app, serving="unchanged")
+
+
+@command(
+    "run",
+    exits=(0, 1, 2, 70, 130),
+    examples="""
+    midstream run --list
+    midstream run deploy:migrate
+    """,
+)
+@click.argument("words", metavar="[STAGE] TASK", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the tasks.")
+@config_option
+@socket_option
+@json_option
+def run(words: tuple[str, ...], listing: bool, config_path: str, socket: str, as_json: bool) -> int:
+    """Run one task of the deploy by itself, in the committed release, as that release's midstream.toml has it.
+
+    Tasks: deploy:migrate (the commands of [migrate]).
+    """
+    from midstream.cli import project
+
+    aim = take_aim(words, config=config_path, socket_path=socket)
+    with aim.connect() as client:
+        row = next((row for row in client.call("status")["apps"] if row["app"] == aim.app), None)
+        if row is None or not row.get("revision"):
+            raise OperatorError(f"{aim.app or 'the app'} is not deployed here", remedy="midstream deploy")
+        named = bool(socket)
+        chosen = project.of_revision(config_path, aim.stage or None, revision=row["revision"], named_socket=named)
+        chosen.close()
+        tasks = _tasks(chosen)
+        if listing:
+            for name, steps in tasks.items():
+                _list_task(name, steps, as_json)
+            return 0
+        if len(aim.services) != 1 or aim.services[0] not in tasks:
+            asked = " ".join(aim.services)
+            what = f"there is no task {asked}" if asked else "which task?"
+            raise OperatorError(what, remedy=f"known: {', '.join(tasks) or 'none, [migrate] is not configured'}")
+        for argv, shell in tasks[aim.services[0]]:
+            _one_shot(client, aim.app, argv, shell, "", as_json)
+    return 0
+
+
+def _tasks(chosen: Any) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
+    migrate = chosen.stage.app.migrate
+    return {} if migrate is None else {MIGRATE: [(step.run, step.shell) for step in migrate.run]}
+
+
+def _list_task(name: str, steps: list[tuple[tuple[str, ...], bool]], as_json: bool) -> None:
+    shown = [" ".join(argv) for argv, _ in steps]
+    if as_json:
+        echo_json({"task": name, "run": shown})
+    else:
+        click.echo(f"{name}  {'; '.join(shown)}")

@@ -1,0 +1,161 @@
+"""`midstream status`: rows and verdict from the agent's answer. Pure.
+
+The verdict speaks from the running processes (`release_running`, which the agent reads from /proc), never from
+symlinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from midstream.cli.output import clean, coloured, moment, short, size, span, table
+
+HEADER = ("SERVICE", "PID", "GEN", "STATE", "COMMITTED", "RUNS", "UPTIME", "RESTARTS", "MEMORY", "NOTE")
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """The whole answer as text."""
+    parts = [_app_text(app) for app in status["apps"]]
+    if not parts:
+        parts = ["no app yet: `midstream deploy` brings one"]
+    agent, keeper = status["agent"], status["keeper"]
+    words = f"agent pid {agent['pid']}, up {span(agent.get('uptime_s'))}; keeper pid {keeper['pid']}"
+    if not keeper.get("attached", True):
+        words += " (NOT attached: it restarts what crashes, the agent decides nothing now)"
+    return "\n\n".join([*parts, f"{status['host']}: {words}"])
+
+
+def _app_text(app: dict[str, Any]) -> str:
+    lines = [_head(app), *_notes(app)]
+    rows = [row for service in app["services"] for row in _rows(app, service)]
+    if rows:
+        lines.append(table(HEADER, rows))
+    lines += [f"  {text}" for text in drift_lines(app)]
+    return "\n".join(lines)
+
+
+def _head(app: dict[str, Any]) -> str:
+    release = app.get("release")
+    if not release:
+        return f"{app['app']} ({app['stage']}): nothing committed yet"
+    return f"{app['app']} ({app['stage']}): release {release}, {app.get('branch') or '?'} at {short(app['revision'])}"
+
+
+def _notes(app: dict[str, Any]) -> Iterator[str]:
+    if deploy := app.get("deploy"):
+        yield f"  {deploy['kind']} by {deploy['user']} in phase {deploy['phase']}, since {moment(deploy.get('since'))}"
+    if lock := app.get("lock"):
+        since = moment(lock.get("since"))
+        yield f"  locked by {lock.get('owner')} since {since}: {clean(str(lock.get('reason', '')))}"
+    current = app.get("current")
+    if current and app.get("release") and current != app["release"]:
+        yield f"  `current` points to {current}, which is not the committed release"
+
+
+def _rows(app: dict[str, Any], service: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    shown = False
+    for generation in service["generations"]:
+        for instance in generation["instances"]:
+            shown = True
+            yield _row(app, service, generation, instance)
+    if not shown:
+        note = _service_note(service)
+        committed = app.get("release") or "-"
+        yield (service["service"], "-", "-", coloured(service["state"]), committed, "-", "-", "-", "-", note)
+
+
+def _row(
+    app: dict[str, Any], service: dict[str, Any], generation: dict[str, Any], instance: dict[str, Any]
+) -> tuple[str, ...]:
+    expected = generation.get("release") or ""
+    runs = instance.get("release_running") or "?"
+    state = str(generation["state"])
+    if generation.get("parked"):
+        state += ", parked"
+    if instance["state"] != "running":
+        state += f", {instance['state']}"
+    words = (instance.get("status_text"), generation.get("note"), _service_note(service))
+    notes = [clean(str(text)) for text in words if text]
+    if runs != expected:
+        notes.insert(0, f"DRIFT: should run {expected}")
+    return (
+        f"{service['service']}/{instance['slot']}",
+        str(instance.get("pid") or "-"),
+        str(generation["generation"]),
+        _state_cell(service, state),
+        app.get("release") or "-",
+        runs,
+        span(instance.get("uptime_s")),
+        str(instance.get("restarts", 0)),
+        size(instance.get("memory_bytes")),
+        "; ".join(notes),
+    )
+
+
+def _state_cell(service: dict[str, Any], state: str) -> str:
+    """The generation's state, with the service's in front where that says more."""
+    head = service["state"]
+    first, comma, rest = state.partition(",")
+    cell = coloured(first) + comma + rest
+    return cell if head in ("running", "handover") else f"{coloured(head)}: {cell}"
+
+
+def _service_note(service: dict[str, Any]) -> str:
+    hold = service.get("hold")
+    if isinstance(hold, dict):
+        left = hold.get("left_s", hold.get("ttl_s"))
+        reason = f" ({hold['reason']})" if hold.get("reason") else ""
+        return f"held by {hold.get('owner')}{reason}" + (f", {span(float(left))} left" if left is not None else "")
+    return "stopped by hand" if service.get("want") == "down" else ""
+
+
+def drift_lines(app: dict[str, Any]) -> list[str]:
+    """What the agent found to differ, in words."""
+    return [_drift(row) for row in app.get("drift", ())]
+
+
+def _drift(row: dict[str, Any]) -> str:
+    place = f"{row.get('service')}/{row.get('slot')}" if row.get("service") else "the app"
+    pid = f" (pid {row['pid']})" if row.get("pid") else ""
+    expected, found = row.get("expected"), row.get("found")
+    match row.get("kind"):
+        case "release":
+            return f"DRIFT: {place}{pid} runs release {found}, committed is {expected}"
+        case "down":
+            return f"DOWN: {place} should run release {expected}, and does not"
+        case "current":
+            return f"DRIFT: `current` was moved by hand to {found}; committed is {expected}"
+        case "deleted":
+            return f"DRIFT: {place}{pid} runs files that were deleted ({found})"
+        case kind:
+            return f"DRIFT: {place}{pid}: {kind}, expected {expected}, found {found}"
+
+
+def problems(status: dict[str, Any]) -> list[str]:
+    """Why `status --check` should not be content: what does not run though it should, and all drift.
+
+    A service that was stopped by hand or is held is as its operator wants it.
+    """
+    found = []
+    for app in status["apps"]:
+        lines = drift_lines(app)
+        found += [f"{app['app']}: {line}" for line in lines]
+        for service in app["services"]:
+            found += [f"{app['app']}: {text}" for text in _service_problems(app, service)]
+    return found
+
+
+def _service_problems(app: dict[str, Any], service: dict[str, Any]) -> Iterator[str]:
+    if service.get("want") == "down" or service["state"] == "held":
+        return
+    if service["state"] in ("stopped", "failed", "backoff", "degraded"):
+        yield f"{service['service']} is {service['state']}"
+    known = {(row.get("service"), row.get("slot")) for row in app.get("drift", ())}
+    for generation in service["generations"]:
+        for instance in generation["instances"]:
+            runs = instance.get("release_running")
+            place = (service["service"], instance["slot"])
+            if runs and runs != generation.get("release") and place not in known:
+                expected = f"generation {generation['generation']} is {generation['release']}"
+                yield f"{place[0]}/{place[1]} runs {runs}, {expected}"
