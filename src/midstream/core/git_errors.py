@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from midstream.errors import HostError, MidstreamError, OperatorError
+from midstream.errors import AppError, HostError, MidstreamError, OperatorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,12 @@ _RULES = (
         OperatorError,
         "the repository {repository} does not have {wanted}",
         "push it first, or choose another with --branch",
+    ),
+    _rule(
+        r"invalid path",
+        AppError,
+        "{wanted} has a path that no folder may have",
+        "remove it from the repository",
     ),
     _rule(
         r"permission denied|insufficient permission|read-only file system",

@@ -78,7 +78,8 @@ class Fetch:
 class MakeRelease:
     """Claim `releases/RELEASE` (the next free second when taken), extract the revision, link the shared paths.
 
-    The same `deploy_id` gets the same folder again, emptied first. -> {release, path, files}
+    The same `deploy_id` gets the same folder again, emptied first. When it fails, the folder is removed; after a kill
+    `discard` with the deploy_id does it. -> {release, path, files}
     """
 
     deploy_to: str
@@ -164,13 +165,15 @@ class Cleanup:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Remove one release that will not be used. Refused for the one that `current` points to.
+    """Remove one release that will not be used, or, by `deploy_id`, the one that `make_release` claimed for that deploy
+    (its answer may never have come). Refused for the one that `current` points to.
 
     -> {removed: bool, left: [{path, reason}]}
     """
 
     deploy_to: str
-    release: str
+    release: str = ""
+    deploy_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from midstream.core.layout import check_linked, check_relative
 from midstream.core.names import is_release
 from midstream.core.releases import next_release_id
 from midstream.core.steps import MakeRelease
-from midstream.errors import AppError, HostError, LockedError, OperatorError
+from midstream.errors import AppError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.steps import git, submodules
 from midstream.steps.folder import Folder
 from midstream.steps.mirror import check_sha
 from midstream.steps.place import Place, open_place
+from midstream.steps.trash import empty_trash, to_trash
 
 _TRIES = 60
 _CHUNK_BYTES = 1 << 20
@@ -39,17 +40,31 @@ def make_release(request: MakeRelease) -> dict[str, Any]:
         _compare_tree(place, revision, request.tree)
         with place.root.make("releases") as releases:
             release = claim(place, releases, request)
-            print(f"extracting {revision[:12]} to {place.layout.release(release)}", flush=True)
-            with releases.open(release) as folder:
-                folder.empty()
-                files = _extract(place, folder, revision, repo_tree, int(request.revision_time))
-                if request.submodules:
-                    files += _extract_submodules(place, folder, revision, repo_tree, int(request.revision_time))
-                folder.write("REVISION", f"{revision}\n".encode(), durable=False)
-                folder.write("REVISION_TIME", f"{int(request.revision_time)}\n".encode(), durable=False)
-                link_shared(place, folder, request.linked_files, request.linked_dirs)
-                os.utime(folder.fd)
+            try:
+                files = _fill(place, releases, release, request, repo_tree)
+            except BaseException:
+                # Half a release must not look like one to Capistrano; and on a full disk others need the room.
+                with contextlib.suppress(OSError, MidstreamError):
+                    to_trash(place, release)
+                    empty_trash(place)
+                raise
         return {"release": release, "path": place.layout.release(release), "files": files}
+
+
+def _fill(place: Place, releases: Folder, release: str, request: MakeRelease, repo_tree: str) -> int:
+    """Everything that is in a release before its build; the number of files of the revision."""
+    print(f"extracting {request.revision[:12]} to {place.layout.release(release)}", flush=True)
+    moment = int(request.revision_time)
+    with releases.open(release) as folder:
+        folder.empty()
+        files = _extract(place, folder, request.revision, repo_tree, moment)
+        if request.submodules:
+            files += _extract_submodules(place, folder, request.revision, repo_tree, moment)
+        link_shared(place, folder, request.linked_files, request.linked_dirs)
+        folder.write("REVISION_TIME", f"{moment}\n".encode(), durable=False)
+        folder.write("REVISION", f"{request.revision}\n".encode(), durable=False)
+        os.utime(folder.fd)
+    return files
 
 
 def claim(place: Place, releases: Folder, request: MakeRelease) -> str:
@@ -61,7 +76,7 @@ def claim(place: Place, releases: Folder, request: MakeRelease) -> str:
     with place.ours.make("claims") as claims:
         for name in claims.names():
             release = name.removesuffix(".json")
-            record = _read_claim(claims, name)
+            record = read_claim(claims, name)
             if not is_release(release) or record.get("deploy_id") != request.deploy_id:
                 continue
             if not record.get("inode"):
@@ -72,7 +87,7 @@ def claim(place: Place, releases: Folder, request: MakeRelease) -> str:
                 return release
         release = request.release
         for _ in range(_TRIES):
-            if not _read_claim(claims, f"{release}.json"):
+            if not read_claim(claims, f"{release}.json"):
                 _write_claim(claims, release, request, inode=0)
                 if _take(claims, releases, release, request):
                     return release
@@ -93,9 +108,20 @@ def _next(release: str) -> str:
         ) from None
 
 
+def claimed_by(claims: Folder, releases: Folder, release: str, deploy_id: str) -> bool:
+    """Whether the folder of that release was made by that deploy; an empty one counts when the claim says so."""
+    record = read_claim(claims, f"{release}.json")
+    if record.get("deploy_id") != deploy_id or releases.kind(release) != stat.S_IFDIR:
+        return False
+    if record.get("inode"):
+        return bool(releases.status(release).st_ino == record["inode"])
+    with releases.open(release) as folder:
+        return not folder.names()
+
+
 def _take(claims: Folder, releases: Folder, release: str, request: MakeRelease) -> bool:
     """Whether the claimed release's folder is ours: as recorded, or made now. Else the claim is dropped."""
-    recorded = _read_claim(claims, f"{release}.json").get("inode")
+    recorded = read_claim(claims, f"{release}.json").get("inode")
     if recorded and releases.kind(release) == stat.S_IFDIR and releases.status(release).st_ino == recorded:
         return True
     try:
@@ -107,7 +133,7 @@ def _take(claims: Folder, releases: Folder, release: str, request: MakeRelease) 
     return True
 
 
-def _read_claim(claims: Folder, name: str) -> dict[str, Any]:
+def read_claim(claims: Folder, name: str) -> dict[str, Any]:
     try:
         record = json.loads(claims.read(name) or b"{}")
     except ValueError:

@@ -1,15 +1,12 @@
 """The steps `cleanup` and `discard`: deleting releases.
 
-A release is first renamed into `.midstream/trash`, then deleted there: whoever lists `releases` in between sees whole
-releases only, and what a kill left in the trash is deleted by the next run.
+What goes is decided by `core.releases`; how it goes is in `trash`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import stat
 from typing import Any
 
 from midstream.core.layout import CurrentKind
@@ -18,7 +15,9 @@ from midstream.core.releases import removable
 from midstream.core.steps import Cleanup, Discard
 from midstream.errors import MidstreamError, OperatorError
 from midstream.steps import assets, git, mirror, submodules
+from midstream.steps.checkout import claimed_by
 from midstream.steps.place import Place, open_place, read_current, read_revision, release_names
+from midstream.steps.trash import empty_trash, to_trash
 
 
 def cleanup(request: Cleanup) -> dict[str, Any]:
@@ -37,9 +36,9 @@ def cleanup(request: Cleanup) -> dict[str, Any]:
             bad=request.bad,
         )
         left: list[dict[str, str]] = []
-        removed = [release for release in chosen if _to_trash(place, release, left)]
+        removed = [release for release in chosen if _set_aside(place, release, left)]
         _forget_gone(place)
-        _empty_trash(place, left)
+        left += empty_trash(place)
         _tidy_mirror(place, left)
         for release in removed:
             print(f"removed release {release}")
@@ -49,49 +48,46 @@ def cleanup(request: Cleanup) -> dict[str, Any]:
 
 
 def discard(request: Discard) -> dict[str, Any]:
-    if not is_release(request.release):
-        raise OperatorError(f"{request.release!r} is not a release id", remedy="midstream releases lists them")
     with open_place(request.deploy_to) as place:
-        now = read_current(place.layout, place.root)
-        if now.release == request.release and now.kind is not CurrentKind.DANGLING:
-            raise OperatorError(
-                f"release {request.release} is what current points to; it is not removed",
-                where=place.layout.current,
-                serving=f"release {request.release} by the link",
-                remedy="switch to another release first: midstream rollback",
-            )
         left: list[dict[str, str]] = []
-        removed = _to_trash(place, request.release, left)
+        removed = False
+        for release in _meant(place, request):
+            now = read_current(place.layout, place.root)
+            if now.release == release and now.kind is not CurrentKind.DANGLING:
+                raise OperatorError(
+                    f"release {release} is what current points to; it is not removed",
+                    where=place.layout.current,
+                    serving=f"release {release} by the link",
+                    remedy="switch to another release first: midstream rollback",
+                )
+            removed |= _set_aside(place, release, left)
         _forget_gone(place)
-        _empty_trash(place, left)
+        left += empty_trash(place)
         return {"removed": removed, "left": left}
 
 
-def _to_trash(place: Place, release: str, left: list[dict[str, str]]) -> bool:
-    """Renames the release into the trash; whether it was there. A link of that name is not a release and stays."""
-    path = place.layout.release(release)
+def _meant(place: Place, request: Discard) -> list[str]:
+    """The releases that a discard names, or that its deploy claimed."""
+    if request.release:
+        if not is_release(request.release):
+            raise OperatorError(f"{request.release!r} is not a release id", remedy="midstream releases lists them")
+        return [request.release]
+    if not request.deploy_id:
+        raise OperatorError("discard needs a release or a deploy", remedy="name one")
+    with place.ours.make("claims") as claims, place.root.make("releases") as releases:
+        return [
+            release
+            for release in (name.removesuffix(".json") for name in claims.names())
+            if is_release(release) and claimed_by(claims, releases, release, request.deploy_id)
+        ]
+
+
+def _set_aside(place: Place, release: str, left: list[dict[str, str]]) -> bool:
     try:
-        with place.root.open("releases") as releases, place.ours.make("trash") as trash:
-            if releases.kind(release) != stat.S_IFDIR:
-                return False
-            name = next(f"{release}.{n}" for n in range(10_000) if not trash.kind(f"{release}.{n}"))
-            releases.rename(release, trash, name)
-            return True
-    except FileNotFoundError:
-        return False
+        return to_trash(place, release)
     except OSError as error:
-        left.append({"path": path, "reason": error.strerror or str(error)})
+        left.append({"path": place.layout.release(release), "reason": error.strerror or str(error)})
         return False
-
-
-def _empty_trash(place: Place, left: list[dict[str, str]]) -> None:
-    with place.ours.make("trash") as trash:
-        for name in trash.names():
-            try:
-                trash.remove_tree(name)
-            except (OSError, MidstreamError) as error:
-                path = str(getattr(error, "filename", None) or f"{trash.path}/{name}")
-                left.append({"path": path, "reason": getattr(error, "strerror", None) or str(error)})
 
 
 def _forget_gone(place: Place) -> None:
@@ -119,9 +115,3 @@ def _tidy_mirror(place: Place, left: list[dict[str, str]]) -> None:
         mirror.drop_refs(place, wanted)
     except git.GitFailed as error:
         left.append({"path": place.layout.repo, "reason": error.stderr.strip()})
-
-
-def trash_names(place: Place) -> str:
-    """What lies in the trash, as JSON, for messages and tests."""
-    with place.ours.make("trash") as trash:
-        return json.dumps(trash.names())
