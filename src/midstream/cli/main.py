@@ -154,9 +154,11 @@ def cli() -> None:
 def run(argv: Sequence[str]) -> int:
     """Runs one command line; returns the exit code (DESIGN 11). Every error is reported here and nowhere else."""
     try:
-        code = cli.main(args=list(argv), prog_name="midstream", standalone_mode=False)
+        code = _invoke(list(argv))
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE
@@ -175,6 +177,15 @@ def run(argv: Sequence[str]) -> int:
         traceback.print_exc()
         click.echo("midstream: this is a bug of Midstream; please report it with the lines above", err=True)
         return EXIT_BUG
+
+
+def _invoke(argv: list[str]) -> object:
+    """What the command returned. Not by `cli.main`, which makes a reader that leaves (`| head`) a failure; it is used
+    where a shell asks for completions."""
+    if "_MIDSTREAM_COMPLETE" in os.environ:
+        return cli.main(args=argv, prog_name="midstream")
+    with cli.make_context("midstream", argv) as context:
+        return cli.invoke(context)
 
 
 def show_error(error: MidstreamError, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from midstream.deploy import rpc
-from midstream.deploy.transport import no_agent, not_allowed
+from midstream.deploy.unreachable import no_agent, not_allowed
 from midstream.errors import HostError
 
 HELLO_TIMEOUT_S = 10.0  # accepted but mute counts as not there

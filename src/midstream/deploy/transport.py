@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from midstream.deploy.rpc import LINE_MAX_BYTES
-from midstream.errors import HostError, MidstreamError, NotAllowedError
+from midstream.deploy.unreachable import no_agent, not_allowed
+from midstream.errors import MidstreamError
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -47,22 +48,3 @@ class LocalHost:
 
     def unreachable(self, last: str) -> MidstreamError:
         return no_agent(self.socket_path, last, where=self.name)
-
-
-def not_allowed(socket_path: str) -> NotAllowedError:
-    return NotAllowedError(
-        "this user may not talk to the agent",
-        where=socket_path,
-        remedy="run it as root, as the owner of the app, or name your own agent with --socket",
-    )
-
-
-def no_agent(socket_path: str, last: str, *, where: str = "") -> HostError:
-    """No agent answers on `socket_path`. Its services may well run: nothing dies with its watcher."""
-    return HostError(
-        "no agent answers",
-        where=f"{where}: {socket_path}" if where else socket_path,
-        detail=last,
-        serving="whatever ran goes on running; services do not depend on the agent",
-        remedy="start one with `midstream agent run`, or name it with --socket or MIDSTREAM_SOCKET",
-    )

@@ -403,10 +403,7 @@ class FakeAgent:
 
     def _finish(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app, deploy = self._deploy(params)
-        drift = []
-        if app.running != app.committed:
-            row = {"service": "web", "slot": 0, "pid": 4711, "kind": "release"}
-            drift.append({**row, "expected": app.committed, "found": app.running})
+        drift = _drift(app)
         self._end(app, params["outcome"])
         return {"removed": [], "drift": drift, "draining": 1 if deploy.answers.get("publish") and not drift else 0}
 
@@ -597,8 +594,15 @@ def _app_status(app: FakeApp) -> dict[str, Any]:
         "lock": app.lock,
         "deploy": deploy,
         "services": [_service_status(app, name) for name in app.spec.services],
-        "drift": [],
+        "drift": [] if app.deploy else _drift(app),
     }
+
+
+def _drift(app: FakeApp) -> list[dict[str, Any]]:
+    if app.running == app.committed:
+        return []
+    row = {"service": "web", "slot": 0, "pid": 4711, "kind": "release"}
+    return [{**row, "expected": app.committed, "found": app.running}]
 
 
 def _service_status(app: FakeApp, name: str) -> dict[str, Any]:
