@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,7 +68,7 @@ from midstream.core.messages import (
     UpgradeRequest,
 )
 from midstream.core.wire import from_wire, to_wire
-from midstream.errors import HostError
+from midstream.errors import EXIT_LOCKED, HostError
 from midstream.linux import fds
 
 T = TypeVar("T")
@@ -114,6 +116,75 @@ class Spooled:
 
     data: bytes
     dropped_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """One descriptor that the agent holds a duplicate of, for a keeper that may lack it."""
+
+    kind: Held
+    name: str
+    fd: int
+    listener: ListenerSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperCommand:
+    """How to start a keeper. `image`: what `keeper.image.build` made. All paths absolute."""
+
+    image: str
+    state: str
+    runtime: str
+    agent_argv: tuple[str, ...]
+    main: str = ""
+    stop_timeout_s: float = 30.0
+
+    def argv(self) -> list[str]:
+        """The command of a keeper in the foreground."""
+        words = [sys.executable, "-I", "-S", self.image, "--state", self.state, "--runtime", self.runtime]
+        words += ["--agent-argv", json.dumps(list(self.agent_argv)), "--stop-timeout", str(self.stop_timeout_s)]
+        return words + (["--main", self.main] if self.main else [])
+
+
+async def start_keeper(command: KeeperCommand) -> None:
+    """Start the next keeper, detached, and wait until its socket is open. When another one is running already, that one
+    stays (the lock decides), and this returns too: connect to whichever serves. Raises HostError when none could start.
+    """
+    os.makedirs(command.state, mode=0o700, exist_ok=True)
+    said_fd = os.memfd_create("keeper-start", os.MFD_CLOEXEC)
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            [*command.argv(), "--detach", f"{command.state}/keeper.log"],
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, said_fd, 1), (os.POSIX_SPAWN_DUP2, said_fd, 2)],
+        )
+        code = await _exit_code(pid)
+        said = fds.read_file(said_fd).decode("utf-8", "replace")
+    finally:
+        os.close(said_fd)
+    if code not in (0, EXIT_LOCKED):
+        raise HostError(
+            "the keeper cannot start",
+            where=f"state {command.state}, runtime {command.runtime}",
+            detail=said or f"exit code {code}; see {command.state}/keeper.log",
+            serving="the services that run go on; nothing restarts them until a keeper is back",
+            remedy="remove the cause and start the agent again",
+        )
+
+
+async def _exit_code(pid: int) -> int:
+    """Wait for a child of ours without blocking the loop."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    pidfd = os.pidfd_open(pid, 0)
+    loop.add_reader(pidfd, _resolve, ended)
+    try:
+        await ended
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class KeeperLink:
@@ -337,6 +408,15 @@ class KeeperLink:
         """Hand over a duplicate of `fd`; False when the keeper held one already."""
         request = GiveRequest(kind, name, listener, uid, gid)
         return not (await self._ask(Given, "give", request, [fd])).known
+
+    async def supply(self, held: Sequence[Supply]) -> tuple[str, ...]:
+        """Give a new keeper what it lacks of these; returns the names it had not. What it lacks and the agent does not
+        hold either stays `held=False` in the inventory: listen or notify again."""
+        theirs = {(item.kind, item.name) for item in await self.inventory() if item.held}
+        lacking = [item for item in held if (item.kind, item.name) not in theirs]
+        for item in lacking:
+            await self.give(item.kind, item.name, item.fd, listener=item.listener)
+        return tuple(item.name for item in lacking)
 
     async def inventory(self) -> tuple[HeldItem, ...]:
         """Everything held by name, standing orders included."""

@@ -400,7 +400,7 @@ class Given:
 @dataclass(frozen=True, slots=True)
 class HeldItem:
     """One row of the inventory. For channels `spooled` and `dropped` count bytes, for notify sockets `spooled` is 1
-    when there are notices. `held` is false for a listener that is known from the last keeper but not recovered yet."""
+    when there are notices. `held` is false for what is known from the last keeper but not recovered yet: give it."""
 
     kind: Held
     name: str

@@ -1,6 +1,7 @@
 """`python -I -S keeper.pyz --state DIR --runtime DIR --agent-argv JSON [--main SERVICE] [--stop-timeout S]`.
 
-Also, for the keeper itself: `--validate FD` (can this image read that state?) and `--resume FD` (go on with it).
+With `--detach LOG` it goes on in a session of its own, writing to that file, and this command ends when the socket is
+open. Also, for the keeper itself: `--validate FD` (can this image read that state?) and `--resume FD` (go on with it).
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import sys
+import traceback
 
-from midstream.errors import EXIT_USAGE, MidstreamError, OperatorError
-from midstream.keeper import adopt
+from midstream import __version__
+from midstream.errors import EXIT_FAILED, MidstreamError, OperatorError
+from midstream.keeper import adopt, snapshot, upgrade
 from midstream.keeper.children import Inherited
 from midstream.keeper.door import bind_door
 from midstream.keeper.keeper import Keeper, Settings
 from midstream.keeper.layout import Layout
 from midstream.linux import cgroup, clock, fds, prctl
 
-_OPTIONS = ("--state", "--runtime", "--agent-argv", "--main", "--stop-timeout", "--validate", "--resume")
+_OPTIONS = ("--state", "--runtime", "--agent-argv", "--main", "--stop-timeout", "--detach", "--validate", "--resume")
 
 
 def options_of(argv: list[str]) -> dict[str, str]:
@@ -48,40 +52,117 @@ def settings_of(options: dict[str, str]) -> Settings:
     return Settings(options["--state"], options["--runtime"], tuple(argv), options.get("--main", ""), timeout_s)
 
 
-def start(settings: Settings) -> int:
-    """Become the keeper of a state folder; returns the exit code. Raises MidstreamError."""
+def start(settings: Settings, ready_fd: int = -1) -> int:
+    """Become the keeper of a state folder; returns the exit code. Raises MidstreamError.
+
+    `ready_fd` gets one byte when the socket is open.
+    """
     layout = Layout(settings.state, settings.runtime)
-    inherited = Inherited(fds.raise_descriptor_limit(), os.umask(0o077))
     layout.prepare()
     lock_fd = layout.lock()
+    inherited = Inherited(fds.raise_descriptor_limit(), os.umask(0o077))
     for fd in fds.open_fds():
         if fd > 2:
             os.set_inheritable(fd, False)
+    keeper = _made(settings, layout, inherited)
+    keeper.lock_fd = lock_fd
+    adopt.adopt(keeper)
+    keeper.open(bind_door(layout.socket_path))
+    upgrade.unblock()
+    if ready_fd >= 0:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    return _run(keeper)
+
+
+def resume(fd: int) -> int:
+    """Go on as the keeper that this process was before its execve."""
+    state = snapshot.read(fds.read_file(fd))
+    os.close(fd)
+    settings = Settings(state.state, state.runtime, state.agent.argv, state.main, state.stop_timeout_s)
+    try:
+        os.umask(0o077)
+        keeper = _made(settings, Layout(state.state, state.runtime), Inherited(state.nofile, state.umask))
+        upgrade.resume(keeper, state)
+        keeper.open(socket.socket(fileno=state.door_fd))
+        upgrade.answer(keeper, state)
+    except Exception as error:
+        # It was validated, so this is a bug of ours; but nothing has been lost yet: the children are still ours.
+        traceback.print_exc()
+        print(f"midstream keeper: cannot resume ({error}); adopting everything instead", file=sys.stderr)
+        os.close(state.lock_fd)
+        os.umask(state.umask)
+        return start(settings)
+    upgrade.unblock()
+    return _run(keeper)
+
+
+def _made(settings: Settings, layout: Layout, inherited: Inherited) -> Keeper:
     os.chdir("/")
     prctl.become_subreaper()
     cgroup_root, reason = cgroup.make_root(f"midstream-{layout.keeper_id}")
     if reason:
         layout.note(reason)
-    keeper = Keeper(settings, layout, inherited, clock.boot_id(), cgroup_root)
-    keeper.lock_fd = lock_fd
-    adopt.adopt(keeper)
-    keeper.write_settings()
-    keeper.open(bind_door(layout.socket_path))
+    return Keeper(settings, layout, inherited, clock.boot_id(), cgroup_root)
+
+
+def _run(keeper: Keeper) -> int:
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # what is here now stays: do not write to its pages when counting, children share them
     return keeper.run()
+
+
+def validate(fd: int) -> int:
+    """Whether this image can take over that state: 0, or a message and 1."""
+    try:
+        state = snapshot.read(fds.read_file(fd))
+    except (ValueError, OSError) as error:
+        print(f"midstream keeper {__version__}: cannot take over: {error}", file=sys.stderr)
+        return 1
+    print(f"midstream keeper {__version__}: can take over from {state.version}")
+    return 0
+
+
+def detach(log_path: str) -> int:
+    """Go on in a child of nobody, with a session of its own. Returns, in that child, the descriptor to say `ready` on.
+
+    This process waits until that was said and exits with 0, or with the child's exit code when it could not start.
+    """
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(write_fd)
+        if os.read(read_fd, 1):
+            os._exit(0)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+    os.close(read_fd)
+    os.setsid()
+    log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null_fd = os.open(os.devnull, os.O_RDWR)
+    for fd, target in ((null_fd, 0), (log_fd, 1), (log_fd, 2)):
+        os.dup2(fd, target)
+    for fd in (null_fd, log_fd):
+        if fd > 2:
+            os.close(fd)
+    return write_fd
 
 
 def main(argv: list[str]) -> int:
     try:
         options = options_of(argv)
-        return start(settings_of(options))
+        if "--validate" in options:
+            return validate(int(options["--validate"]))
+        if "--resume" in options:
+            return resume(int(options["--resume"]))
+        settings = settings_of(options)
+        ready_fd = detach(options["--detach"]) if "--detach" in options else -1
+        return start(settings, ready_fd)
     except MidstreamError as error:
         print(f"midstream keeper: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"midstream keeper: {error}", file=sys.stderr)
-        return EXIT_USAGE if error.filename is None else 1
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from midstream.keeper.children import Inherited
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop, Timer
+from midstream.keeper.snapshot import AgentState
 from midstream.linux import process, spawn
 from midstream.linux.clock import boottime_us
 from midstream.linux.spawn import RLIMITS, Launch, Placement
@@ -118,6 +119,23 @@ class AgentWatch:
         """What to start from now on, when the agent is gone."""
         self.argv = tuple(argv)
 
+    def restore(self, saved: AgentState) -> None:
+        """The agent of the former image of this process."""
+        self.argv, self.epoch = saved.argv, saved.epoch
+        self.pid, self.report_fd = saved.pid, saved.report_fd
+        self.attached_pid = saved.attached_pid
+        self.started_s = self._heard_s = self._loop.now_s
+        if saved.foreign_pidfd >= 0:
+            self.foreign_pid, self.foreign_pidfd = saved.foreign_pid, saved.foreign_pidfd
+            self._loop.add(self.foreign_pidfd, self._foreign_ended)
+        if self.attached:
+            self._loop.after(_SILENCE_MAX_S, self._check_silence)
+
+    def expect(self, pid: int) -> None:
+        """An agent that is not our child lives and will attach: start no other unless it dies."""
+        if pid not in self.pids:
+            self._watch_foreign(pid)
+
     # The attachment
 
     def attach(self, pid: int) -> int:
@@ -125,8 +143,7 @@ class AgentWatch:
         self.epoch += 1
         self._heard_s = self._loop.now_s
         was_attached, self.attached_pid = self.attached, pid
-        if pid not in (self.pid, self.foreign_pid):
-            self._watch_foreign(pid)
+        self.expect(pid)
         if not was_attached:
             self._on_attachment(True)
             self._loop.after(_SILENCE_MAX_S, self._check_silence)

@@ -28,8 +28,10 @@ from midstream.keeper.loop import Loop
 from midstream.keeper.orders import Orders
 from midstream.keeper.refusal import Refused
 from midstream.keeper.table import Row, Table
-from midstream.linux import cgroup, fds, process, spawn, tree
+from midstream.linux import cgroup, process, spawn, tree
 from midstream.linux.spawn import RLIMITS, Launch, Placement
+
+HANDLED_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE})
 
 
 class Inherited:
@@ -38,11 +40,13 @@ class Inherited:
     def __init__(self, nofile: tuple[int, int], umask: int) -> None:
         self.nofile = nofile
         self.umask = umask
-        self.reset_signals = tuple(
+        changed = {
             signum
-            for signum in sorted(signal.valid_signals())
-            if signum not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(signum) not in (signal.SIG_DFL, None)
-        )
+            for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+            if signal.getsignal(signum) not in (signal.SIG_DFL, None)
+        }
+        # Ours too: a handler that ran in a child before its exec would write to the wake-up pipe it shares with us.
+        self.reset_signals = tuple(sorted(changed | HANDLED_SIGNALS))
 
 
 class Children:
@@ -90,7 +94,7 @@ class Children:
         stat = process.read_stat(child.pid)
         row.report_fd = child.report_fd
         self._table.started(row, child.pid, stat.start_ticks if stat is not None else 0)
-        self._loop.add(child.report_fd, lambda _events: self._reported(row))
+        self.watch_report(row)
         return SpawnResult(spec.key, pid=child.pid)
 
     def _check(self, spec: SpawnSpec) -> SpawnKey:
@@ -122,9 +126,7 @@ class Children:
         env[tree.KEY_VARIABLE] = spec.key
         env[tree.KEEPER_VARIABLE] = self.keeper_id
         if spec.notify is not None:
-            if spec.notify not in self._held.notify_sockets:
-                raise Refused(Refusal.UNKNOWN, f"{spec.key}: no notify socket {spec.notify!r} is held")
-            env["NOTIFY_SOCKET"] = self._held.notify_sockets[spec.notify].path
+            env["NOTIFY_SOCKET"] = self._held.notify_path(spec.notify)
         limits = {RLIMITS["nofile"]: self._inherited.nofile}
         limits.update({RLIMITS[name]: pair for name, pair in spec.rlimits.items()})
         return Launch(
@@ -157,9 +159,9 @@ class Children:
             kind = Held(word)
         except ValueError:
             raise Refused(Refusal.BAD_REQUEST, f"{spec.key}: unknown source {source!r}") from None
-        if kind is Held.LISTENER and name in self._held.lost_listeners:
-            self._held.listen(self._held.lost_listeners[name])
         fd = self._held.fd_of(kind, name)
+        if fd is None and kind is Held.LISTENER and name in self._held.lost_listeners:
+            fd = self._held.listen(self._held.lost_listeners[name]).fd
         if fd is None:
             raise Refused(Refusal.UNKNOWN, f"{spec.key}: {source} is not held")
         return Placement(target, fd, reopen=kind is Held.CHANNEL)
@@ -176,6 +178,9 @@ class Children:
             return None
 
     # Learning what became of them
+
+    def watch_report(self, row: Row) -> None:
+        self._loop.add(row.report_fd, lambda _events: self._reported(row))
 
     def _reported(self, row: Row) -> None:
         """The report pipe has something: an error before the exec, or its end, which means that the program runs."""
@@ -204,6 +209,7 @@ class Children:
         if row.report_fd >= 0:
             self._reported(row)
             self._close_report(row)
+        self._close_pidfd(row)
         if row.error_stage:
             self._finish(row, ProcessState.FAILED)
         else:
@@ -223,12 +229,16 @@ class Children:
         if status is None and not events & select.EPOLLHUP and process.exit_status_follows(row.pidfd):
             self._loop.add(row.pidfd, lambda later: self._adopted_changed(row, later), select.EPOLLHUP)
             return
-        self._loop.remove(row.pidfd)
-        os.close(row.pidfd)
-        row.pidfd = -1
+        self._close_pidfd(row)
         if status is not None:
             row.set_status(status)
         self._finish(row, ProcessState.EXITED if status is not None else ProcessState.LOST)
+
+    def _close_pidfd(self, row: Row) -> None:
+        if row.pidfd >= 0:
+            self._loop.remove(row.pidfd)
+            os.close(row.pidfd)
+            row.pidfd = -1
 
     def _finish(self, row: Row, state: ProcessState) -> None:
         self._table.ended(row, state)
@@ -271,7 +281,7 @@ class Children:
     def signal(self, key: str, signum: int, whole_tree: bool) -> int:
         """Send it; returns how many processes got it. Raises Refused."""
         row = self.row(key)
-        if signum not in signal.valid_signals():
+        if signum != 0 and signum not in signal.valid_signals():
             raise Refused(Refusal.BAD_REQUEST, f"{signum} is not a signal")
         if whole_tree:
             return tree.send(row.mark(self.keeper_id), signum)
@@ -309,9 +319,3 @@ class Children:
             raise Refused(Refusal.BAD_REQUEST, f"order for {order.slot}: spec is for {order.spec.key}")
         if any(placement.source.startswith("passed:") for placement in order.spec.fds):
             raise Refused(Refusal.BAD_REQUEST, f"order for {order.slot}: passed descriptors do not last")
-
-    def close(self) -> None:
-        """Release what is open for rows; the processes go on."""
-        for row in self._table.rows.values():
-            self._close_report(row)
-            fds.close_all([row.pidfd] if row.pidfd >= 0 else [])

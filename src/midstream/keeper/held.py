@@ -7,6 +7,7 @@ bytes up to a bound, with a count of what was dropped.
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from midstream.core.wire import to_wire
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop
 from midstream.keeper.refusal import Refused, os_refusal
+from midstream.keeper.snapshot import ChannelState
 from midstream.linux import fds, listen
 from midstream.linux.clock import boottime_s
 
@@ -76,6 +78,7 @@ class Holdings:
         self.lost_listeners: dict[str, ListenerSpec] = {}  # known from the last keeper, not recovered yet
         self.channels: dict[str, Channel] = {}
         self.notify_sockets: dict[str, NotifySocket] = {}
+        self.lost_notify: set[str] = set()
         self.draining = False
         self._spooled_bytes = 0
 
@@ -162,6 +165,13 @@ class Holdings:
             self._watch_channel(held)
         return held
 
+    def restore_channel(self, saved: ChannelState) -> None:
+        """A channel of the former image of this process."""
+        held = self.hold_channel(saved.name, saved.fd)
+        held.spool = bytearray(base64.b64decode(saved.spool))
+        held.dropped = saved.dropped
+        self._spooled_bytes += len(held.spool)
+
     def close_channel(self, name: str) -> None:
         held = self.channels.pop(name, None)
         if held is not None:
@@ -191,16 +201,30 @@ class Holdings:
     def hold_notify(self, name: str, fd: int) -> NotifySocket:
         held = NotifySocket(self._layout.notify_path(check_name(name)), fd)
         self.notify_sockets[name] = held
+        self.lost_notify.discard(name)
+        self._layout.write(self._layout.held_record("notify", name), json.dumps({"name": name}).encode())
         if self.draining:
             self._watch_notify(held)
         return held
 
     def close_notify(self, name: str) -> None:
+        self.lost_notify.discard(name)
+        self._layout.unlink(self._layout.held_record("notify", name))
         held = self.notify_sockets.pop(name, None)
         if held is not None:
             self._loop.remove(held.fd)
             os.close(held.fd)
             self._layout.unlink(held.path)
+
+    def notify_path(self, name: str) -> str:
+        """Where a child sends its notifications. Raises Refused when no such socket is held.
+
+        One that was the last keeper's is the agent's to supply; its path is good meanwhile.
+        """
+        held = self.notify_sockets.get(name)
+        if held is None and name not in self.lost_notify:
+            raise Refused(Refusal.UNKNOWN, f"no notify socket {name!r} is held")
+        return self._layout.notify_path(name)
 
     # While there is no agent
 
@@ -271,6 +295,7 @@ class Holdings:
     def items(self) -> list[HeldItem]:
         found = [HeldItem(Held.LISTENER, name, held.address, held.inode) for name, held in self.listeners.items()]
         found += [HeldItem(Held.LISTENER, name, spec.address, held=False) for name, spec in self.lost_listeners.items()]
+        found += [HeldItem(Held.NOTIFY, name, self._layout.notify_path(name), held=False) for name in self.lost_notify]
         found += [
             HeldItem(Held.CHANNEL, name, channel.path, spooled=len(channel.spool), dropped=channel.dropped)
             for name, channel in self.channels.items()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from midstream.core.messages import ProcessState, UpgradeRequest
 from midstream.core.names import parse_key
-from midstream.keeper import operations
+from midstream.keeper import operations, upgrade
 from midstream.keeper.agent_watch import AgentWatch
 from midstream.keeper.children import Children, Inherited
 from midstream.keeper.door import Connection, Door
@@ -18,7 +18,7 @@ from midstream.keeper.held import Holdings
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop, Signals, Timer
 from midstream.keeper.table import Row, Table
-from midstream.linux import fds, process, tree
+from midstream.linux import cgroup, fds, process, tree
 
 _AGENT_STOP_S = 5.0
 
@@ -66,9 +66,10 @@ class Keeper:
         self.lock_fd = -1
         self.door: Door | None = None
         self._exit_code: int | None = None
-        self._main_status = 0
+        self.main_status = 0
         self._agent_asked = False
         self._stop_timer: Timer | None = None
+        self.upgrading: upgrade.Upgrade | None = None
         self._close_later: list[int] = []
         self.other_children: dict[int, Callable[[int], None]] = {}  # pid -> what to do with its wait status
         self.loop.after_events.append(self._end_of_turn)
@@ -101,12 +102,24 @@ class Keeper:
     def _answer(self, connection: Connection, message: dict[str, object], passed: list[int]) -> operations.Reply | None:
         return operations.answer(self, connection, message, passed)
 
+    def attach(self, connection: Connection) -> int:
+        """An agent said hello on this connection; it gets the epoch in force."""
+        connection.epoch = self.agent.attach(connection.pid)
+        self.attached = connection
+        self.write_agent()
+        return connection.epoch
+
     def _end_of_turn(self) -> None:
         fds.close_all(self._close_later)
         self._close_later.clear()
-        if self.attached is not None and self.door is not None and self.table.is_dirty:
+        if self.attached is not None and self.table.is_dirty:
             self.table.is_dirty = False
-            self.door.tell_changed(self.attached, self.table.seq)
+            self.door_of().tell_changed(self.attached, self.table.seq)
+
+    def door_of(self) -> Door:
+        """The open door; `open` has been called."""
+        assert self.door is not None
+        return self.door
 
     def close_later(self, fd: int) -> None:
         """Close it at the end of this turn, when the reply that carries it has been sent."""
@@ -121,9 +134,13 @@ class Keeper:
         self.held.drain(not attached)
         self.children.orders.alone(not attached and not self.stopping)
 
-    def write_settings(self) -> None:
-        """So that a keeper started by hand after a crash knows the agent's command."""
-        self.layout.write(f"{self.layout.runtime}/agent.json", json.dumps({"argv": list(self.agent.argv)}).encode())
+    def write_agent(self) -> None:
+        """So that the next keeper knows the agent's command, and whether that agent lives."""
+        pid = self.agent.attached_pid
+        stat = process.read_stat(pid) if pid else None
+        ticks = stat.start_ticks if stat is not None else 0
+        record = {"argv": list(self.agent.argv), "pid": pid, "start_ticks": ticks}
+        self.layout.write(f"{self.layout.runtime}/agent.json", json.dumps(record).encode())
 
     def _reap(self) -> None:
         while True:
@@ -142,7 +159,7 @@ class Keeper:
     def _process_ended(self, row: Row) -> None:
         key = parse_key(row.key)
         if self.settings.main in (key.service, f"{key.app}/{key.service}"):
-            self._main_status = row.code if row.code is not None else 128 + (row.signum or 0)
+            self.main_status = row.code if row.code is not None else 128 + (row.signum or 0)
         self._check_stopped()
 
     # The ordered stop
@@ -190,7 +207,10 @@ class Keeper:
             return
         agents = self.agent.pids
         if not agents:
-            self._exit_code = self._main_status
+            self._exit_code = self.main_status
+            self.layout.forget_everything()
+            if self.cgroup_root is not None:
+                cgroup.remove(self.cgroup_root)
         elif not self._agent_asked:
             self._agent_asked = True
             self._signal_agents(signal.SIGTERM)
@@ -202,6 +222,4 @@ class Keeper:
 
     def upgrade(self, connection: Connection, number: int, wanted: UpgradeRequest) -> None:
         """Answered by the next image of this process, or here when it is refused."""
-        from midstream.keeper.upgrade import begin
-
-        begin(self, connection, number, wanted.path)
+        upgrade.begin(self, connection, number, wanted.path)

@@ -4,6 +4,8 @@
 to this boot, and every write to it is best effort, because a full disk must stop nothing.
 
     keeper.sock   0600         the agent's way in
+    boot          0600         the boot that all this belongs to
+    agent.json    0600         the agent's command and its pid
     pids/         0700         one record for each process: who it is, and how it ended
     held/         0700         one record for each listener and notify socket
     orders/       0700         standing orders (they hold environments, so secrets)
@@ -13,6 +15,7 @@ to this boot, and every write to it is best effort, because a full disk must sto
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -167,7 +170,8 @@ class Layout:
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, data)
+                if os.write(fd, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
             finally:
                 os.close(fd)
             os.rename(temporary, path)
@@ -192,6 +196,25 @@ class Layout:
             os.unlink(path)
         except OSError:
             pass  # not there
+
+    def forget_other_boots(self, boot_id: str) -> None:
+        """Where the runtime folder is no tmpfs: what an earlier boot left names nothing any more."""
+        path = f"{self.runtime}/boot"
+        try:
+            with open(path, encoding="ascii") as file:
+                if file.read() != boot_id:
+                    self.forget_everything()
+        except OSError:
+            pass  # none, or a folder too full to have got one: nothing says that the rest is old
+        self.write(path, boot_id.encode())
+
+    def forget_everything(self) -> None:
+        """Remove every record, FIFO and socket: nothing of it is in use any more."""
+        for folder in ("pids", "held", "orders", "n", "l", "out"):
+            for name in os.listdir(f"{self.runtime}/{folder}"):
+                self.unlink(f"{self.runtime}/{folder}/{name}")
+        for name in ("keeper.sock", "agent.json"):
+            self.unlink(f"{self.runtime}/{name}")
 
     def records(self, folder: str) -> list[tuple[str, bytes]]:
         """(file name, content) of each complete record in `pids`, `held` or `orders`."""

@@ -98,13 +98,11 @@ def answer(keeper: Keeper, connection: Connection, message: dict[str, Any], pass
 def _hello(keeper: Keeper, connection: Connection, wanted: HelloRequest, _passed: list[int]) -> Reply:
     if wanted.protocol != PROTOCOL:
         raise Refused(Refusal.PROTOCOL, f"this keeper speaks protocol {PROTOCOL}, not {wanted.protocol}")
-    connection.epoch = keeper.agent.attach(connection.pid)
-    keeper.attached = connection
     return (
         Hello(
             protocol=PROTOCOL,
             version=__version__,
-            epoch=connection.epoch,
+            epoch=keeper.attach(connection),
             pid=os.getpid(),
             boot_id=keeper.boot_id,
             seq=keeper.table.seq,
@@ -274,7 +272,7 @@ def _agent_command(keeper: Keeper, _connection: Connection, wanted: AgentCommand
     if not wanted.argv:
         raise Refused(Refusal.BAD_REQUEST, "agent_command: argv is empty")
     keeper.agent.command(wanted.argv)
-    keeper.write_settings()
+    keeper.write_agent()
     return Done(), ()
 
 

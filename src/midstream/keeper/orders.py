@@ -61,10 +61,11 @@ class Orders:
         self.put(order, text)
         self._layout.write(self._layout.order_record(order.slot), text)
 
-    def put(self, order: StandingOrder, text: bytes) -> None:
-        """As `set`, without writing the record."""
+    def put(self, order: StandingOrder, text: bytes, attempt: int = 0) -> None:
+        """As `set`, without writing the record. `attempt`: the newest that the order has started so far."""
         self.revoke(order.slot, forget_record=False)
         made = Order(parse_key(order.spec.key), text)
+        made.attempt = max(made.attempt, attempt)
         self.by_slot[order.slot] = made
         self._by_place[made.place] = (order.slot, made)
 

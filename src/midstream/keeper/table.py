@@ -108,21 +108,39 @@ class Table:
         self.seq = boottime_us()
         self.is_dirty = False  # something to tell the agent
 
-    def changed(self, row: Row) -> None:
-        """The row is new or different: it moves to the end and gets the next seq."""
-        self.seq += 1
-        row.seq = self.seq
+    def adopt(self, row: Row) -> None:
+        """A row of the last keeper, or of the former image of this one. Live ones are found by their pid again."""
+        if row.is_live:
+            self._occupy(row)
+        self.changed(row)
+
+    def restore(self, row: Row) -> None:
+        """A row of the former image of this process, with its seq; rows come in the order of their seq."""
+        if row.is_live:
+            self._occupy(row)
+        self._insert(row)
+
+    def _insert(self, row: Row) -> None:
         if self.rows.pop(row.key, None) is None:
             place, _, attempt = row.key.rpartition("/")
             self.last_attempts[place] = max(int(attempt), self.last_attempts.get(place, 0))
         self.rows[row.key] = row
+
+    def _occupy(self, row: Row) -> None:
+        self.by_pid[row.pid] = row
+        self.live_places[row.place] = self.live_places.get(row.place, 0) + 1
+
+    def changed(self, row: Row) -> None:
+        """The row is new or different: it moves to the end and gets the next seq."""
+        self.seq += 1
+        row.seq = self.seq
+        self._insert(row)
         self.is_dirty = True
 
     def started(self, row: Row, pid: int, start_ticks: int) -> None:
         row.pid = pid
         row.start_ticks = start_ticks
-        self.by_pid[pid] = row
-        self.live_places[row.place] = self.live_places.get(row.place, 0) + 1
+        self._occupy(row)
         self.changed(row)
 
     def ended(self, row: Row, state: ProcessState) -> None:

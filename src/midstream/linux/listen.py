@@ -130,13 +130,13 @@ def _unlink_stale(path: str) -> None:
         found = os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode) or _unix_inode(path) is not None:
+    if not stat.S_ISSOCK(found.st_mode) or unix_inode(path) is not None:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
     os.unlink(path)
 
 
-def _unix_inode(path: str) -> int | None:
-    """The inode of a live socket bound to `path` (/proc/net/unix)."""
+def unix_inode(path: str) -> int | None:
+    """The inode of a live socket bound to `path` (/proc/net/unix), None when there is none."""
     try:
         with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
@@ -164,7 +164,7 @@ def _tcp_inode(port: int) -> int | None:
 
 def holder_of(address: Address) -> Holder | None:
     """Who listens on the address; None when nobody does."""
-    inode = _unix_inode(address.path) if address.family == socket.AF_UNIX else _tcp_inode(address.port)
+    inode = unix_inode(address.path) if address.family == socket.AF_UNIX else _tcp_inode(address.port)
     if inode is None:
         return None
     for pid in process.all_pids():

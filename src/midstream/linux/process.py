@@ -208,19 +208,29 @@ def fd_of_socket(pid: int, pidfd: int, inode: int) -> int | None:
     return None
 
 
-def fds_of_socket(pid: int, inode: int) -> list[int]:
-    """The descriptor numbers by which `pid` holds the socket with `inode`."""
-    wanted = f"socket:[{inode}]"
+def socket_inodes(pid: int) -> set[int]:
+    """The inodes of all sockets that `pid` holds; empty when it is gone or we may not look."""
+    return set(_sockets(pid).values())
+
+
+def _sockets(pid: int) -> dict[int, int]:
+    """Descriptor number -> inode."""
     folder = f"/proc/{pid}/fd"
-    found: list[int] = []
+    found: dict[int, int] = {}
     try:
         names = os.listdir(folder)
     except OSError:
         return found
     for name in names:
         try:
-            if os.readlink(f"{folder}/{name}") == wanted:
-                found.append(int(name))
+            target = os.readlink(f"{folder}/{name}")
         except OSError:
             continue
+        if target.startswith("socket:["):
+            found[int(name)] = int(target[8:-1])
     return found
+
+
+def fds_of_socket(pid: int, inode: int) -> list[int]:
+    """The descriptor numbers by which `pid` holds the socket with `inode`."""
+    return [fd for fd, held in _sockets(pid).items() if held == inode]
