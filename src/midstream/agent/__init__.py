@@ -1,1 +1,1 @@
-"""The agent: decides what runs on its host. An asyncio shell around the pure core."""
+"""The agent: the one program on a host that decides what runs there. An asyncio shell around `midstream.core`."""

@@ -1,0 +1,273 @@
+"""Who may do what: users, owners, grants (DESIGN 4, Trust).
+
+Lives here: the rules, each a function that raises NotAllowedError with the remedy. Not here: any effect. Runs in the
+agent. When the agent is not root there is one user, and all of his apps are his own.
+
+A grant is a root-owned file `/etc/midstream/apps.d/APP.toml`, written by `midstream agent install --allow …`:
+
+    owner = "deploy"            # who may deploy the app
+    deploy_to = "/srv/shop"     # where
+    run_as = ["www-data"]       # users its services may run as, besides the owner
+    groups = ["video"]
+    ports = [80, 443]           # below 1024
+    paths = ["/run/shop"]       # folders for unix sockets outside deploy_to
+    raise_limits = true         # rlimits above the hard ones, negative nice
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import tomllib
+from dataclasses import dataclass
+
+from midstream.core.spec import AppSpec, ServiceSpec
+from midstream.core.wire import WireError, from_wire
+from midstream.errors import NotAllowedError, OperatorError
+
+GRANTS_FOLDER = "/etc/midstream/apps.d"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user to run as; gid and groups as at login."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of the control socket, by SO_PEERCRED."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @property
+    def name(self) -> str:
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"uid {self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    owner: str = ""
+    deploy_to: str = ""
+    run_as: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+    raise_limits: bool = False
+
+
+def account_of_uid(uid: int) -> Account:
+    """Blocking (nsswitch). A uid without a name gets one that says so."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return Account(str(uid), uid, uid, (uid,), "/", "/bin/sh")
+    return _account(entry)
+
+
+def account_named(name: str, where: str) -> Account:
+    """Raises OperatorError for a user that this host does not have."""
+    try:
+        return _account(pwd.getpwnam(name))
+    except KeyError:
+        raise OperatorError(
+            f"there is no user {name!r} on this host", where=where, remedy=f"create it (adduser {name}), or change it"
+        ) from None
+
+
+def _account(entry: pwd.struct_passwd) -> Account:
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir, entry.pw_shell)
+
+
+def gid_named(name: str, where: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise OperatorError(f"there is no group {name!r} on this host", where=where) from None
+
+
+def read_grant(app: str, folder: str = GRANTS_FOLDER) -> Grant | None:
+    """The grant of the app, None where there is none. A file that others than root may write is refused."""
+    path = os.path.join(folder, f"{app}.toml")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NotAllowedError(f"the grant cannot be read: {error.strerror}", where=path) from error
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(file.fileno())
+        if info.st_uid != 0 or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise NotAllowedError(
+                "the grant may be written by others than root, so it grants nothing",
+                where=path,
+                remedy=f"chown root:root {path} && chmod 0644 {path}",
+            )
+        try:
+            body = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise NotAllowedError(f"the grant is not valid TOML: {error}", where=path) from error
+    try:
+        return from_wire(Grant, body)
+    except WireError as error:
+        raise NotAllowedError(f"the grant is not valid: {error}", where=path) from error
+
+
+def require_owner(peer: Peer, owner_uid: int, agent_uid: int, app: str) -> None:
+    """Root may do all; a user acts on the apps that he owns; without root there is only the agent's own user."""
+    if peer.uid in (0, owner_uid) and (agent_uid == 0 or peer.uid in (0, agent_uid)):
+        return
+    raise NotAllowedError(
+        f"{peer.name} may not act on app {app!r}: it belongs to {account_of_uid(owner_uid).name}",
+        remedy=f"run it as {account_of_uid(owner_uid).name} or root",
+    )
+
+
+def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = GRANTS_FOLDER) -> int:
+    """The uid that will own an app which this host does not know yet. Raises NotAllowedError.
+
+    Root may name any `user`. A user becomes owner where a grant says so, or where the folder (or the nearest one above
+    that exists) is his own: then nothing is done there that he could not do himself.
+    """
+    if agent_uid != 0:
+        if peer.uid not in (0, agent_uid):
+            raise NotAllowedError(f"this agent serves {account_of_uid(agent_uid).name} only")
+        return agent_uid
+    if peer.uid == 0:
+        if spec.user:
+            return account_named(spec.user, "user").uid
+        return _owner_of(spec.deploy_to)
+    grant = read_grant(spec.app, folder)
+    if grant is not None:
+        if grant.owner == peer.name and grant.deploy_to.rstrip("/") == spec.deploy_to:
+            return peer.uid
+        raise NotAllowedError(
+            f"the grant of app {spec.app!r} is for {grant.owner} in {grant.deploy_to}, not for {peer.name} in"
+            f" {spec.deploy_to}",
+            where=f"{folder}/{spec.app}.toml",
+        )
+    if _owner_of(spec.deploy_to) == peer.uid:
+        return peer.uid
+    raise NotAllowedError(
+        f"{peer.name} may not deploy to {spec.deploy_to}",
+        remedy=f"as root: midstream agent install --allow {peer.name}:{spec.app}:{spec.deploy_to}",
+    )
+
+
+def _owner_of(path: str) -> int:
+    """Who owns the folder, or the nearest existing one above it. Links are not followed at the end."""
+    while True:
+        try:
+            return os.lstat(path).st_uid
+        except FileNotFoundError:
+            above = os.path.dirname(path)
+            if above == path:
+                return 0
+            path = above
+
+
+def check_spec(spec: AppSpec, owner_uid: int, peer: Peer, agent_uid: int, folder: str = GRANTS_FOLDER) -> None:
+    """Whether the configuration asks for no more than its owner may have. Raises NotAllowedError naming the key.
+
+    Checked at every deploy and rollback, and again before each generation is recorded.
+    """
+    if agent_uid != 0:
+        for service in spec.services.values():
+            _rootless(service, agent_uid)
+        return
+    if peer.uid == 0 and owner_uid == 0:
+        return
+    grant = read_grant(spec.app, folder) or Grant()
+    owner = account_of_uid(owner_uid)
+    if spec.user and account_named(spec.user, "user").uid != owner_uid:
+        raise NotAllowedError(
+            f"app {spec.app!r} belongs to {owner.name}; its configuration asks for user {spec.user!r}",
+            where="user",
+            remedy="leave `user` out, or deploy as root",
+        )
+    for service in spec.services.values():
+        _check_service(spec, service, owner, grant, f"{folder}/{spec.app}.toml")
+
+
+def _rootless(service: ServiceSpec, agent_uid: int) -> None:
+    where = f"services.{service.name}"
+    if service.user and account_named(service.user, f"{where}.user").uid != agent_uid:
+        raise NotAllowedError(
+            f"the agent runs as {account_of_uid(agent_uid).name}, not as root: it cannot start {service.name!r} as"
+            f" {service.user!r}",
+            where=f"{where}.user",
+            remedy="leave `user` out, or run the agent as root",
+        )
+
+
+def _check_service(spec: AppSpec, service: ServiceSpec, owner: Account, grant: Grant, grant_file: str) -> None:
+    where = f"services.{service.name}"
+
+    def refuse(key: str, what: str, line: str) -> None:
+        raise NotAllowedError(
+            f"{what} needs a grant", where=f"{where}.{key}", remedy=f"as root, put `{line}` into {grant_file}"
+        )
+
+    if service.user and service.user != owner.name and service.user not in grant.run_as:
+        refuse("user", f"running as {service.user!r}", f'run_as = ["{service.user}"]')
+    allowed = {grp.getgrgid(gid).gr_name for gid in owner.groups if _has_group(gid)} | set(grant.groups)
+    for group in (*([service.group] if service.group else []), *service.groups):
+        if group not in allowed:
+            refuse("groups", f"group {group!r}", f'groups = ["{group}"]')
+    for listen in service.listen:
+        _check_listen(spec, listen.address, listen.owner, owner, grant, refuse)
+    limits = service.limits
+    raised = limits.nice is not None and limits.nice < 0
+    raised = raised or any(_above_hard(name, pair[1]) for name, pair in limits.rlimits.items())
+    if raised and not grant.raise_limits:
+        refuse("limits", "raising limits or priority", "raise_limits = true")
+    if service.log.path:
+        refuse("log.path", "a log file of its own choosing, written by root,", "deploy it as root; no key allows this")
+
+
+def _check_listen(spec: AppSpec, address: str, socket_owner: str, owner: Account, grant: Grant, refuse: object) -> None:
+    assert callable(refuse)
+    if address.startswith("tcp://"):
+        port = int(address.rsplit(":", 1)[1])
+        if 0 < port < 1024 and port not in grant.ports:
+            refuse("listen", f"port {port}, below 1024,", f"ports = [{port}]")
+    elif address.startswith("unix://"):
+        path = os.path.normpath(address.removeprefix("unix://"))
+        homes = (spec.deploy_to, *grant.paths)
+        if not any(path.startswith(home.rstrip("/") + "/") for home in homes):
+            refuse("listen", f"a socket at {path}", f'paths = ["{os.path.dirname(path)}"]')
+        named = socket_owner.split(":")[0]
+        if named and named != owner.name and named not in grant.run_as:
+            refuse("listen", f"a socket owned by {named!r}", f'run_as = ["{named}"]')
+
+
+def _has_group(gid: int) -> bool:
+    try:
+        grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return True
+
+
+def _above_hard(name: str, hard: int) -> bool:
+    import resource  # only here; the table of names is the module itself
+
+    number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+    if number is None:
+        return True
+    have = resource.getrlimit(number)[1]
+    return have != resource.RLIM_INFINITY and (hard == -1 or hard > have)

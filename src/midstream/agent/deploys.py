@@ -1,0 +1,644 @@
+"""Deploys on this host from the outside: begin, attach, lease, the calls of `docs/control-protocol.md`, end.
+
+One deploy an app at a time; its lock is its intent. A deployer that goes away leaves a lease; when that runs out, what was
+not committed is put back and what was is finished. Nothing here is guessed: the intent's state says which. Runs in the
+agent's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from midstream.agent import accounts, publishing
+from midstream.agent.accounts import Peer
+from midstream.agent.drift import drift_of
+from midstream.agent.host import Host
+from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
+from midstream.agent.updating import UpdateRequest, read_env_files, update
+from midstream.agent.work import Progress, Work
+from midstream.core import releases, steps
+from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
+from midstream.core.intent import Intent, IntentEvent, IntentState
+from midstream.core.names import is_name, is_release
+from midstream.core.spec import AppSpec
+from midstream.core.wire import WireError, from_wire
+from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, OperatorError
+from midstream.linux import clock
+
+LEASE_S = 15.0
+_PACK_MAX_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The parameters of `deploy.open`."""
+
+    deploy_id: str
+    spec: dict[str, Any]
+    kind: str = "deploy"
+    user: str = ""
+    wait: bool = False
+
+
+class Deploys:
+    """All deploys of this host. `tell` of each call is where its progress goes."""
+
+    def __init__(self, host: Host, state_folder: str) -> None:
+        self.host = host
+        self._incoming = os.path.join(state_folder, "incoming")
+        self._works: dict[str, Work] = {}  # by app
+        self._closed: dict[str, str] = {}
+        os.makedirs(self._incoming, mode=0o700, exist_ok=True)
+
+    # -- begin, attach, lease ----------------------------------------------------------------------------------------
+
+    def of(self, app: str) -> Work | None:
+        return self._works.get(app)
+
+    async def open(self, peer: Peer, opening: Opening, tell: Callable[[Progress], None]) -> dict[str, Any]:
+        """Takes the lock (or waits for it), checks everything that can be checked before anything is done."""
+        spec = self._read_spec(opening.spec)
+        owner_uid = self._authorise(peer, spec)
+        while True:
+            work = self._works.get(spec.app)
+            if work is None:
+                break
+            if work.intent.id == opening.deploy_id:
+                accounts.require_owner(peer, self.host.apps[spec.app].owner_uid, self.host.uid, spec.app)
+                return await self._facts(work, tell)
+            if not opening.wait:
+                raise self._locked(work)
+            gone = work
+            await self.host.until(lambda gone=gone: self._works.get(spec.app) is not gone, timeout_s=2.0)  # type: ignore[misc]
+        self._refuse_manual_lock(spec.app, peer)
+        work = self._begin(peer, opening, spec, owner_uid)
+        try:
+            return await self._facts(work, tell)
+        except BaseException as error:
+            what = error.what if isinstance(error, MidstreamError) else str(error)
+            await publishing.revert(work, what)
+            self._close(work)
+            raise
+
+    def _read_spec(self, body: dict[str, Any]) -> AppSpec:
+        try:
+            spec = from_wire(AppSpec, body, "spec")
+        except WireError as error:
+            raise OperatorError(f"the configuration that was sent does not fit this agent: {error}") from error
+        names = [spec.app, *spec.services]
+        bad = next((name for name in names if not is_name(name)), None)
+        if bad is not None:
+            raise OperatorError(f"{bad!r} is no name: lower case, digits, - and _, a letter first", where="app")
+        path = spec.deploy_to
+        if not path.startswith("/") or os.path.normpath(path) != path or path == "/":
+            raise OperatorError(f"{path!r} is not an absolute, plain path", where="deploy_to")
+        return spec
+
+    def _authorise(self, peer: Peer, spec: AppSpec) -> int:
+        record = self.host.apps.get(spec.app)
+        if record is None:
+            owner_uid = accounts.owner_for_new_app(peer, spec, self.host.uid)
+            self._refuse_shared_folder(spec)
+        else:
+            owner_uid = record.owner_uid
+            accounts.require_owner(peer, owner_uid, self.host.uid, spec.app)
+            if record.deploy_to != spec.deploy_to:
+                raise OperatorError(
+                    f"app {spec.app!r} lives in {record.deploy_to} on this host, not in {spec.deploy_to}",
+                    where="deploy_to",
+                    serving=f"release {record.release or 'none'}",
+                    remedy=f"keep deploy_to, or take the old one away first: midstream app remove {spec.app}",
+                )
+        accounts.check_spec(spec, owner_uid, peer, self.host.uid)
+        return owner_uid
+
+    def _refuse_shared_folder(self, spec: AppSpec) -> None:
+        for other in self.host.apps.values():
+            if other.deploy_to == spec.deploy_to:
+                raise OperatorError(
+                    f"{spec.deploy_to} belongs to app {other.app!r}", where="deploy_to", remedy="choose another folder"
+                )
+
+    def _refuse_manual_lock(self, app: str, peer: Peer) -> None:
+        record = self.host.apps.get(app)
+        if record is not None and record.lock_owner:
+            raise LockedError(
+                f"app {app!r} is locked by {record.lock_owner} since {_clock(record.lock_since_wall_s)}"
+                + (f": {record.lock_reason}" if record.lock_reason else ""),
+                serving=f"release {record.release or 'none'}",
+                remedy="midstream unlock",
+            )
+
+    def _locked(self, work: Work) -> LockedError:
+        intent = work.intent
+        return LockedError(
+            f"{intent.user or 'somebody'} has been running a {intent.kind} of {intent.app!r} since"
+            f" {_clock(intent.started_wall_s)} ({intent.state.value})",
+            where=intent.where,
+            serving=work.serving(),
+            remedy="wait for it (--wait), or end it: midstream abort",
+        )
+
+    def _begin(self, peer: Peer, opening: Opening, spec: AppSpec, owner_uid: int) -> Work:
+        host = self.host
+        record = host.apps.get(spec.app) or AppRecord(spec.app, spec.deploy_to, owner_uid, spec.stage)
+        record = replace(record, token=record.token + 1)
+        intent = Intent(
+            id=opening.deploy_id,
+            number=host.store.next_number("intent"),
+            app=spec.app,
+            kind=opening.kind,
+            state=IntentState.OPEN,
+            user=opening.user or peer.name,
+            token=record.token,
+            uid=peer.uid,
+            started_wall_s=time.time(),
+            previous=record.release,
+        )
+        with host.store.transaction():
+            host.store.put_app(record)
+            host.store.put_intent(intent)
+        host.apps[spec.app] = record
+        work = Work(host, intent, spec)
+        work.pack_path = os.path.join(self._incoming, f"{intent.number}.pack")
+        self._works[spec.app] = work
+        host.note(spec.app, "", opening.kind, f"begun by {intent.user}", who=intent.user)
+        return work
+
+    async def _facts(self, work: Work, tell: Callable[[Progress], None]) -> dict[str, Any]:
+        """What the deployer has to know. For a deploy the folders are made and checked on the way."""
+        spec = work.spec
+        work.listeners.append(tell)
+        try:
+            work.phase = "starting"
+            with work.step("deploy:check"):
+                if work.intent.kind == "deploy":
+                    request: object = steps.Prepare(
+                        spec.deploy_to, spec.linked_dirs, spec.linked_files, spec.min_free_bytes
+                    )
+                    self._make_folder(work)
+                    facts = await work.run_step("prepare", request, label="deploy:check")
+                    await self._try_ports(work)
+                else:
+                    facts = await work.run_step("inspect", steps.Inspect(spec.deploy_to), label="deploy:check")
+        finally:
+            work.listeners.remove(tell)
+        app = work.app
+        committed = None
+        if app.release:
+            committed = {"release": app.release, "revision": app.revision, "branch": app.branch}
+        return {
+            "token": work.intent.token,
+            "lease_s": LEASE_S,
+            "committed": committed,
+            "releases": facts.get("releases", []),
+            "have": facts.get("have", []),
+            "free_bytes": facts.get("free_bytes", 0),
+            "current": facts.get("current"),
+            "warnings": work.warnings,
+        }
+
+    def _make_folder(self, work: Work) -> None:
+        """deploy_to itself: the one folder that the agent makes, when the owner could not. Its parent is not his."""
+        path, owner = work.spec.deploy_to, accounts.account_of_uid(work.app.owner_uid)
+        if os.path.lexists(path) or self.host.uid != 0 or owner.uid == 0:
+            return
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.mkdir(path, 0o755)
+            os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
+        except OSError as error:
+            raise HostError(f"{path} cannot be made: {error.strerror}", where="deploy_to") from error
+
+    async def _try_ports(self, work: Work) -> None:
+        """A port that is taken is found before the build, not after it. What nothing refers to yet is let go again."""
+        try:
+            for service in work.spec.services.values():
+                await self.host.listeners.open_service(work.spec, service, work.app.owner_uid)
+        finally:
+            await self.host.drop_unused_listeners()
+
+    def connection_opened(self, app: str) -> None:
+        work = self._works.get(app)
+        if work is not None:
+            work.connected += 1
+
+    def connection_lost(self, app: str, deploy_id: str) -> None:
+        """The lease begins to run when the last connection that spoke for the deploy is gone."""
+        work = self._works.get(app)
+        if work is None or work.intent.id != deploy_id:
+            return
+        work.connected -= 1
+        if work.connected <= 0:
+            self._lease(work)
+
+    def _lease(self, work: Work) -> None:
+        self.host.keep(asyncio.get_running_loop().create_task(self._lapse(work, clock.boottime_s() + LEASE_S)))
+
+    async def _lapse(self, work: Work, deadline_s: float) -> None:
+        await self.host.until(
+            lambda: work.connected > 0 or self._works.get(work.intent.app) is not work,
+            timeout_s=max(0.0, deadline_s - clock.boottime_s()),
+        )
+        if work.connected > 0 or self._works.get(work.intent.app) is not work:
+            return
+        self.host.note(work.intent.app, "", "lease", f"the deployer of {work.intent.user} is gone: settling its deploy")
+        await self.settle(work, "the deployer went away before the decision")
+
+    async def settle(self, work: Work, reason: str) -> None:
+        """Ends a deploy that nobody drives: forward if it was committed, back if not."""
+        for task in list(work.running.values()):
+            task.cancel()
+        try:
+            if work.intent.state is IntentState.COMMITTED:
+                await publishing.commit(work)
+            else:
+                await publishing.revert(work, reason)
+            await self._finish(work)
+        except MidstreamError as error:
+            self.host.note(work.intent.app, "", "attention", error.what)
+            self._close(work)
+
+    # -- the calls ---------------------------------------------------------------------------------------------------
+
+    def work_for(self, peer: Peer, deploy_id: str, token: int) -> Work:
+        """The open deploy of that id. Raises LockedError when it is over or was taken over (fencing)."""
+        for work in self._works.values():
+            if work.intent.id == deploy_id:
+                accounts.require_owner(peer, work.app.owner_uid, self.host.uid, work.intent.app)
+                if work.intent.token != token:
+                    raise LockedError("this deploy's token is out of date", remedy="begin again: midstream deploy")
+                return work
+        how = self._closed.get(deploy_id, "it is not known here")
+        raise LockedError(f"deploy {deploy_id} is over: {how}", remedy="midstream status tells what runs")
+
+    async def call(
+        self, work: Work, name: str, do: Callable[[], Awaitable[dict[str, Any]]], tell: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        """Runs one call of a deploy, or attaches to it when it is running already. It outlives its caller."""
+        work.listeners.append(tell)
+        try:
+            task = work.running.get(name)
+            if task is None:
+
+                async def run() -> dict[str, Any]:
+                    return await do()
+
+                task = asyncio.get_running_loop().create_task(run())
+                work.running[name] = task
+                task.add_done_callback(lambda done: work.running.pop(name, None))
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if name in work.running:
+                raise
+            raise AttentionError("the deploy was ended meanwhile", remedy="midstream status") from None
+        finally:
+            if tell in work.listeners:
+                work.listeners.remove(tell)
+
+    def upload(self, work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
+        """Appends to the pack; a repeated part is written over itself."""
+        try:
+            raw = base64.b64decode(data, validate=True)
+        except binascii.Error as error:
+            raise OperatorError("deploy.upload: data is not base64") from error
+        if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
+            raise OperatorError("deploy.upload: the pack is too large")
+        try:
+            fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.pwrite(fd, raw, offset)
+                if last:
+                    os.ftruncate(fd, offset + len(raw))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise HostError(
+                f"the objects could not be stored: {error.strerror}",
+                where=self._incoming,
+                serving=work.serving(),
+                remedy="free some space, then deploy again",
+            ) from error
+        return {"offset": offset + len(raw)}
+
+    async def update(
+        self, work: Work, request: UpdateRequest, spec: AppSpec, secrets: dict[str, str]
+    ) -> dict[str, Any]:
+        if work.intent.state in (IntentState.UPDATED, IntentState.PUBLISHING, IntentState.PROVISIONAL):
+            return self._updated(work)
+        if not is_release(request.release):
+            raise OperatorError(f"{request.release!r} is no release id")
+        work.spec = spec
+        work.secrets = dict(secrets)
+        try:
+            await update(work, request)
+        except MidstreamError as error:
+            await publishing.revert(work, error.what)
+            raise self._with_schema(work, error) from error
+        finally:
+            self._drop_pack(work)
+        return self._updated(work)
+
+    def _updated(self, work: Work) -> dict[str, Any]:
+        return {"release": work.intent.release, "migrated": work.intent.migrated}
+
+    def _drop_pack(self, work: Work) -> None:
+        try:
+            os.unlink(work.pack_path)
+        except FileNotFoundError:
+            pass
+
+    async def select(self, work: Work, named: str, force: bool = False) -> dict[str, Any]:
+        """For a rollback: which release, and with which configuration it was deployed."""
+        if work.intent.state is not IntentState.OPEN:
+            record = self.host.store.releases(work.intent.app).get(work.intent.release)
+            return {"release": work.intent.release, "revision": record.revision if record else ""}
+        deploy_to = work.spec.deploy_to
+        inspected = await work.run_step("inspect", steps.Inspect(deploy_to))
+        known = self.host.store.releases(work.intent.app)
+        good = {release for release, record in known.items() if record.state == "good"}
+        foreign = set(inspected.get("deployed", {})) - set(known)
+        bad = {release for release, record in known.items() if record.state == "bad"}
+        target = releases.rollback_target(
+            inspected["releases"],
+            committed=work.app.release or None,
+            proven=good | foreign,
+            bad=() if force else bad,
+            named=named,
+        )
+        warning = self._check_schema(work, known, target, force)
+        stored = await work.run_step("read_spec", steps.ReadSpec(deploy_to, target))
+        body = stored.get("spec")
+        spec = self._read_spec(body) if body else work.spec
+        if body is None:
+            work.warnings.append(f"release {target} has no stored configuration (another tool made it): using today's")
+        accounts.check_spec(spec, work.app.owner_uid, self._peer_of(work), self.host.uid)
+        if spec.deploy_to != deploy_to or spec.app != work.intent.app:
+            raise OperatorError("the stored configuration belongs to another app", where=target)
+        work.spec = spec
+        revision = str(stored.get("revision") or inspected.get("revisions", {}).get(target, ""))
+        branch = known[target].branch if target in known else ""
+        work.save(release=target, revision=revision, branch=branch)
+        if target not in known:
+            self.host.store.put_release(work.intent.app, ReleaseRecord(target, revision, branch))
+        return {"release": target, "revision": revision, "branch": branch, "schema_warning": warning}
+
+    def _peer_of(self, work: Work) -> Peer:
+        return Peer(0, work.intent.uid, 0)
+
+    def _check_schema(self, work: Work, known: dict[str, ReleaseRecord], target: str, force: bool) -> str:
+        """Whether the old code may run on the schema that newer migrations left (DESIGN 6.5)."""
+        newer = [record for release, record in known.items() if release > target and record.migrated]
+        if not newer:
+            return ""
+        last = max(newer, key=lambda record: record.release)
+        final = [record for record in newer if not record.reversible]
+        if final and not force:
+            raise OperatorError(
+                f"release {final[-1].release} migrated the database and says `reversible = false`:"
+                f" no way back to {target}",
+                where="[migrate] reversible",
+                serving=work.serving(),
+                remedy="deploy a release that goes forward; or, knowing better, midstream rollback --force",
+            )
+        return f"schema: {last.release}, code: {target}"
+
+    async def publish(self, work: Work) -> dict[str, Any]:
+        intent = work.intent
+        if intent.state in (IntentState.PROVISIONAL, IntentState.COMMITTED):
+            return {"generation": intent.generation, "release": intent.release, "services": []}
+        if not intent.release:
+            raise OperatorError("nothing to publish: no release was made or chosen")
+        secrets = work.secrets or self._stored_secrets(work)
+        try:
+            files = read_env_files(work.spec, intent.release, work.app.owner_uid, self.host.uid)
+            services = await publishing.publish(work, GenerationRecord(0, intent.release, work.spec, secrets, files))
+        except MidstreamError as error:
+            await publishing.revert(work, error.what)
+            raise self._with_schema(work, error) from error
+        return {"generation": work.intent.generation, "release": work.intent.release, "services": services}
+
+    def _stored_secrets(self, work: Work) -> dict[str, str]:
+        """A rollback takes the values that are in force now; they are not stored with releases."""
+        record = self.host.record(work.intent.app, work.app.committed_generation)
+        return dict(record.secrets) if record else {}
+
+    def _with_schema(self, work: Work, error: MidstreamError) -> MidstreamError:
+        """A failure after the migration is one that somebody has to know of: old code runs on the new schema."""
+        if not work.intent.migrated or isinstance(error, AttentionError):
+            return error
+        code = work.app.release or "none"
+        return AttentionError(
+            error.what,
+            where=error.where,
+            detail=error.detail,
+            serving=f"{work.serving()}; schema: {work.intent.release}, code: {code}",
+            remedy=error.remedy,
+        )
+
+    async def commit(self, work: Work) -> dict[str, Any]:
+        await publishing.commit(work)
+        return {"generation": work.intent.generation, "release": work.intent.release}
+
+    async def revert(self, work: Work, reason: str) -> dict[str, Any]:
+        if work.intent.state is IntentState.COMMITTED:
+            raise OperatorError(
+                f"release {work.intent.release} is committed; going back is a rollback",
+                serving=work.serving(),
+                remedy="midstream rollback",
+            )
+        for name, task in list(work.running.items()):
+            if name not in ("revert", "finish"):
+                task.cancel()
+        await publishing.revert(work, reason)
+        return {"serving": work.serving(), "migrated": work.intent.migrated}
+
+    async def finish(self, work: Work) -> dict[str, Any]:
+        return await self._finish(work)
+
+    async def _finish(self, work: Work) -> dict[str, Any]:
+        """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked."""
+        work.phase = "finishing"
+        host, app = self.host, work.app
+        removed: list[str] = []
+        warnings: list[str] = []
+        committed = work.intent.state is IntentState.COMMITTED
+        if work.intent.kind != "restart":
+            try:
+                with work.step("deploy:cleanup"):
+                    removed = await self._cleanup(work)
+                if committed:
+                    with work.step("deploy:log_revision"):
+                        await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
+            except MidstreamError as error:
+                warnings.append(f"{error.what} ({error.where})" if error.where else error.what)
+        drift = drift_of(host, app.app) if committed else []
+        draining = sum(
+            item.state is GenerationState.DRAINING
+            for (owner, _), service in host.services.items()
+            if owner == app.app
+            for item in service.generations
+        )
+        self._close(work)
+        return {"removed": removed, "drift": drift, "draining": draining, "warnings": warnings}
+
+    def _line(self, work: Work) -> str:
+        intent = work.intent
+        if intent.kind == "rollback":
+            return releases.rolled_back_line(intent.user, intent.release)
+        return releases.deployed_line(intent.branch, intent.revision, intent.release, intent.user)
+
+    async def _cleanup(self, work: Work) -> list[str]:
+        host, app = self.host, work.app
+        known = host.store.releases(app.app)
+        bad = tuple(release for release, record in known.items() if record.state == "bad")
+        good = [release for release, record in known.items() if record.state == "good" and release < app.release]
+        live = live_releases(host, app.app)
+        answer = await work.run_step(
+            "cleanup",
+            steps.Cleanup(
+                work.spec.deploy_to,
+                work.spec.keep_releases,
+                tuple(sorted(live)),
+                app.release or None,
+                good[-1] if good else None,
+                app.release or None,
+                bad,
+            ),
+            label="deploy:cleanup",
+        )
+        removed = [str(release) for release in answer.get("removed", [])]
+        for release in removed:
+            record = known.get(release)
+            if record is not None and record.state != "bad":
+                host.store.drop_release(app.app, release)
+        return removed
+
+    def _close(self, work: Work) -> None:
+        """Frees the lock; whatever else there is to say is in the journal."""
+        self._drop_pack(work)
+        intent = work.intent
+        try:
+            state = IntentState.COMMITTED if intent.state is IntentState.COMMITTED else IntentState.REVERTED
+            self._closed[intent.id] = "it was committed" if state is IntentState.COMMITTED else "it was put back"
+            work.save(state=IntentState.CLOSED)
+        except HostError:
+            pass  # the lock is ours to free all the same; a restart settles the stored intent again
+        if self._works.get(intent.app) is work:
+            del self._works[intent.app]
+        app = self.host.apps.get(intent.app)
+        if app is not None and not app.release and not self._has_processes(intent.app):
+            self._forget_app(intent.app)
+        self.host.intent_of.pop(intent.app, None)
+        self.host.poke()
+
+    def _has_processes(self, app: str) -> bool:
+        return any(owner == app and service.instances for (owner, _), service in self.host.services.items())
+
+    def _forget_app(self, app: str) -> None:
+        """A first deploy that failed leaves no claim on the name."""
+        try:
+            self.host.store.drop_app(app)
+        except HostError:
+            return
+        self.host.apps.pop(app, None)
+        for name in [name for name in self.host.services if name[0] == app]:
+            del self.host.services[name]
+
+    # -- after a restart of the agent --------------------------------------------------------------------------------
+
+    async def resume_all(self) -> None:
+        """Takes up what the last agent was asked to do. Deployers come back within their lease; what was being put back
+        goes on at once."""
+        for intent in self.host.store.open_intents():
+            spec = self._spec_for(intent)
+            if spec is None:
+                self.host.store.put_intent(replace(intent, state=IntentState.CLOSED))
+                continue
+            work = Work(self.host, intent, spec)
+            work.pack_path = os.path.join(self._incoming, f"{intent.number}.pack")
+            self._works[intent.app] = work
+            self.host.intent_of[intent.app] = intent.id
+            record = self.host.record(intent.app, intent.generation) if intent.generation else None
+            if record is not None:
+                work.secrets = dict(record.secrets)
+            if intent.state in (IntentState.REVERTING, IntentState.REVERTED):
+                self.host.keep(asyncio.get_running_loop().create_task(self.settle(work, intent.failure)))
+            else:
+                self._lease(work)
+
+    def _spec_for(self, intent: Intent) -> AppSpec | None:
+        """The configuration an open intent works with: its own generation's if it has one, else the committed."""
+        app = self.host.apps.get(intent.app)
+        if app is None:
+            return None
+        for number in (intent.generation, app.committed_generation):
+            record = self.host.record(intent.app, number) if number else None
+            if record is not None:
+                return record.spec
+        return AppSpec(app.app, app.deploy_to, "", app.stage)
+
+    # -- restart: a handover to the same release -------------------------------------------------------------------
+
+    async def restart(
+        self, peer: Peer, app: str, services: list[str], tell: Callable[[Progress], None], user: str = ""
+    ) -> dict[str, Any]:
+        """New processes of the committed release by the same handover as a deploy: nothing is dropped, and what does not
+        come up changes nothing."""
+        record = self.host.apps[app]
+        if self._works.get(app) is not None:
+            raise self._locked(self._works[app])
+        generation = self.host.record(app, record.committed_generation)
+        if generation is None or not record.release:
+            raise OperatorError(f"nothing of {app!r} is deployed here", remedy="midstream deploy")
+        deploy_id = f"restart-{app}-{record.token + 1}"
+        opening = Opening(deploy_id, {}, "restart", user or peer.name)
+        work = self._begin(peer, opening, generation.spec, record.owner_uid)
+        chosen = services or list(generation.spec.services)
+        work.spec = replace(generation.spec, services={name: generation.spec.services[name] for name in chosen})
+        work.save(release=record.release, revision=record.revision, branch=record.branch)
+        work.secrets = dict(generation.secrets)
+        work.listeners.append(tell)
+        work.connected = 1
+        try:
+            files = read_env_files(work.spec, record.release, record.owner_uid, self.host.uid)
+            fresh = GenerationRecord(0, record.release, generation.spec, generation.secrets, files)
+            await publishing.publish(work, fresh)
+            work.spec = generation.spec
+            work.save(steps={**work.intent.steps, "deploy:symlink:release": "done"})
+            await publishing.commit(work)
+        except MidstreamError as error:
+            await publishing.revert(work, error.what)
+            raise
+        finally:
+            self._close(work)
+        return {"generation": work.intent.generation, "release": record.release}
+
+
+def live_releases(host: Host, app: str) -> set[str]:
+    """Releases that a process runs from, or may have to be started from."""
+    found = {
+        item.release
+        for (owner, _), service in host.services.items()
+        if owner == app
+        for item in service.generations
+        if item.state is GenerationState.COMMITTED or item.state in PROVISIONAL or item.state in ENDING
+    }
+    record = host.apps.get(app)
+    if record is not None and record.release:
+        found.add(record.release)
+    return found
+
+
+def _clock(wall_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(wall_s))
+
+
+__all__ = ["Deploys", "IntentEvent", "Opening", "live_releases"]

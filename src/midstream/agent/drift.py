@@ -1,0 +1,71 @@
+"""What truly runs against what is committed: from the processes, never from a symlink. Runs in the agent, at once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from midstream.agent.host import Host
+from midstream.core.generation import GenerationState
+from midstream.core.instance import ALIVE, Instance
+from midstream.core.layout import Layout
+from midstream.linux.drift import runs
+
+
+def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
+    """Each process that runs another release than its generation's, each slot that is down, a `current` moved by hand."""
+    record = host.apps.get(app)
+    if record is None or not record.release:
+        return []
+    found: list[dict[str, Any]] = []
+    for (owner, name), service in sorted(host.services.items()):
+        if owner != app:
+            continue
+        for generation in service.generations:
+            for instance in service.of(generation.number):
+                found.extend(_instance(record.deploy_to, name, generation.release, instance))
+        committed = service.committed
+        if committed is not None and service.want_up and service.hold is None:
+            alive = {item.slot for item in service.of(committed.number) if item.state in ALIVE}
+            for slot in range(committed.plan.instances):
+                if slot not in alive:
+                    found.append(_row(name, slot, 0, "down", committed.release, "no process"))
+        stale = [item for item in service.generations if item.state is GenerationState.COMMITTED]
+        found.extend(
+            _row(name, -1, 0, "release", record.release, item.release)
+            for item in stale
+            if item.release != record.release
+        )
+    found.extend(_current(record.deploy_to, record.release))
+    return found
+
+
+def _instance(deploy_to: str, service: str, release: str, instance: Instance) -> list[dict[str, Any]]:
+    if instance.state not in ALIVE or not instance.pid:
+        return []
+    seen = runs(instance.pid, deploy_to)
+    if seen.release is None:
+        if seen.certain or not os.path.exists(f"/proc/{instance.pid}"):
+            return []  # it has just ended, or runs nothing of a release (a command that leaves its folder)
+        return [_row(service, instance.slot, instance.pid, "unknown", release, "; ".join(seen.evidence))]
+    if seen.release != release:
+        return [_row(service, instance.slot, instance.pid, "release", release, seen.release)]
+    if seen.deleted:
+        return [_row(service, instance.slot, instance.pid, "deleted", release, "its files are gone from the disk")]
+    return []
+
+
+def _current(deploy_to: str, release: str) -> list[dict[str, Any]]:
+    """`current` is output: when somebody moved it, that is told, never followed."""
+    layout = Layout(deploy_to)
+    try:
+        target = os.readlink(layout.current)
+    except OSError as error:
+        return [_row("", -1, 0, "current", layout.release(release), f"no link ({error.strerror})")]
+    if os.path.normpath(os.path.join(deploy_to, target)) != layout.release(release):
+        return [_row("", -1, 0, "current", layout.release(release), target)]
+    return []
+
+
+def _row(service: str, slot: int, pid: int, kind: str, expected: str, seen: str) -> dict[str, Any]:
+    return {"service": service, "slot": slot, "pid": pid, "kind": kind, "expected": expected, "found": seen}

@@ -1,0 +1,866 @@
+"""`Host`: what runs on this machine, as the agent holds it in memory, and the one place where effects are performed.
+
+The pump takes events in order, lets `core` decide, stores what became durable, and only then acts. A crash at any point
+is safe because everything is derived again from the store and the keeper's table. Runs in the agent's loop; the only
+concurrency is between tasks of that loop, and services change nowhere else than here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from midstream.agent import watching
+from midstream.agent.accounts import account_of_uid
+from midstream.agent.health import HealthResult
+from midstream.agent.keeper_link import KeeperLink, KeeperRefused
+from midstream.agent.listeners import ListenerTable
+from midstream.agent.logs import ChannelName, Logs
+from midstream.agent.logs.follow import last_lines
+from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal
+from midstream.agent.oneshots import OneShots, exit_text
+from midstream.agent.plans import profile_of, readiness_of
+from midstream.agent.spawning import (
+    Place,
+    account_for,
+    address_of,
+    cgroup_of,
+    channel_of,
+    command_spec,
+    instance_spec,
+    listener_key,
+)
+from midstream.agent.store import AppRecord, EventRow, GenerationRecord, Store
+from midstream.core import turn
+from midstream.core.events import (
+    Effect,
+    Ended,
+    Event,
+    Extended,
+    HandoverNews,
+    KillTree,
+    Note,
+    Retired,
+    Said,
+    Signal,
+    Spawn,
+    Spawned,
+    Sweep,
+    Tick,
+    Unhealthy,
+    Watch,
+)
+from midstream.core.generation import GenerationState
+from midstream.core.instance import THROWAWAY_SLOT, Instance
+from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec, StandingOrder
+from midstream.core.names import SlotName, SpawnKey, parse_key
+from midstream.core.service import Service, durable, standing_orders, wake_s
+from midstream.core.spec import CommandStep, Readiness, ServiceSpec
+from midstream.errors import HostError, MidstreamError
+from midstream.linux import clock, tree
+from midstream.linux.file_identity import FileUser
+from midstream.profiles.profile import warnings
+
+Name = tuple[str, str]  # app, service
+Place3 = tuple[int, int, int]  # generation, slot, attempt
+
+
+@dataclass(slots=True)
+class _Live:
+    """What the shell keeps of one process beside the core's record of it."""
+
+    entry: ProcessEntry
+    watcher: asyncio.Task[None] | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    watchdog: asyncio.TimerHandle | None = None
+
+
+class Host:
+    """`link` is replaced when the keeper is. `on_event`: told of each event row, for followers."""
+
+    def __init__(self, store: Store, logs: Logs, runtime: str, uid: int) -> None:
+        self.store = store
+        self.logs = logs
+        self.runtime = runtime
+        self.uid = uid
+        self.link: KeeperLink | None = None
+        self.keeper_id = ""
+        self.cgroup: str | None = None
+        self.apps: dict[str, AppRecord] = {}
+        self.services: dict[Name, Service] = {}
+        self.generations: dict[tuple[str, int], GenerationRecord] = {}
+        self.news: dict[tuple[str, str, int], HandoverNews] = {}
+        self.one_shots = OneShots(lambda: self.link)
+        self.on_event: Callable[[EventRow], None] = lambda row: None
+        self.intent_of: dict[str, str] = {}  # app -> intent id, for the events' "why"
+        self.who: dict[Name, str] = {}  # who asked for what the service is doing now
+        self.listeners = ListenerTable(lambda: self.link, uid)
+        self._live: dict[tuple[str, str, int, int, int], _Live] = {}
+        self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
+        self._turned = asyncio.Condition()
+        self._dirty: set[Name] = set()
+        self._wakes: dict[Name, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._orders: dict[str, str] = {}  # slot -> key it was set with
+        self._sockets: dict[str, NoticeSocket] = {}
+        self._channels: set[str] = set()
+        self._seq = 0
+        self._pulling = asyncio.Lock()
+        self._acting = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flush_handle: asyncio.TimerHandle | None = None
+        self._random = random.Random()
+
+    # -- events in ---------------------------------------------------------------------------------------------------
+
+    def post(self, name: Name, event: Event) -> None:
+        """Queues an event; the pump takes it in order."""
+        self._queue.put_nowait((name, event))
+
+    def keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Keeps a reference until the task is done; what it raises is our bug and is noted."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def pump(self) -> None:
+        """For ever: take what is queued, decide, store, act."""
+        while True:
+            batch = [await self._queue.get()]
+            while not self._queue.empty() and len(batch) < 512:
+                batch.append(self._queue.get_nowait())
+            async with self._acting:
+                await self._take(batch)
+
+    async def _take(self, batch: list[tuple[Name, Event]]) -> None:
+        effects: list[tuple[Name, Effect]] = []
+        touched: dict[Name, Service] = {}
+        now_s = clock.boottime_s()
+        for name, event in batch:
+            service = self.services.get(name)
+            if service is None:
+                self._orphan_event(name, event, effects)
+                continue
+            after, more = turn.step(service, event, now_s, self._random.random())
+            if durable(after) != durable(service):
+                touched[name] = after
+            self.services[name] = after
+            self._wakes.pop(name, None)
+            effects.extend((name, effect) for effect in more)
+        self._dirty |= touched.keys()
+        self._save_dirty()
+        try:
+            await self.perform(effects)
+        except (ConnectionError, OSError) as error:
+            # The keeper is gone: its loss is seen on the link, and all of this is derived again afterwards.
+            self.note("", "", "keeper", f"could not act: {error}")
+        self._set_timer()
+        async with self._turned:
+            self._turned.notify_all()
+
+    def _orphan_event(self, name: Name, event: Event, effects: list[tuple[Name, Effect]]) -> None:
+        """A process of a service that there is no more."""
+        if isinstance(event, Ended):
+            effects.append((name, Sweep(event.generation, event.slot, event.attempt)))
+        elif isinstance(event, Spawned):
+            effects.append((name, KillTree(event.generation, event.slot, event.attempt)))
+
+    def _save_dirty(self) -> None:
+        """Stores what changed. A disk that takes nothing is tried again at each turn: an older record only means that
+        more has to be found out again after a crash."""
+        if not self._dirty:
+            return
+        try:
+            with self.store.transaction():
+                for name in self._dirty:
+                    if name in self.services:
+                        self.store.put_service(durable(self.services[name]))
+            self._dirty.clear()
+        except HostError as error:
+            self.note("", "", "disk", error.what)
+
+    def _set_timer(self) -> None:
+        for name, service in self.services.items():
+            if name not in self._wakes:
+                self._wakes[name] = wake_s(service) or float("inf")
+        soonest = min(self._wakes.values(), default=float("inf"))
+        if self._dirty:
+            soonest = min(soonest, clock.boottime_s() + 1.0)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if soonest != float("inf"):
+            delay_s = max(0.0, soonest - clock.boottime_s()) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now_s = clock.boottime_s()
+        due = [name for name, at_s in self._wakes.items() if at_s <= now_s]
+        for name in due:
+            self.post(name, Tick())
+        if not due and self._dirty and self.services:
+            self.post(next(iter(self._dirty)), Tick())
+        elif not due:
+            self._set_timer()
+
+    async def until(self, predicate: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Waits until the predicate holds, looking after each turn. False when the time ran out."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._turned:
+                    await self._turned.wait_for(predicate)
+        except TimeoutError:
+            return predicate()
+        return True
+
+    def poke(self) -> None:
+        """Lets those who wait in `until` look again, for a change that no event made."""
+
+        async def notify() -> None:
+            async with self._turned:
+                self._turned.notify_all()
+
+        self.keep(asyncio.get_running_loop().create_task(notify()))
+
+    async def decide(self, changes: Iterable[tuple[Name, Event]], write: Callable[[], None] = lambda: None) -> None:
+        """Takes events in one transaction, together with what `write` stores: all of it, or (HostError, IllegalTransition)
+        nothing. This is how a deploy begins, commits and is put back."""
+        async with self._acting:
+            now_s = clock.boottime_s()
+            after: dict[Name, Service] = {}
+            effects: list[tuple[Name, Effect]] = []
+            for name, event in changes:
+                service = after.get(name) or self.services.get(name) or Service(*name)
+                after[name], more = turn.step(service, event, now_s, self._random.random())
+                effects.extend((name, effect) for effect in more)
+            revoked = self._revocations(after)
+            if revoked and self.link is not None:
+                # Acknowledged before anything is stopped: or the keeper would start it again behind our back.
+                await self.link.orders((), tuple(revoked))
+                for slot in revoked:
+                    self._orders.pop(slot, None)
+            with self.store.transaction():
+                for service in after.values():
+                    self.store.put_service(durable(service))
+                write()
+            self._dirty -= after.keys()
+            self.services.update(after)
+            for name in after:
+                self._wakes.pop(name, None)
+            await self.perform(effects)
+            self._set_timer()
+            async with self._turned:
+                self._turned.notify_all()
+
+    def _revocations(self, after: dict[Name, Service]) -> list[str]:
+        """Standing orders that will not hold any more once `after` does."""
+        revoked = []
+        for name, service in after.items():
+            keep = standing_orders(service)
+            committed = service.committed
+            for slot, key in list(self._orders.items()):
+                parsed = parse_key(key)
+                if (parsed.app, parsed.service) != name:
+                    continue
+                if parsed.slot not in keep or committed is None or committed.number != parsed.generation:
+                    revoked.append(slot)
+        return revoked
+
+    # -- effects -----------------------------------------------------------------------------------------------------
+
+    async def perform(self, effects: list[tuple[Name, Effect]]) -> None:
+        """In order; spawns that follow each other go to the keeper in one message."""
+        spawns: list[tuple[Name, Spawn]] = []
+        for name, effect in effects:
+            if isinstance(effect, Spawn):
+                spawns.append((name, effect))
+                continue
+            if spawns and not isinstance(effect, Note):
+                await self._spawn(spawns)
+                spawns = []
+            await self._perform_one(name, effect)
+        if spawns:
+            await self._spawn(spawns)
+        await self._sync_orders()
+
+    async def _perform_one(self, name: Name, effect: Effect) -> None:
+        match effect:
+            case Watch():
+                self._watch(name, effect)
+            case Signal():
+                await self._signal(name, effect)
+            case KillTree():
+                await self._kill(name, (effect.generation, effect.slot, effect.attempt))
+            case Sweep():
+                self._sweep(name, (effect.generation, effect.slot, effect.attempt))
+            case HandoverNews():
+                self.news[(*name, effect.generation)] = effect
+                if effect.phase is None:
+                    self.note(*name, "handover", f"failed: {effect.reason}", effect.generation)
+            case Retired():
+                await self._retired(name, effect.generation)
+            case Note():
+                self.note(*name, effect.kind, effect.text, effect.generation, effect.slot)
+
+    def key(self, name: Name, place: Place3) -> SpawnKey:
+        return SpawnKey(*name, *place)
+
+    def record(self, app: str, number: int) -> GenerationRecord | None:
+        """What the generation is started from; read once from the store."""
+        found = self.generations.get((app, number))
+        if found is None:
+            found = self.store.generation(app, number)
+            if found is not None:
+                self.generations[app, number] = found
+        return found
+
+    def place(self, app: str, service: str, number: int) -> Place:
+        owner = self.apps[app].owner_uid if app in self.apps else self.uid
+        return Place(f"{self.runtime}/run/{app}/{service}/{number}", owner, os.environ.get("PATH", os.defpath))
+
+    async def _spawn(self, spawns: list[tuple[Name, Spawn]]) -> None:
+        ready: list[SpawnSpec] = []
+        for name, effect in spawns:
+            place = (effect.generation, effect.slot, effect.attempt)
+            try:
+                ready.append(await self._prepared(name, place))
+            except (MidstreamError, KeeperRefused, OSError) as error:
+                text = error.what if isinstance(error, MidstreamError) else str(error)
+                self.post(name, Ended(*place, f"could not be started: {text}"))
+        if not ready or self.link is None:
+            return
+        for start in range(0, len(ready), 32):
+            for result in await self.link.spawn(tuple(ready[start : start + 32])):
+                key = parse_key(result.key)
+                self.note(
+                    key.app,
+                    key.service,
+                    "start",
+                    f"attempt {key.attempt}" if result.ok else f"refused: {result.error}",
+                    key.generation,
+                    key.slot,
+                )
+                if not result.ok:
+                    place = (key.generation, key.slot, key.attempt)
+                    self.post((key.app, key.service), Ended(*place, f"could not be started: {result.error}"))
+
+    async def _prepared(self, name: Name, place: Place3) -> SpawnSpec:
+        """Everything a process needs, made: run folder, listeners, channel, notify socket. -> its SpawnSpec."""
+        assert self.link is not None
+        app, service_name = name
+        generation, slot, _ = place
+        record = self.record(app, generation)
+        service = record.spec.services.get(service_name) if record else None
+        if record is None or service is None:
+            raise HostError("its configuration is not recorded", remedy="midstream deploy")
+        where = self.place(app, service_name, generation)
+        account = account_for(record.spec, where.owner_uid, self.uid, service)
+        self._make_run_folder(where.run, account.uid, account.gid)
+        listeners = await self.listeners.for_instance(record, service, slot, where.owner_uid)
+        spec = instance_spec(record, service, self.key(name, place), listeners, where, self.uid)
+        channel = channel_of(self.key(name, place))
+        if channel not in self._channels:
+            await self._open_channel(name, generation, slot, channel, spec, service)
+        return spec
+
+    async def _open_channel(
+        self, name: Name, generation: int, slot: int, channel: str, spec: SpawnSpec, service: ServiceSpec
+    ) -> None:
+        assert self.link is not None
+        self.configure_logs(name, service)
+        await self._attach_channel(name, generation, slot, channel, (spec.uid, spec.gid), service)
+
+    async def _attach_channel(
+        self,
+        name: Name,
+        generation: int,
+        slot: int,
+        channel: str,
+        ids: tuple[int | None, int | None],
+        service: ServiceSpec,
+    ) -> None:
+        assert self.link is not None
+        self.logs.attach(ChannelName(*name, generation, slot), (await self.link.channel(channel, *ids)).fd)
+        notify = await self.link.notify(channel, *ids)
+        self._listen_to_notices(name, generation, slot, channel, notify.fd)
+        if readiness_of(service, profile_of(service)) is Readiness.FD:
+            ready = await self.link.channel(f"{channel}/ready", *ids)
+            self._listen_to_ready_fd(name, generation, slot, ready.fd)
+        self._channels.add(channel)
+
+    def configure_logs(self, name: Name, service: ServiceSpec) -> None:
+        app = self.apps.get(name[0])
+        if self.uid != 0:
+            self.logs.configure(*name, service.log)
+            return
+        owner = account_of_uid(app.owner_uid if app else self.uid)
+        self.logs.configure(*name, service.log, owner=FileUser(owner.uid, owner.gid), reader_gid=owner.gid)
+
+    def _make_run_folder(self, path: str, uid: int, gid: int) -> None:
+        if os.path.isdir(path):
+            return
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        os.mkdir(path, 0o700)
+        if self.uid == 0:
+            os.chown(path, uid, gid)
+
+    async def _signal(self, name: Name, effect: Signal) -> None:
+        assert self.link is not None
+        if not effect.signal:
+            return
+        number = getattr(signal, f"SIG{effect.signal.removeprefix('SIG')}")
+        key = self.key(name, (effect.generation, effect.slot, effect.attempt))
+        self.note(*name, "signal", f"SIG{effect.signal.removeprefix('SIG')}", effect.generation, effect.slot)
+        try:
+            await self.link.signal(str(key), int(number))
+        except KeeperRefused:
+            pass  # it has ended, or was never there: the table tells
+
+    async def _kill(self, name: Name, place: Place3) -> None:
+        assert self.link is not None
+        self.note(*name, "kill", "SIGKILL to the whole tree", place[0], place[1])
+        try:
+            report = await self.link.kill_tree(str(self.key(name, place)))
+        except KeeperRefused:
+            return
+        if report.unattributed:
+            self.note(*name, "unattributed", f"processes that no key explains: {report.unattributed}", place[0])
+
+    def _sweep(self, name: Name, place: Place3) -> None:
+        live = self._live.pop((*name, *place), None)
+        if live is not None:
+            if live.watcher is not None:
+                live.watcher.cancel()
+            if live.watchdog is not None:
+                live.watchdog.cancel()
+        self.logs.flush(ChannelName(*name, place[0], place[1]))
+        self.keep(asyncio.get_running_loop().create_task(self._sweep_tree(name, place)))
+
+    async def _sweep_tree(self, name: Name, place: Place3) -> None:
+        """Ends what the main process left behind (workers of a killed master, `setsid` grandchildren), then forgets it."""
+        key = str(self.key(name, place))
+        try:
+            if self.link is None:
+                return
+            left = await self.link.signal(key, int(signal.SIGTERM), tree=True)
+            if left:
+                self.note(*name, "sweep", f"{left} processes it left behind: SIGTERM", place[0], place[1])
+                service = self.services.get(name)
+                generation = service.generation(place[0]) if service else None
+                grace_s = generation.plan.stop_timeout_s if generation else 5.0
+                deadline_s = clock.boottime_s() + grace_s
+                while clock.boottime_s() < deadline_s and await self.link.signal(key, 0, tree=True):
+                    await asyncio.sleep(0.1)
+            await self.link.kill_tree(key)
+            await self.link.ack((key,))
+        except (KeeperRefused, ConnectionError, OSError):
+            pass  # unknown to the keeper, or a new keeper: nothing is left to forget
+
+    async def _retired(self, name: Name, number: int) -> None:
+        """No process of the generation is left: its channels, private listeners and folder go."""
+        app, service = name
+        for channel in [item for item in self._channels if item.startswith(f"{app}/{service}/{number}/")]:
+            slot = int(channel.rsplit("/", 1)[1])
+            self._close_channel(name, number, slot, channel)
+            if self.link is not None:
+                for gone in (self.link.unchannel, self.link.unnotify):
+                    try:
+                        await gone(channel)
+                    except KeeperRefused:
+                        pass
+        await self.drop_unused_listeners()
+        shutil.rmtree(self.place(app, service, number).run, ignore_errors=True)
+        used = {item.number for key, value in self.services.items() if key[0] == app for item in value.generations}
+        record = self.apps.get(app)
+        if number not in used and (record is None or number != record.committed_generation):
+            self.generations.pop((app, number), None)
+            try:
+                self.store.drop_generation(app, number)
+            except HostError:
+                pass  # a row too many; the next start drops it
+
+    async def drop_unused_listeners(self) -> None:
+        """Closes listeners that no generation of any service refers to any more."""
+        wanted: set[str] = set()
+        private: set[tuple[str, str, int]] = set()
+        for (app, service_name), service in self.services.items():
+            for generation in service.generations:
+                private.add((app, service_name, generation.number))
+                record = self.record(app, generation.number)
+                spec = record.spec.services.get(service_name) if record else None
+                if record is not None and spec is not None:
+                    wanted |= {listener_key(app, service_name, address_of(record.spec, item)) for item in spec.listen}
+
+        def keep(name: str) -> bool:
+            words = name.split("/")
+            if words[2].isdecimal():
+                return (words[0], words[1], int(words[2])) in private
+            return name in wanted
+
+        await self.listeners.drop(keep)
+
+    def _close_channel(self, name: Name, number: int, slot: int, channel: str) -> None:
+        self._channels.discard(channel)
+        self.logs.detach(ChannelName(*name, number, slot))
+        socket = self._sockets.pop(channel, None)
+        if socket is not None:
+            socket.close()
+
+    async def _sync_orders(self) -> None:
+        """Makes the keeper's standing orders what the services ask for: level-triggered, one message."""
+        if self.link is None:
+            return
+        wanted: dict[str, tuple[Name, Instance]] = {}
+        for name, service in self.services.items():
+            for slot, instance in standing_orders(service).items():
+                wanted[str(SlotName(*name, slot))] = (name, instance)
+        revoke = tuple(slot for slot in self._orders if slot not in wanted)
+        orders = []
+        for ordered, (name, instance) in wanted.items():
+            key = str(self.key(name, (instance.generation, instance.slot, instance.attempt)))
+            if self._orders.get(ordered) == key:
+                continue
+            try:
+                spec = await self._prepared(name, (instance.generation, instance.slot, instance.attempt))
+            except (MidstreamError, KeeperRefused, OSError):
+                continue
+            orders.append(StandingOrder(ordered, spec))
+            self._orders[ordered] = key
+        for start in range(0, max(len(orders), 1), 16):
+            part = tuple(orders[start : start + 16])
+            if part or (revoke and start == 0):
+                await self.link.orders(part, revoke if start == 0 else ())
+        for gone in revoke:
+            self._orders.pop(gone, None)
+
+    # -- readiness ---------------------------------------------------------------------------------------------------
+
+    def _watch(self, name: Name, effect: Watch) -> None:
+        place = (effect.generation, effect.slot, effect.attempt)
+        live = self._live.get((*name, *place))
+        record = self.record(name[0], effect.generation)
+        service = self.services.get(name)
+        if live is None or record is None or service is None:
+            return
+        spec = record.spec.services[name[1]]
+        profile = profile_of(spec)
+        throwaway = effect.slot >= THROWAWAY_SLOT
+        generation = service.generation(effect.generation)
+        others = [item for item in service.generations if item.number != effect.generation]
+        private = self.listeners.private_of(record, spec, effect.slot)
+
+        def pids() -> list[int]:
+            return self.tree_of(self.key(name, place), live.entry)
+
+        async def run_command(argv: tuple[str, ...], timeout_s: float) -> HealthResult:
+            return await self._command_check(record, name, argv, timeout_s)
+
+        async def said_ready() -> None:
+            await live.ready.wait()
+
+        subject = watching.Subject(
+            *place,
+            readiness=readiness_of(spec, profile),
+            health=spec.health,
+            shared={} if throwaway else self.listeners.shared_of(record.spec, spec),
+            private=private,
+            alone=not others,
+            tried=bool(generation and generation.plan.throwaway and others),
+            provisional=bool(generation and generation.state is not GenerationState.COMMITTED),
+            confirm=effect.confirm and spec.health is not None,
+            start_timeout_s=spec.start_timeout_s,
+            healthy_timeout_s=spec.healthy_timeout_s,
+            min_uptime_s=spec.min_uptime_s,
+            warnings=warnings(profile, spec.command, shell=spec.shell),
+            pids=pids,
+            said_ready=said_ready,
+            run_command=run_command,
+        )
+        if live.watcher is not None:
+            live.watcher.cancel()
+        live.watcher = self.keep(
+            asyncio.get_running_loop().create_task(watching.watch(subject, lambda event: self.post(name, event)))
+        )
+        if spec.watchdog_s:
+            self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
+
+    def tree_of(self, key: SpawnKey, entry: ProcessEntry) -> list[int]:
+        """The pids of an instance's tree, now."""
+        folder = f"{self.cgroup}/{cgroup_of(key)}" if self.cgroup else None
+        mark = tree.TreeMark(str(key), self.keeper_id, entry.pid, entry.start_ticks, folder)
+        return list(tree.members(mark))
+
+    async def _command_check(
+        self, record: GenerationRecord, name: Name, argv: tuple[str, ...], timeout_s: float
+    ) -> HealthResult:
+        number = self.store.next_number("check")
+        key = SpawnKey(record.spec.app, "+check", number, 0, 0)
+        step = CommandStep(argv, timeout_s=timeout_s)
+        place = self.place(record.spec.app, name[1], record.number)
+        spec = command_spec(record, step, key, place, self.uid)
+        outcome = await self.one_shots.run(spec, timeout_s=timeout_s, on_line=lambda line: None)
+        words = " / ".join(outcome.tail[-3:])
+        return HealthResult(outcome.ok, f"check {argv[0]}: {outcome.text} {words}".strip(), answered=not outcome.lost)
+
+    def _arm_watchdog(self, name: Name, place: Place3, watchdog_s: float, first_s: float = 0.0) -> None:
+        live = self._live.get((*name, *place))
+        if live is None:
+            return
+        if live.watchdog is not None:
+            live.watchdog.cancel()
+
+        def missed() -> None:
+            self.post(name, Unhealthy(*place, f"WATCHDOG=1 did not come within {watchdog_s:g} s"))
+
+        live.watchdog = asyncio.get_running_loop().call_later(max(watchdog_s, first_s), missed)
+
+    def _instance_at(self, name: Name, generation: int, slot: int) -> Instance | None:
+        service = self.services.get(name)
+        if service is None:
+            return None
+        return next((item for item in service.of(generation) if item.slot == slot), None)
+
+    def _listen_to_notices(self, name: Name, generation: int, slot: int, channel: str, fd: int) -> None:
+        def place() -> Place3 | None:
+            found = self._instance_at(name, generation, slot)
+            return (generation, slot, found.attempt) if found else None
+
+        def in_tree(pid: int) -> bool | None:
+            at = place()
+            live = self._live.get((*name, *at)) if at else None
+            if live is None or at is None:
+                return None
+            if pid == live.entry.pid:
+                return True
+            if not os.path.exists(f"/proc/{pid}"):
+                return None
+            return pid in self.tree_of(self.key(name, at), live.entry)
+
+        def on_notice(notice: Notice) -> None:
+            at = place()
+            if at is not None:
+                self._notice(name, at, notice)
+
+        def on_refusal(refusal: Refusal) -> None:
+            self.note(*name, "notify", f"refused: {refusal.reason}", generation, slot)
+
+        record = self.record(name[0], generation)
+        owner = self.apps[name[0]].owner_uid if name[0] in self.apps else self.uid
+        uids = {self.uid, owner}
+        if record is not None:
+            uids.add(account_for(record.spec, owner, self.uid, record.spec.services.get(name[1])).uid)
+        self._sockets[channel] = NoticeSocket(fd, Authority(in_tree, frozenset(uids)), on_notice, on_refusal)
+
+    def _notice(self, name: Name, place: Place3, notice: Notice) -> None:
+        live = self._live.get((*name, *place))
+        if live is None:
+            return
+        if notice.ready:
+            live.ready.set()
+            self._remember_ready(name, place)
+        if notice.status is not None:
+            self.post(name, Said(*place, notice.status))
+        if notice.extend_timeout_s is not None:
+            self.post(name, Extended(*place, notice.extend_timeout_s))
+        record = self.record(name[0], place[0])
+        spec = record.spec.services.get(name[1]) if record else None
+        watchdog_s = notice.watchdog_s or (spec.watchdog_s if spec else 0.0)
+        if notice.watchdog_trigger:
+            self.post(name, Unhealthy(*place, "WATCHDOG=trigger"))
+        elif (notice.watchdog or notice.watchdog_s is not None) and watchdog_s:
+            self._arm_watchdog(name, place, watchdog_s)
+
+    def _remember_ready(self, name: Name, place: Place3) -> None:
+        """Of an uncommitted instance READY=1 is stored: it comes once, and the agent may die before the commit."""
+        service = self.services.get(name)
+        generation = service.generation(place[0]) if service else None
+        if generation is not None and generation.state is not GenerationState.COMMITTED:
+            try:
+                self.store.set_meta(f"ready.{self.key(name, place)}", "1")
+            except HostError:
+                pass  # then it is proven again after a crash
+
+    def _listen_to_ready_fd(self, name: Name, generation: int, slot: int, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+
+        def readable() -> None:
+            try:
+                data = os.read(fd, 256)
+            except BlockingIOError:
+                return
+            found = self._instance_at(name, generation, slot)
+            live = self._live.get((*name, generation, slot, found.attempt)) if found else None
+            if b"\n" in data and live is not None:
+                live.ready.set()
+
+        loop.add_reader(fd, readable)
+
+    # -- the keeper's table ------------------------------------------------------------------------------------------
+
+    async def pull(self) -> None:
+        """Reads what changed in the keeper's table and posts it."""
+        async with self._pulling:
+            while self.link is not None:
+                page = await self.link.pull(self._seq)
+                for entry in page.entries:
+                    self._seq = max(self._seq, entry.seq)
+                    self._seen(entry)
+                if not page.more:
+                    return
+
+    def _seen(self, entry: ProcessEntry) -> None:
+        key = parse_key(entry.key)
+        if entry.kind is ProcessKind.ONE_SHOT:
+            self.one_shots.seen(entry)
+            return
+        name = (key.app, key.service)
+        place = (key.generation, key.slot, key.attempt)
+        event = _event_of(entry, place)
+        if entry.state is ProcessState.RUNNING:
+            known = self._live.get((*name, *place))
+            if known is None:
+                self._live[(*name, *place)] = _Live(entry)
+            else:
+                known.entry = entry
+        if event is not None:
+            if isinstance(event, Spawned) and entry.by == "order":
+                self.note(*name, "start", "by the keeper, while the agent was away", key.generation, key.slot)
+            self.post(name, event)
+
+    async def attach(self, link: KeeperLink) -> None:
+        """Takes over from the store and a keeper's table: at the start, and after a new keeper. Nothing that runs is
+        touched unless it should not run."""
+        self.link = link
+        self._orders.clear()
+        self._seq = 0
+        self.one_shots.keeper_changed()
+        entries: list[ProcessEntry] = []
+        while True:
+            page = await link.pull(self._seq)
+            entries.extend(page.entries)
+            self._seq = max([self._seq, *(entry.seq for entry in page.entries)])
+            if not page.more:
+                break
+        await self.listeners.recover()
+        live: dict[Name, list[Spawned]] = {}
+        ended: dict[Name, list[Ended]] = {}
+        for entry in entries:
+            key = parse_key(entry.key)
+            if entry.kind is ProcessKind.ONE_SHOT:
+                self.one_shots.seen(entry)
+                continue
+            name, place = (key.app, key.service), (key.generation, key.slot, key.attempt)
+            event = _event_of(entry, place)
+            if isinstance(event, Ended):
+                ended.setdefault(name, []).append(event)
+            else:
+                pid = entry.pid
+                live.setdefault(name, []).append(Spawned(*place, pid))
+                old = self._live.get((*name, *place))
+                if old is None or old.entry.pid != pid:
+                    self._live[(*name, *place)] = _Live(entry)
+        self.one_shots.settle_lost()
+        for name in (*live, *ended):
+            if name not in self.services:
+                self.services[name] = Service(*name)
+        effects: list[tuple[Name, Effect]] = []
+        now_s = clock.boottime_s()
+        async with self._acting:
+            for name, service in list(self.services.items()):
+                after, more = turn.restore(
+                    durable(service), tuple(live.get(name, ())), tuple(ended.get(name, ())), now_s
+                )
+                self.services[name] = after
+                if durable(after) != durable(service):
+                    self._dirty.add(name)
+                effects.extend((name, effect) for effect in more)
+                for seen in live.get(name, ()):
+                    await self._reopen_channel(name, seen)
+            self._wakes.clear()
+            self._save_dirty()
+            await self.perform(effects)
+            self._set_timer()
+
+    async def _reopen_channel(self, name: Name, seen: Spawned) -> None:
+        """Listens again to an instance that was there before this agent (or this keeper) was."""
+        channel = channel_of(self.key(name, (seen.generation, seen.slot, seen.attempt)))
+        record = self.record(name[0], seen.generation)
+        service = record.spec.services.get(name[1]) if record else None
+        if record is None or service is None or self.link is None:
+            return
+        owner = self.apps[name[0]].owner_uid if name[0] in self.apps else self.uid
+        account = account_for(record.spec, owner, self.uid, service)
+        uid, gid = (account.uid, account.gid) if self.uid == 0 else (None, None)
+        self.configure_logs(name, service)
+        if channel in self._channels:
+            self._close_channel(name, seen.generation, seen.slot, channel)
+        log_name = ChannelName(*name, seen.generation, seen.slot)
+        try:
+            await self._absorb_spool(log_name, channel)
+            await self._attach_channel(name, seen.generation, seen.slot, channel, (uid, gid), service)
+        except KeeperRefused as error:
+            self.note(*name, "keeper", f"its output cannot be read: {error}", seen.generation, seen.slot)
+            return
+        # It said READY=1 to an agent that is gone; a process that ran when we came is past its start.
+        live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
+        if live is not None and self._was_ready(name, seen):
+            live.ready.set()
+
+    async def _absorb_spool(self, log_name: ChannelName, channel: str) -> None:
+        assert self.link is not None
+        try:
+            spooled = await self.link.spool(channel)
+            if spooled.data or spooled.dropped_bytes:
+                self.logs.absorb(log_name, spooled.data, spooled.dropped_bytes)
+                await self.link.clear_spool(channel)
+        except KeeperRefused:
+            pass  # a new keeper: what the old one spooled went with it
+
+    def _was_ready(self, name: Name, seen: Spawned) -> bool:
+        committed = self.services[name].committed if name in self.services else None
+        if committed is not None and committed.number == seen.generation:
+            return True
+        key = self.key(name, (seen.generation, seen.slot, seen.attempt))
+        return self.store.meta(f"ready.{key}") == "1"
+
+    def last_lines(self, app: str, service: str, generation: int, count: int = 20) -> list[str]:
+        """The last lines that a generation wrote."""
+        try:
+            lines = last_lines(self.logs.sink(app, service).place, service, 400)
+        except (OSError, MidstreamError):
+            return []
+        return [line.text for line in lines if line.generation == generation][-count:]
+
+    # -- events out --------------------------------------------------------------------------------------------------
+
+    def note(
+        self, app: str, service: str, kind: str, text: str, generation: int = 0, slot: int = -1, who: str = ""
+    ) -> None:
+        """One line of the record: kept, shown to followers, never waited for."""
+        who = who or self.who.get((app, service), "") or "agent"
+        row = EventRow(time.time(), app, service, generation, slot, kind, text, who, self.intent_of.get(app, ""))
+        self.store.note(row)
+        self.on_event(row)
+        if self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_later(0.3, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        self.store.flush_events()
+
+
+def _event_of(entry: ProcessEntry, place: Place3) -> Spawned | Ended | None:
+    """What an entry of the keeper's table says; None while it is neither running nor over."""
+    if entry.state is ProcessState.RUNNING:
+        return Spawned(*place, entry.pid)
+    if entry.state is ProcessState.STARTING:
+        return None
+    return Ended(*place, exit_text(entry), entry.code)

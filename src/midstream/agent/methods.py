@@ -1,0 +1,565 @@
+"""The methods of the control socket: each checks who asks, then asks the part that does it. Runs in the agent's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import asdict, replace
+from typing import Any
+
+from midstream import __version__
+from midstream.agent import accounts, reports
+from midstream.agent.control import Connection, Method
+from midstream.agent.deploys import Deploys, Opening
+from midstream.agent.host import Host, Name
+from midstream.agent.keeper_link import KeeperRefused
+from midstream.agent.plans import profile_of
+from midstream.agent.spawning import command_spec
+from midstream.agent.store import AppRecord, EventRow
+from midstream.agent.updating import UpdateRequest
+from midstream.agent.work import Progress, Work
+from midstream.core.events import SetHold, Want
+from midstream.core.instance import ALIVE, InstanceState
+from midstream.core.names import SpawnKey
+from midstream.core.phases import Hold
+from midstream.core.service import Service
+from midstream.core.spec import AppSpec, CommandStep
+from midstream.core.wire import WireError, from_wire
+from midstream.errors import HostError, LockedError, NotAllowedError, OperatorError
+from midstream.linux import clock
+
+PROTOCOL = 1
+_HOLD_MAX_S = 86400.0
+
+
+class Methods:
+    """`stop_all` begins the ordered stop; `upgrade` re-executes agent and keeper."""
+
+    def __init__(
+        self,
+        host: Host,
+        deploys: Deploys,
+        state_folder: str,
+        stop_all: Callable[[float], Any],
+        upgrade: Callable[[list[str], str], Any],
+    ) -> None:
+        self.host = host
+        self.deploys = deploys
+        self._state = state_folder
+        self._stop_all = stop_all
+        self._upgrade = upgrade
+        self._started_s = time.monotonic()
+        self._followers: set[asyncio.Queue[EventRow]] = set()
+        host.on_event = self._on_event
+
+    def table(self) -> dict[str, Method]:
+        return {
+            "hello": self.hello,
+            "status": self.status,
+            "why": self.why,
+            "events": self.events,
+            "logs": self.logs,
+            "start": self.start,
+            "stop": self.stop,
+            "restart": self.restart,
+            "reload": self.reload,
+            "signal": self.signal,
+            "hold": self.hold,
+            "unhold": self.unhold,
+            "releases": self.releases,
+            "lock": self.lock,
+            "unlock": self.unlock,
+            "run": self.run,
+            "app.remove": self.app_remove,
+            "agent.stop": self.agent_stop,
+            "agent.upgrade": self.agent_upgrade,
+            "deploy.open": self.deploy_open,
+            "deploy.upload": self.deploy_upload,
+            "deploy.update": self.deploy_update,
+            "deploy.select": self.deploy_select,
+            "deploy.publish": self.deploy_publish,
+            "deploy.commit": self.deploy_commit,
+            "deploy.revert": self.deploy_revert,
+            "deploy.finish": self.deploy_finish,
+            "deploy.status": self.deploy_status,
+            "deploy.settle": self.deploy_settle,
+        }
+
+    # -- who asks ----------------------------------------------------------------------------------------------------
+
+    def _app(self, connection: Connection, params: dict[str, Any]) -> AppRecord:
+        name = _text(params, "app")
+        record = self.host.apps.get(name)
+        if record is None:
+            known = ", ".join(sorted(self._visible(connection))) or "none"
+            raise OperatorError(f"there is no app {name!r} on this host", remedy=f"there are: {known}")
+        accounts.require_owner(connection.peer, record.owner_uid, self.host.uid, name)
+        return record
+
+    def _visible(self, connection: Connection) -> list[str]:
+        peer = connection.peer
+        return [name for name, record in self.host.apps.items() if peer.uid in (0, record.owner_uid, self.host.uid)]
+
+    def _root(self, connection: Connection) -> None:
+        if connection.peer.uid not in (0, self.host.uid):
+            raise NotAllowedError("that is for root", remedy="sudo midstream …")
+
+    def _chosen(self, app: str, params: dict[str, Any]) -> list[Service]:
+        wanted = params.get("services") or []
+        mine = {name: service for (owner, name), service in self.host.services.items() if owner == app}
+        missing = [name for name in wanted if name not in mine]
+        if missing:
+            raise OperatorError(
+                f"app {app!r} has no service {missing[0]!r}", remedy=f"it has: {', '.join(sorted(mine)) or 'none yet'}"
+            )
+        return [mine[name] for name in (wanted or sorted(mine))]
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def hello(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        asked = params.get("protocol", [PROTOCOL, PROTOCOL])
+        low, high = (asked, asked) if isinstance(asked, int) else (int(asked[0]), int(asked[1]))
+        if not low <= PROTOCOL <= high:
+            raise OperatorError(
+                f"this agent ({__version__}) speaks protocol {PROTOCOL}; the client speaks {low} to {high}",
+                remedy="midstream agent upgrade" if low > PROTOCOL else "upgrade the command line tool",
+            )
+        told = self.host.link.hello if self.host.link else None
+        keeper = {}
+        if told is not None:
+            keeper = {
+                "pid": told.pid,
+                "epoch": told.epoch,
+                "version": told.version,
+                "cgroup": told.cgroup,
+                "note": "; ".join(told.notes),
+            }
+        return {
+            "protocol": PROTOCOL,
+            "version": __version__,
+            "host": os.uname().nodename,
+            "boot_id": clock.boot_id(),
+            "pid": os.getpid(),
+            "uid": self.host.uid,
+            "root": self.host.uid == 0,
+            "keeper": keeper,
+            "state_dir": self._state,
+            "features": [],
+        }
+
+    async def status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        apps = [self._app(connection, params).app] if params.get("app") else sorted(self._visible(connection))
+        return reports.host_status(self.host, self.deploys, apps, self._started_s, __version__)
+
+    async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        return reports.why(self.host, record.app, _text(params, "service"), int(params.get("limit", 50)))
+
+    async def releases(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        return reports.releases(self.host, self._app(connection, params).app)
+
+    def _on_event(self, row: EventRow) -> None:
+        for queue in self._followers:
+            if queue.qsize() < 10_000:
+                queue.put_nowait(row)
+
+    async def events(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        app = self._app(connection, params).app if params.get("app") else ""
+        visible = set(self._visible(connection))
+        everything = connection.peer.uid in (0, self.host.uid)
+        queue: asyncio.Queue[EventRow] = asyncio.Queue()
+        if params.get("follow"):
+            self._followers.add(queue)
+        last = int(params.get("after", 0))
+        try:
+            for row in self.host.store.events(app=app, after=last, limit=1000):
+                last = max(last, row.id)
+                if everything or row.app in visible:
+                    connection.notify("event", asdict(row))
+            while params.get("follow") and not connection.is_gone:
+                row = await queue.get()
+                if (not app or row.app == app) and (everything or row.app in visible):
+                    connection.notify("event", asdict(row))
+        finally:
+            self._followers.discard(queue)
+        return {"last": last}
+
+    async def logs(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        chosen = [service.name for service in self._chosen(record.app, params)]
+        lines = self.host.logs.follow(
+            record.app, chosen, int(params.get("lines", 100)), follow=bool(params.get("follow"))
+        )
+        async with aclosing(lines) as stream:  # type: ignore[type-var]
+            async for line in stream:
+                connection.notify("log", line.to_wire())
+                await connection.keep_pace()
+        return {}
+
+    # -- services ----------------------------------------------------------------------------------------------------
+
+    async def start(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        chosen = self._chosen(record.app, params)
+        self._refuse_held(chosen)
+        await self._want(connection, chosen, True)
+        await self._settled(chosen, params, lambda service: reports.state_of(service) in ("running", "exited"))
+        return self._states(chosen)
+
+    async def stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        chosen = self._chosen(record.app, params)
+        await self._want(connection, chosen, False)
+
+        def stopped(service: Service) -> bool:
+            return not any(item.state in ALIVE for item in service.instances)
+
+        await self._settled(chosen, params, stopped)
+        return self._states(chosen)
+
+    async def _want(self, connection: Connection, chosen: list[Service], up: bool) -> None:
+        names: list[Name] = [(service.app, service.name) for service in chosen]
+        for name in names:
+            self.host.who[name] = connection.peer.name
+        await self.host.decide([(name, Want(up)) for name in names])
+        for name in names:
+            self.host.note(*name, "want", "up" if up else "down", who=connection.peer.name)
+
+    def _refuse_held(self, chosen: list[Service]) -> None:
+        for service in chosen:
+            if service.hold is not None:
+                left_s = service.hold.deadline_s - clock.boottime_s()
+                raise LockedError(
+                    f"{service.name} is held by {service.hold.owner} for another {left_s:.0f} s"
+                    + (f": {service.hold.reason}" if service.hold.reason else ""),
+                    remedy=f"midstream unhold {service.name}",
+                )
+
+    async def _settled(self, chosen: list[Service], params: dict[str, Any], good: Callable[[Service], bool]) -> None:
+        if not params.get("wait", True):
+            return
+        names = [(service.app, service.name) for service in chosen]
+
+        def all_good() -> bool:
+            return all(name not in self.host.services or good(self.host.services[name]) for name in names)
+
+        timeout_s = float(params.get("timeout_s") or 120.0)
+        if not await self.host.until(all_good, timeout_s):
+            late = [name for _, name in names if not good(self.host.services[_, name])]
+            raise HostError(
+                f"{', '.join(late)} did not get there within {timeout_s:g} s; it goes on",
+                remedy=f"midstream why {late[0]}; midstream logs {late[0]}",
+            )
+
+    def _states(self, chosen: list[Service]) -> dict[str, Any]:
+        rows = []
+        for old in chosen:
+            service = self.host.services.get((old.app, old.name), old)
+            pids = [item.pid for item in service.instances if item.state in ALIVE]
+            rows.append({"service": service.name, "state": reports.state_of(service), "pids": pids})
+        return {"services": rows}
+
+    async def restart(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        chosen = [service for service in self._chosen(record.app, params) if service.committed is not None]
+        self._refuse_held(chosen)
+        if not chosen:
+            raise OperatorError(f"nothing of {record.app!r} is deployed here", remedy="midstream deploy")
+        names = [service.name for service in chosen]
+        # It goes on when the client goes away: half a restart helps nobody.
+        work = asyncio.ensure_future(
+            self.deploys.restart(connection.peer, record.app, names, self._teller(connection), connection.peer.name)
+        )
+        await asyncio.shield(work)
+        return self._states(chosen)
+
+    async def reload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """The server's own reload where its profile calls it safe; else a handover to new processes."""
+        record = self._app(connection, params)
+        chosen = [service for service in self._chosen(record.app, params) if service.committed is not None]
+        hand_over: list[str] = []
+        for service in chosen:
+            assert service.committed is not None
+            stored = self.host.record(record.app, service.committed.number)
+            spec = stored.spec.services.get(service.name) if stored else None
+            profile = profile_of(spec) if spec else None
+            name = spec.reload_signal if spec and spec.reload_signal else ""
+            if not name and profile is not None and profile.reload_signal and not profile.reload_unsafe:
+                name = profile.reload_signal
+            if name:
+                await self._send(service, name, None)
+            else:
+                hand_over.append(service.name)
+        if hand_over:
+            return await self.restart(connection, {"app": record.app, "services": hand_over})
+        return self._states(chosen)
+
+    async def signal(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        wanted = _text(params, "signal").upper().removeprefix("SIG")
+        if not hasattr(signal, f"SIG{wanted}"):
+            raise OperatorError(f"there is no signal {wanted!r}")
+        slot = params.get("slot")
+        pids: list[int] = []
+        for service in self._chosen(record.app, params):
+            pids.extend(await self._send(service, wanted, None if slot is None else int(slot)))
+            self.host.note(record.app, service.name, "signal", f"SIG{wanted} on request", who=connection.peer.name)
+        return {"pids": pids}
+
+    async def _send(self, service: Service, wanted: str, slot: int | None) -> list[int]:
+        pids = []
+        number = int(getattr(signal, f"SIG{wanted}"))
+        for item in service.instances:
+            if item.state not in ALIVE or (slot is not None and item.slot != slot) or self.host.link is None:
+                continue
+            key = SpawnKey(service.app, service.name, item.generation, item.slot, item.attempt)
+            try:
+                if await self.host.link.signal(str(key), number):
+                    pids.append(item.pid)
+            except KeeperRefused:
+                continue
+        return pids
+
+    # -- holds -------------------------------------------------------------------------------------------------------
+
+    async def hold(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """Answered when no start is in flight and none will be made while it lasts."""
+        record = self._app(connection, params)
+        service = self._one(record.app, params)
+        ttl_s = float(params.get("ttl_s", 900.0))
+        if not 0 < ttl_s <= _HOLD_MAX_S:
+            raise OperatorError(f"a hold lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+        owner = str(params.get("owner") or connection.peer.name)
+        name = (record.app, service.name)
+        if service.hold is not None and service.hold.owner != owner:
+            self._refuse_held([service])
+        token = service.hold.token if service.hold is not None else self.host.store.next_number("hold")
+        hold = Hold(owner, token, clock.boottime_s() + ttl_s, str(params.get("reason", "")))
+        await self.host.decide([(name, SetHold(hold))])
+        self.host.note(*name, "hold", f"{owner}, {ttl_s:g} s: {hold.reason}", who=connection.peer.name)
+
+        def settled() -> bool:
+            now = self.host.services.get(name)
+            return now is None or not any(item.state is InstanceState.STARTING for item in now.instances)
+
+        await self.host.until(settled, 60.0)
+        return {"token": token, "deadline_s": hold.deadline_s, "expires_in_s": ttl_s}
+
+    async def unhold(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        service = self._one(record.app, params)
+        if service.hold is None:
+            return {}
+        if not params.get("force") and params.get("token") != service.hold.token:
+            raise LockedError(
+                f"{service.name} is held by {service.hold.owner}, with another token",
+                remedy=f"midstream unhold {service.name} --force",
+            )
+        await self.host.decide([((record.app, service.name), SetHold(None))])
+        self.host.note(record.app, service.name, "hold", "ended", who=connection.peer.name)
+        return {}
+
+    def _one(self, app: str, params: dict[str, Any]) -> Service:
+        return self._chosen(app, {"services": [_text(params, "service")]})[0]
+
+    # -- app ---------------------------------------------------------------------------------------------------------
+
+    async def lock(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        owner = str(params.get("owner") or connection.peer.name)
+        if record.lock_owner and record.lock_owner != owner:
+            raise LockedError(
+                f"app {record.app!r} is locked by {record.lock_owner}: {record.lock_reason}", remedy="midstream unlock"
+            )
+        after = replace(
+            record, lock_owner=owner, lock_reason=str(params.get("reason", "")), lock_since_wall_s=time.time()
+        )
+        self.host.store.put_app(after)
+        self.host.apps[record.app] = after
+        self.host.note(record.app, "", "lock", f"{owner}: {after.lock_reason}", who=connection.peer.name)
+        return {"lock": {"owner": owner, "reason": after.lock_reason, "since": after.lock_since_wall_s}}
+
+    async def unlock(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        after = replace(record, lock_owner="", lock_reason="", lock_since_wall_s=0.0)
+        self.host.store.put_app(after)
+        self.host.apps[record.app] = after
+        self.host.note(record.app, "", "lock", "ended", who=connection.peer.name)
+        return {"lock": None}
+
+    async def run(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """A command in the committed release, with its environment, as the app's user."""
+        record = self._app(connection, params)
+        stored = self.host.record(record.app, record.committed_generation)
+        if stored is None:
+            raise OperatorError(f"nothing of {record.app!r} is deployed here", remedy="midstream deploy")
+        argv = params.get("argv")
+        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
+            raise OperatorError("run: argv must be a list of words")
+        step = CommandStep(tuple(argv), shell=bool(params.get("shell")), timeout_s=float(params.get("timeout_s", 3600)))
+        key = SpawnKey(record.app, "+run", self.host.store.next_number("run"), 0, 0)
+        spec = command_spec(stored, step, key, self.host.place(record.app, "+run", stored.number), self.host.uid)
+        self.host.note(record.app, "", "run", " ".join(argv)[:200], who=connection.peer.name)
+        try:
+            outcome = await self.host.one_shots.run(
+                spec, timeout_s=step.timeout_s, on_line=lambda line: connection.notify("output", {"line": line})
+            )
+        except asyncio.CancelledError:
+            await self.host.one_shots.stop(spec.key)  # nobody waits for it any more
+            raise
+        return {"code": outcome.code, "text": outcome.text, "ok": outcome.ok}
+
+    async def app_remove(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        if self.deploys.of(record.app) is not None:
+            raise LockedError(f"a deploy of {record.app!r} is under way", remedy="midstream abort")
+        await self.stop(connection, {"app": record.app})
+        for name in [name for name in self.host.services if name[0] == record.app]:
+            del self.host.services[name]
+        self.host.store.drop_app(record.app)
+        self.host.apps.pop(record.app, None)
+        await self.host.drop_unused_listeners()
+        self.host.note(record.app, "", "remove", "the app is forgotten; its files stay", who=connection.peer.name)
+        return {}
+
+    async def agent_stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        self._root(connection)
+        await self._stop_all(float(params.get("timeout_s", 30.0)))
+        return {}
+
+    async def agent_upgrade(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        self._root(connection)
+        result: dict[str, Any] = await self._upgrade(
+            list(params.get("argv") or []), str(params.get("keeper_image", ""))
+        )
+        return result
+
+    # -- deploy ------------------------------------------------------------------------------------------------------
+
+    def _teller(self, connection: Connection) -> Callable[[Progress], None]:
+        return lambda progress: connection.notify("progress", asdict(progress))
+
+    def _keep_alive(self, connection: Connection, work: Work) -> None:
+        mark = (work.intent.app, work.intent.id)
+        if mark not in connection.deploys:
+            connection.deploys.add(mark)
+            self.deploys.connection_opened(work.intent.app)
+
+    def gone(self, connection: Connection) -> None:
+        """A client went away: what it kept alive begins to run out."""
+        for app, deploy_id in connection.deploys:
+            self.deploys.connection_lost(app, deploy_id)
+
+    async def deploy_open(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        opening = Opening(
+            _text(params, "deploy_id"),
+            params.get("spec") or {},
+            str(params.get("kind", "deploy")),
+            str(params.get("user", "")),
+            bool(params.get("wait")),
+        )
+        if opening.kind not in ("deploy", "rollback", "configure"):
+            raise OperatorError(f"there is no kind of deploy {opening.kind!r}")
+        task = asyncio.ensure_future(self.deploys.open(connection.peer, opening, self._teller(connection)))
+        try:
+            answer = await asyncio.shield(task)
+        finally:
+            app = str((params.get("spec") or {}).get("app", ""))
+            work = self.deploys.of(app)
+            if work is not None and work.intent.id == opening.deploy_id:
+                self._keep_alive(connection, work)
+                if connection.is_gone:
+                    self.gone(connection)
+        return answer
+
+    def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
+        work = self.deploys.work_for(connection.peer, _text(params, "deploy_id"), int(params.get("token", -1)))
+        self._keep_alive(connection, work)
+        return work
+
+    async def deploy_upload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        return self.deploys.upload(work, int(params["offset"]), _text(params, "data"), bool(params.get("last")))
+
+    async def deploy_update(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        known = UpdateRequest.__dataclass_fields__
+        try:
+            request = from_wire(UpdateRequest, {key: value for key, value in params.items() if key in known})
+            spec = from_wire(AppSpec, params.get("spec"), "spec") if params.get("spec") else work.spec
+            secrets = from_wire(dict[str, str], params.get("secrets") or {}, "secrets")
+        except WireError as error:
+            raise OperatorError(f"deploy.update: {error}") from error
+        accounts.check_spec(spec, work.app.owner_uid, connection.peer, self.host.uid)
+        if (spec.app, spec.deploy_to) != (work.spec.app, work.spec.deploy_to):
+            raise OperatorError("deploy.update speaks of another app than deploy.open did")
+        return await self._call(connection, work, "update", lambda: self.deploys.update(work, request, spec, secrets))
+
+    async def deploy_select(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        named = str(params.get("release") or "")
+        force = bool(params.get("force"))
+        return await self._call(connection, work, "select", lambda: self.deploys.select(work, named, force))
+
+    async def deploy_publish(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        return await self._call(connection, work, "publish", lambda: self.deploys.publish(work))
+
+    async def deploy_commit(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        return await self._call(connection, work, "commit", lambda: self.deploys.commit(work))
+
+    async def deploy_revert(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        reason = str(params.get("reason") or "on request")
+        return await self._call(connection, work, "revert", lambda: self.deploys.revert(work, reason))
+
+    async def deploy_finish(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        answer = await self._call(connection, work, "finish", lambda: self.deploys.finish(work))
+        connection.deploys.discard((work.intent.app, work.intent.id))
+        return answer
+
+    async def _call(self, connection: Connection, work: Work, name: str, do: Callable[[], Any]) -> dict[str, Any]:
+        return await self.deploys.call(work, name, do, self._teller(connection))
+
+    async def deploy_status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        record = self._app(connection, params)
+        work = self.deploys.of(record.app)
+        if work is None:
+            return {"deploy": None}
+        intent = work.intent
+        return {
+            "deploy": {
+                "id": intent.id,
+                "kind": intent.kind,
+                "state": intent.state.value,
+                "phase": work.phase,
+                "user": intent.user,
+                "release": intent.release,
+                "failure": intent.failure,
+                "journal": self.host.store.journal_of(intent.id),
+            }
+        }
+
+    async def deploy_settle(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """`midstream resume` and `midstream abort`: ends a deploy whose deployer is gone, forward or back."""
+        record = self._app(connection, params)
+        work = self.deploys.of(record.app)
+        if work is None:
+            return {"settled": False, "release": record.release}
+        reason = str(params.get("reason") or f"ended by {connection.peer.name}")
+        await self.deploys.settle(work, reason)
+        after = self.host.apps.get(record.app)
+        return {"settled": True, "release": after.release if after else ""}
+
+
+def _text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise OperatorError(f"{name} is missing, or no text")
+    return value

@@ -1,0 +1,351 @@
+"""Handing this host over to a new generation: start, prove, soak, decide, or put back.
+
+All services of the app go together: each is proven before any is decided, the decision is one transaction. Services with
+policy `replace`, and those that depend on others, get their word (`Go`) when the rest is proven. Runs in the agent's loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from midstream.agent.host import Host, Name
+from midstream.agent.plans import plan_of, policy_of, profile_of
+from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
+from midstream.agent.work import Work
+from midstream.core import steps
+from midstream.core.events import Begin, Commit, Event, Go, HandoverNews, Remove, Revert, Soak
+from midstream.core.generation import Generation, GenerationState
+from midstream.core.intent import IntentEvent, IntentState
+from midstream.core.phases import Phase
+from midstream.core.service import Service
+from midstream.core.spec import AppSpec
+from midstream.errors import AppError, AttentionError, HostError, MidstreamError
+from midstream.linux import clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    name: Name
+    queued: bool
+
+
+async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
+    """Until every service of the release is proven and soaked; the new generation is then provisional.
+
+    `record`: what it is started from (its number is given here). Raises AppError, after everything has been put back.
+    Called again (after a crash of the agent, or of the deployer) it goes on waiting.
+    """
+    work.phase = "publishing"
+    begun = time.monotonic()
+    try:
+        with work.step("handover"):
+            if work.intent.state is not IntentState.PUBLISHING:
+                await _begin(work, record)
+            await _until_proven(work)
+            await _soak(work)
+            work.move(IntentEvent.PROVED)
+    except (MidstreamError, OSError) as error:
+        await revert(work, getattr(error, "what", str(error)))
+        raise
+    seconds = round(time.monotonic() - begun, 3)
+    return [
+        {
+            "service": name,
+            "policy": policy_of(service, profile_of(service)).value,
+            "proof": _proof_words(work, name),
+            "seconds": seconds,
+        }
+        for name, service in work.spec.services.items()
+        if name in work.intent.services
+    ]
+
+
+def _proof_words(work: Work, service: str) -> str:
+    spec = work.spec.services[service]
+    if spec.health is None:
+        return "ready"
+    return f"{spec.health.method} {spec.health.http}" if spec.health.http else "checked"
+
+
+async def _begin(work: Work, record: GenerationRecord) -> None:
+    """Records the new generation and every service's intent, then starts; ports are bound first."""
+    host, app = work.host, work.app
+    number = app.generation + 1
+    record = replace(record, number=number)
+    chosen = {name: service for name, service in work.spec.services.items() if service.autostart}
+    for service in chosen.values():
+        await host.listeners.open_service(work.spec, service, app.owner_uid)
+    changes: list[tuple[Name, Event]] = []
+    now_s = clock.boottime_s()
+    for name, service in chosen.items():
+        plan = plan_of(service)
+        candidate = Generation(number, record.release, GenerationState.PREPARED, plan, since_s=now_s)
+        queued = plan.policy == "replace" or bool(service.depends_on)
+        changes.append(((app.app, name), Begin(candidate, queued)))
+        work.tell("handover", "line", line=f"{name}: starting {service.instances} of generation {number}", service=name)
+    for key in [key for key in host.news if key[0] == app.app]:
+        del host.news[key]
+    host.intent_of[app.app] = work.intent.id
+    after = replace(app, generation=number)
+
+    def write() -> None:
+        host.store.put_app(after)
+        host.store.put_generation(app.app, record)
+        work.move(IntentEvent.PUBLISH, generation=number, services=tuple(chosen), release=record.release)
+
+    host.generations[app.app, number] = record
+    await host.decide(changes, write)
+    host.apps[app.app] = after
+
+
+def _services(work: Work) -> dict[str, Service]:
+    return {name: work.host.services[work.intent.app, name] for name in work.intent.services}
+
+
+def _phase_of(work: Work, name: str) -> Phase | None:
+    service = work.host.services[work.intent.app, name]
+    if service.handover is None or service.handover.generation != work.intent.generation:
+        return None
+    return service.handover.phase
+
+
+def _failed(work: Work) -> HandoverNews | None:
+    for name in work.intent.services:
+        news = work.host.news.get((work.intent.app, name, work.intent.generation))
+        if news is not None and news.phase is None:
+            return news
+        if _phase_of(work, name) is None:
+            return HandoverNews(work.intent.generation, None, f"the handover of {name} was given up")
+    return None
+
+
+async def _until_proven(work: Work) -> None:
+    """Gives queued services their word in turn, and raises when one fails or the time is up."""
+    told: set[str] = set()
+    deadline = time.monotonic() + work.spec.progress_timeout_s
+
+    def proven(name: str) -> bool:
+        return _phase_of(work, name) in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
+
+    def may_go(name: str) -> bool:
+        if _phase_of(work, name) is not Phase.QUEUED:
+            return False
+        service = work.spec.services[name]
+        if service.depends_on:
+            return all(proven(other) for other in service.depends_on if other in work.intent.services)
+        return all(proven(other) or _is_replace(work, other) for other in work.intent.services)
+
+    while not all(proven(name) for name in work.intent.services):
+        for name in work.intent.services:
+            if proven(name) and name not in told:
+                told.add(name)
+                work.tell("handover", "line", line=f"{name}: proven", service=name)
+            if may_go(name):
+                work.host.post((work.intent.app, name), Go())
+        _raise_if_failed(work)
+        if time.monotonic() > deadline:
+            waiting = [name for name in work.intent.services if not proven(name)]
+            raise AppError(f"{', '.join(waiting)} made no progress within {work.spec.progress_timeout_s:g} s")
+        before = [_phase_of(work, name) for name in work.intent.services]
+
+        def changed(before: list[Phase | None] = before) -> bool:
+            return (
+                [_phase_of(work, name) for name in work.intent.services] != before
+                or _failed(work) is not None
+                or any(may_go(name) for name in work.intent.services)
+            )
+
+        await work.host.until(changed, timeout_s=5.0)
+    _raise_if_failed(work)
+
+
+def _is_replace(work: Work, name: str) -> bool:
+    return plan_of(work.spec.services[name]).policy == "replace"
+
+
+def _raise_if_failed(work: Work) -> None:
+    news = _failed(work)
+    if news is not None:
+        raise _failure(work, news)
+
+
+def _failure(work: Work, news: HandoverNews) -> AppError:
+    name = next(
+        (
+            name
+            for name in work.intent.services
+            if work.host.news.get((work.intent.app, name, work.intent.generation)) is news
+        ),
+        work.intent.services[0] if work.intent.services else "",
+    )
+    lines = work.host.last_lines(work.intent.app, name, work.intent.generation)
+    return AppError(
+        f"release {work.intent.release} was not proven: {name}: {work.redacted(news.reason)}",
+        where=f"service {name}, generation {work.intent.generation}",
+        detail=work.redacted("\n".join(lines)),
+        serving=work.serving(),
+        remedy=f"look at it: midstream logs {name}; mend it, commit, and deploy again",
+    )
+
+
+async def _soak(work: Work) -> None:
+    app = work.intent.app
+    waiting = [(app, name) for name in work.intent.services if _phase_of(work, name) is Phase.PROVEN]
+    if waiting:
+        await work.host.decide([(name, Soak()) for name in waiting])
+    longest_s = max((plan_of(work.spec.services[name]).soak_s for name in work.intent.services), default=0.0)
+    if longest_s:
+        work.tell("handover", "line", line=f"soaking for {longest_s:g} s")
+
+    def over() -> bool:
+        return _failed(work) is not None or all(_phase_of(work, name) is Phase.SOAKED for name in work.intent.services)
+
+    await work.host.until(over)
+    _raise_if_failed(work)
+
+
+async def commit(work: Work) -> None:
+    """The decision, in one transaction; then `current`, which follows. Called again it finishes what is left to do.
+
+    Raises AttentionError when the decision stands and `current` could not be switched.
+    """
+    work.phase = "publishing"
+    host = work.host
+    if work.intent.state is not IntentState.COMMITTED:
+        app = work.app
+        changes: list[tuple[Name, Event]] = [((app.app, name), Commit()) for name in work.intent.services]
+        for (owner, name), service in host.services.items():
+            if owner == app.app and name not in work.spec.services and service.committed is not None:
+                changes.append(((owner, name), Remove()))
+        after = replace(
+            app,
+            release=work.intent.release,
+            revision=work.intent.revision,
+            branch=work.intent.branch,
+            stage=work.spec.stage,
+            committed_generation=work.intent.generation,
+        )
+        made = host.store.releases(app.app).get(work.intent.release) or ReleaseRecord(
+            work.intent.release, work.intent.revision, work.intent.branch
+        )
+        good = replace(made, state="good", reason="", committed_wall_s=time.time())
+
+        def write() -> None:
+            host.store.put_app(after)
+            host.store.put_release(app.app, good)
+            work.move(IntentEvent.COMMIT, previous=app.release)
+
+        await host.decide(changes, write)
+        host.apps[app.app] = after
+        host.note(app.app, "", "commit", f"release {after.release} is committed", after.committed_generation)
+        _write_backup(host, after)
+    await _switch(work)
+
+
+def _write_backup(host: Host, app: AppRecord) -> None:
+    record = host.record(app.app, app.committed_generation)
+    if record is not None:
+        mine = [service for (owner, _), service in host.services.items() if owner == app.app]
+        host.store.write_backup(app, [replace(item, instances=()) for item in mine], record)
+
+
+async def _switch(work: Work) -> None:
+    if work.done("deploy:symlink:release"):
+        return
+    try:
+        with work.step("deploy:symlink:release"):
+            switch = steps.Switch(work.spec.deploy_to, work.intent.release, None, work.intent.previous or None)
+            await work.run_step("switch", switch, label="deploy:symlink:release")
+    except MidstreamError as error:
+        raise AttentionError(
+            f"release {work.intent.release} is committed and serves, but `current` could not be switched: {error.what}",
+            where=error.where or work.spec.deploy_to,
+            detail=error.detail,
+            serving=f"release {work.intent.release} (generation {work.intent.generation})",
+            remedy=f"{error.remedy or 'mend it'}; then: midstream resume",
+        ) from error
+
+
+async def revert(work: Work, reason: str) -> None:
+    """Puts back what this deploy began; the committed generation was never touched, or comes back. Idempotent."""
+    host = work.host
+    if work.intent.state in (IntentState.REVERTED, IntentState.CLOSED, IntentState.COMMITTED):
+        return
+    work.phase = "reverting"
+    was = work.intent.state
+    _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
+    for key in host.one_shots.running():
+        words = key.split("/")
+        if words[0] == work.intent.app and int(words[2]) == work.intent.number:
+            await host.one_shots.stop(key)
+    waiting = [
+        (work.intent.app, name)
+        for name in work.intent.services
+        if (service := host.services.get((work.intent.app, name))) is not None
+        and service.handover is not None
+        and service.handover.generation == work.intent.generation
+    ]
+    if waiting:
+        try:
+            await host.decide([(name, Revert(reason)) for name in waiting])
+        except HostError:
+            for name in waiting:  # the disk is full: put back all the same, and store it when it can be stored
+                host.post(name, Revert(reason))
+    if (
+        was in (IntentState.PUBLISHING, IntentState.PROVISIONAL) and work.intent.kind != "restart"
+    ) or work.intent.made_release:
+        _mark_bad(work, reason)
+    await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
+    _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
+    host.note(work.intent.app, "", "revert", work.redacted(reason), work.intent.generation)
+
+
+def _mark_bad(work: Work, reason: str) -> None:
+    """A release that failed is remembered: no rollback goes to it, and it uses up none of `keep_releases`."""
+    record = work.host.store.releases(work.intent.app).get(work.intent.release)
+    if record is not None and record.state != "good":
+        bad = replace(record, state="bad", reason=work.redacted(reason)[:500])
+        _quietly(lambda: work.host.store.put_release(work.intent.app, bad))
+
+
+def _old_is_whole(work: Work) -> bool:
+    """Whether each service has its committed processes again (it matters after `replace` and `cold`)."""
+    for name in work.intent.services:
+        service = work.host.services.get((work.intent.app, name))
+        if service is None or service.committed is None or not service.want_up or service.hold is not None:
+            continue
+        if any(item.state.value in ("starting", "running") for item in service.of(service.committed.number)):
+            return False
+    return True
+
+
+def _quietly(write: Callable[[], None]) -> None:
+    """On the way back a full disk must not stop us: what is not written is found out again after a restart."""
+    try:
+        write()
+    except HostError:
+        pass
+
+
+async def drained(host: Host, app: str, timeout_s: float) -> bool:
+    """Whether no generation of the app is ending any more, waiting at most that long."""
+
+    def none_left() -> bool:
+        return not any(
+            item.state in (GenerationState.DRAINING, GenerationState.FAILED)
+            for (owner, _), service in host.services.items()
+            if owner == app
+            for item in service.generations
+        )
+
+    return await host.until(none_left, timeout_s)
+
+
+def spec_of(host: Host, app: str) -> AppSpec | None:
+    """The configuration of what is committed."""
+    record = host.apps.get(app)
+    generation = host.record(app, record.committed_generation) if record else None
+    return generation.spec if generation else None

@@ -1,0 +1,392 @@
+"""The durable truth of one host: one SQLite file (WAL), and its named statements.
+
+Lives here: what is stored and how it is read back. Not here: any decision. Runs in the agent, blocking; a write is one
+transaction that is on the disk when the call returns (synchronous = FULL). A full disk raises HostError; the callers that
+can do without the row (restart of a committed instance) never write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from midstream.core.intent import Intent
+from midstream.core.service import Service
+from midstream.core.spec import AppSpec
+from midstream.core.wire import WireError, from_wire, to_wire
+from midstream.errors import AttentionError, HostError, OperatorError
+
+SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+-- one row an app: who owns it, and what is committed
+CREATE TABLE IF NOT EXISTS app (app TEXT PRIMARY KEY, body TEXT NOT NULL);
+-- the durable part of each service: wanted, hold, generations, handover
+CREATE TABLE IF NOT EXISTS service (app TEXT, name TEXT, body TEXT NOT NULL, PRIMARY KEY (app, name));
+-- what a generation was started from: its resolved configuration, with the values of secrets and env files
+CREATE TABLE IF NOT EXISTS generation (app TEXT, number INTEGER, body TEXT NOT NULL, PRIMARY KEY (app, number));
+CREATE TABLE IF NOT EXISTS release (app TEXT, release TEXT, body TEXT NOT NULL, PRIMARY KEY (app, release));
+CREATE TABLE IF NOT EXISTS intent (id TEXT PRIMARY KEY, app TEXT, state TEXT, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS journal (
+  id INTEGER PRIMARY KEY, intent TEXT, time REAL, step TEXT, what TEXT, detail TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+  id INTEGER PRIMARY KEY, time REAL, app TEXT, service TEXT, generation INTEGER, slot INTEGER,
+  kind TEXT, text TEXT, who TEXT, intent TEXT);
+CREATE INDEX IF NOT EXISTS event_app ON event (app, service, id);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AppRecord:
+    """One app as the host knows it. `generation` counts up; `token` too (fencing)."""
+
+    app: str
+    deploy_to: str
+    owner_uid: int
+    stage: str = ""
+    release: str = ""
+    revision: str = ""
+    branch: str = ""
+    generation: int = 0
+    committed_generation: int = 0
+    token: int = 0
+    schema_release: str = ""  # the release whose migrations ran last
+    lock_owner: str = ""
+    lock_reason: str = ""
+    lock_since_wall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """What generation `number` of the app is started from."""
+
+    number: int
+    release: str
+    spec: AppSpec
+    secrets: dict[str, str] = field(default_factory=dict)
+    env_files: dict[str, dict[str, str]] = field(default_factory=dict)  # service ("" : the app's) -> variables
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    release: str
+    revision: str
+    branch: str = ""
+    state: str = "unproven"  # unproven, good, bad
+    reason: str = ""
+    made_wall_s: float = 0.0
+    committed_wall_s: float = 0.0
+    migrated: bool = False  # its migrations ran
+    reversible: bool = True  # an older release may run on the schema that they left
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    time: float
+    app: str
+    service: str
+    generation: int
+    slot: int
+    kind: str
+    text: str
+    who: str = "agent"
+    intent: str = ""
+    id: int = 0
+
+
+class Store:
+    """Opens or makes the file. Raises OperatorError for one of a newer version; a corrupt one is set aside (`.set_aside`
+    then names where it went) and an empty one takes its place."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "agent.db")
+        self.backup_folder = os.path.join(folder, "committed")
+        self.set_aside = ""
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        os.makedirs(self.backup_folder, mode=0o700, exist_ok=True)
+        self._pending: list[EventRow] = []
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if _is_full(error):
+                raise _translated(error, self.path) from error
+            self._set_aside()
+            self._open()
+
+    def _open(self) -> None:
+        old_mask = os.umask(0o077)
+        try:
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
+        finally:
+            os.umask(old_mask)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA cache_size = -512")
+        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        if problem and problem[0] != "ok":
+            raise sqlite3.DatabaseError(str(problem[0]))
+        have = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'meta'").fetchone()
+        version = self.meta("schema") if have else ""
+        if version and int(version) > SCHEMA:
+            raise OperatorError(
+                f"the agent's state is of version {version}; this agent knows versions up to {SCHEMA}",
+                where=self.path,
+                serving="the services go on, kept by the keeper",
+                remedy="start the newer agent again (midstream agent upgrade), or move the file away",
+            )
+        if version != str(SCHEMA):
+            self._db.executescript(_TABLES)
+            self.set_meta("schema", str(SCHEMA))
+
+    def _set_aside(self) -> None:
+        try:
+            self._db.close()
+        except (AttributeError, sqlite3.Error):
+            pass
+        self.set_aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                os.rename(self.path + suffix, self.set_aside + suffix)
+            except FileNotFoundError:
+                pass
+
+    def close(self) -> None:
+        self.flush_events()
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes inside are one; an exception undoes them. Raises HostError when the disk does not take them."""
+        if self._db.in_transaction:
+            yield
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._rollback()
+            raise _translated(error, self.path) from error
+        except BaseException:
+            self._rollback()
+            raise
+
+    def _rollback(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        with self.transaction():
+            self._db.execute(statement, values)
+
+    # meta
+
+    def meta(self, name: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def set_meta(self, name: str, value: str) -> None:
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def next_number(self, name: str) -> int:
+        """The next of a sequence of whole numbers, from 1, never given twice."""
+        number = int(self.meta(f"next.{name}") or "1")
+        self.set_meta(f"next.{name}", str(number + 1))
+        return number
+
+    # apps
+
+    def apps(self) -> list[AppRecord]:
+        return [_read(AppRecord, row[0]) for row in self._db.execute("SELECT body FROM app ORDER BY app")]
+
+    def put_app(self, record: AppRecord) -> None:
+        self._write("INSERT OR REPLACE INTO app VALUES (?, ?)", (record.app, _text(record)))
+
+    def drop_app(self, app: str) -> None:
+        with self.transaction():
+            for table in ("app", "service", "generation", "release", "intent"):
+                self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
+        try:
+            os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
+        except FileNotFoundError:
+            pass
+
+    # services and generations
+
+    def services(self) -> list[Service]:
+        return [_read(Service, row[0]) for row in self._db.execute("SELECT body FROM service ORDER BY app, name")]
+
+    def put_service(self, service: Service) -> None:
+        self._write("INSERT OR REPLACE INTO service VALUES (?, ?, ?)", (service.app, service.name, _text(service)))
+
+    def drop_service(self, app: str, name: str) -> None:
+        self._write("DELETE FROM service WHERE app = ? AND name = ?", (app, name))
+
+    def generation(self, app: str, number: int) -> GenerationRecord | None:
+        row = self._db.execute("SELECT body FROM generation WHERE app = ? AND number = ?", (app, number)).fetchone()
+        return _read(GenerationRecord, row[0]) if row else None
+
+    def put_generation(self, app: str, record: GenerationRecord) -> None:
+        self._write("INSERT OR REPLACE INTO generation VALUES (?, ?, ?)", (app, record.number, _text(record)))
+
+    def drop_generation(self, app: str, number: int) -> None:
+        self._write("DELETE FROM generation WHERE app = ? AND number = ?", (app, number))
+
+    def generation_numbers(self, app: str) -> list[int]:
+        return [row[0] for row in self._db.execute("SELECT number FROM generation WHERE app = ?", (app,))]
+
+    # releases
+
+    def releases(self, app: str) -> dict[str, ReleaseRecord]:
+        rows = self._db.execute("SELECT body FROM release WHERE app = ? ORDER BY release", (app,))
+        return {record.release: record for record in (_read(ReleaseRecord, row[0]) for row in rows)}
+
+    def put_release(self, app: str, record: ReleaseRecord) -> None:
+        self._write("INSERT OR REPLACE INTO release VALUES (?, ?, ?)", (app, record.release, _text(record)))
+
+    def drop_release(self, app: str, release: str) -> None:
+        self._write("DELETE FROM release WHERE app = ? AND release = ?", (app, release))
+
+    # intents and their journal
+
+    def open_intents(self) -> list[Intent]:
+        rows = self._db.execute("SELECT body FROM intent WHERE state != 'closed' ORDER BY rowid")
+        return [_read(Intent, row[0]) for row in rows]
+
+    def intent(self, intent_id: str) -> Intent | None:
+        row = self._db.execute("SELECT body FROM intent WHERE id = ?", (intent_id,)).fetchone()
+        return _read(Intent, row[0]) if row else None
+
+    def put_intent(self, intent: Intent) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)",
+            (intent.id, intent.app, intent.state.value, _text(intent)),
+        )
+
+    def journal(self, intent: str, step: str, what: str, detail: str = "") -> None:
+        """One line, written before the step that it announces (what = begin) and after it (done, failed)."""
+        self._write(
+            "INSERT INTO journal (intent, time, step, what, detail) VALUES (?, ?, ?, ?, ?)",
+            (intent, time.time(), step, what, detail),
+        )
+
+    def journal_of(self, intent: str) -> list[dict[str, Any]]:
+        rows = self._db.execute("SELECT time, step, what, detail FROM journal WHERE intent = ? ORDER BY id", (intent,))
+        return [{"time": row[0], "step": row[1], "what": row[2], "detail": row[3]} for row in rows]
+
+    # events: worth having, never worth waiting for
+
+    def note(self, event: EventRow) -> None:
+        """Kept in memory until `flush_events`; the oldest are dropped beyond 10,000 when the disk takes nothing."""
+        self._pending.append(event)
+        del self._pending[:-10_000]
+
+    def flush_events(self) -> bool:
+        """Writes what is pending; False when the disk did not take it (it stays pending)."""
+        if not self._pending:
+            return True
+        rows = [
+            (row.time, row.app, row.service, row.generation, row.slot, row.kind, row.text, row.who, row.intent)
+            for row in self._pending
+        ]
+        try:
+            with self.transaction():
+                self._db.executemany(
+                    "INSERT INTO event (time, app, service, generation, slot, kind, text, who, intent)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                self._db.execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - 20000")
+        except HostError:
+            return False
+        del self._pending[: len(rows)]
+        return True
+
+    def events(
+        self, *, app: str = "", service: str = "", after: int = 0, limit: int = 200, latest: bool = False
+    ) -> list[EventRow]:
+        self.flush_events()
+        where, values = ["id > ?"], [after]
+        if app:
+            where.append("app = ?")
+            values.append(app)  # type: ignore[arg-type]
+        if service:
+            where.append("service IN (?, '')")
+            values.append(service)  # type: ignore[arg-type]
+        order = "DESC" if latest else "ASC"
+        rows = self._db.execute(
+            "SELECT time, app, service, generation, slot, kind, text, who, intent, id FROM event"
+            f" WHERE {' AND '.join(where)} ORDER BY id {order} LIMIT ?",
+            (*values, limit),
+        ).fetchall()
+        stored = [EventRow(*row) for row in (reversed(rows) if latest else rows)]
+        pending = [row for row in self._pending if (not app or row.app == app)]
+        return stored + [row for row in pending if not service or row.service in (service, "")]
+
+    # a second copy of what is committed, for the day the database is corrupt
+
+    def write_backup(self, app: AppRecord, services: list[Service], generation: GenerationRecord) -> None:
+        """Best effort: a full disk leaves the older copy in place."""
+        path = os.path.join(self.backup_folder, f"{app.app}.json")
+        body = {"app": to_wire(app), "services": to_wire(services), "generation": to_wire(generation)}
+        try:
+            fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                json.dump(body, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(path + ".new", path)
+        except OSError:
+            pass
+
+    def read_backups(self) -> list[tuple[AppRecord, list[Service], GenerationRecord]]:
+        found = []
+        for name in sorted(os.listdir(self.backup_folder)):
+            if not name.endswith(".json"):
+                continue
+            try:
+                with open(os.path.join(self.backup_folder, name), encoding="utf-8") as file:
+                    body = json.load(file)
+                found.append(
+                    (
+                        from_wire(AppRecord, body["app"]),
+                        [from_wire(Service, item) for item in body["services"]],
+                        from_wire(GenerationRecord, body["generation"]),
+                    )
+                )
+            except (OSError, ValueError, KeyError):
+                continue
+        return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(to_wire(value), separators=(",", ":"))
+
+
+def _read(kind: type[Any], text: str) -> Any:
+    try:
+        return from_wire(kind, json.loads(text))
+    except (WireError, ValueError) as error:
+        raise AttentionError(
+            f"a stored {kind.__name__} cannot be read: {error}",
+            serving="the services go on, kept by the keeper",
+            remedy="restore agent.db, or move it away: the agent then starts from its last good copy",
+        ) from error
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_IOERR_WRITE") or (
+        "disk is full" in str(error) or "disk I/O" in str(error)
+    )
+
+
+def _translated(error: sqlite3.Error, path: str) -> HostError:
+    remedy = "free some space; nothing has to be restarted" if _is_full(error) else "look at the disk and the file"
+    return HostError(f"the agent's state could not be written: {error}", where=path, remedy=remedy)

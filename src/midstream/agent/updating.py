@@ -1,0 +1,224 @@
+"""Making a release on this host: objects, folder, environment files, builds, assets, migrations. Nothing is switched.
+
+Every step is journalled and can be begun again: after a crash of the agent the deployer repeats its call, and what was done
+is passed over. A build whose end is unknown is thrown away with its folder; a migration whose end is unknown stops the
+deploy unless `rerun = true`. Runs in the agent's loop; the work itself runs as one-shots under the app's user.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from midstream.agent.oneshots import Outcome
+from midstream.agent.spawning import account_for
+from midstream.agent.store import GenerationRecord, ReleaseRecord
+from midstream.agent.work import Work
+from midstream.core import steps
+from midstream.core.intent import IntentEvent
+from midstream.core.layout import Layout
+from midstream.core.spec import AppSpec, EnvSpec, Source
+from midstream.core.wire import to_wire
+from midstream.errors import AttentionError, HostError, OperatorError
+from midstream.linux.file_identity import FileUser, files_as
+
+_ENV_FILE_MAX_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRequest:
+    """What `deploy.update` is called with, beside the ids. revision, tree: full object names. release: 14 digits."""
+
+    revision: str
+    tree: str
+    revision_time: float
+    branch: str
+    release: str
+    migrate: bool = False
+    pack: bool = False
+
+
+async def update(work: Work, request: UpdateRequest) -> None:
+    """All of it. Raises AppError (build, migration), HostError (disk, network), AttentionError (unknown migration)."""
+    spec = work.spec
+    work.phase = "updating"
+    work.move(IntentEvent.UPDATE, revision=request.revision, branch=request.branch)
+    _mark_begun_before(work)
+    if not work.done("git:update"):
+        with work.step("git:update"):
+            await _objects(work, request)
+    if work.intent.steps.get("build") == "begun-before":
+        # Its end is unknown: what it left is not to be trusted.
+        work.forget("git:create_release", "build")
+    if not work.done("git:create_release"):
+        with work.step("git:create_release"):
+            await _make_release(work, request)
+    record = GenerationRecord(0, work.intent.release, spec, work.secrets)
+    work.phase = "updated"
+    record = replace(record, env_files=read_env_files(spec, work.intent.release, work.app.owner_uid, work.host.uid))
+    if spec.build and not work.done("build"):
+        with work.step("build"):
+            await _build(work, record)
+    if spec.assets and not work.done("deploy:publish_assets"):
+        with work.step("deploy:publish_assets"):
+            await work.run_step("publish_assets", steps.PublishAssets(spec.deploy_to, work.intent.release, spec.assets))
+    if not work.done("deploy:store_spec"):
+        with work.step("deploy:store_spec"):
+            await work.run_step("store_spec", steps.StoreSpec(spec.deploy_to, work.intent.release, _public_spec(spec)))
+    if spec.migrate is not None and request.migrate and not work.done("deploy:migrate"):
+        await _migrate(work, record)
+    work.move(IntentEvent.UPDATE_DONE)
+
+
+def _mark_begun_before(work: Work) -> None:
+    """Steps that an earlier agent began and did not finish."""
+    marked = {name: "begun-before" if state == "begun" else state for name, state in work.intent.steps.items()}
+    if marked != work.intent.steps:
+        work.save(steps=marked)
+
+
+def _public_spec(spec: AppSpec) -> dict[str, object]:
+    body: dict[str, object] = to_wire(spec)
+    return body
+
+
+async def _objects(work: Work, request: UpdateRequest) -> None:
+    spec = work.spec
+    if spec.source is Source.FETCH:
+        fetch = steps.Fetch(
+            spec.deploy_to, spec.repository, request.branch, request.revision, request.tree, spec.submodules
+        )
+        await work.run_step("fetch", fetch, label="git:update")
+        return
+    fds: tuple[int, ...] = ()
+    if request.pack:
+        try:
+            fds = (os.open(work.pack_path, os.O_RDONLY | os.O_CLOEXEC),)
+        except OSError as error:
+            raise HostError(f"the pack that was sent is not here: {error.strerror}", remedy="deploy again") from error
+    try:
+        receive = steps.Receive(
+            spec.deploy_to, request.revision, request.tree, spec.repository, spec.submodules, request.pack
+        )
+        await work.run_step("receive", receive, fds, label="git:update")
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+async def _make_release(work: Work, request: UpdateRequest) -> None:
+    spec = work.spec
+    answer = await work.run_step(
+        "make_release",
+        steps.MakeRelease(
+            spec.deploy_to,
+            work.intent.id,
+            request.release,
+            request.revision,
+            request.tree,
+            request.revision_time,
+            request.branch,
+            spec.repo_tree,
+            spec.submodules,
+            spec.linked_dirs,
+            spec.linked_files,
+        ),
+        label="git:create_release",
+    )
+    release = str(answer["release"])
+    work.save(release=release, made_release=True)
+    work.host.store.put_release(
+        spec.app,
+        ReleaseRecord(release, request.revision, request.branch, made_wall_s=work.intent.started_wall_s),
+    )
+
+
+async def _build(work: Work, record: GenerationRecord) -> None:
+    for index, step in enumerate(work.spec.build):
+        label = step.name or " ".join(step.run)[:60]
+        work.tell("build", "line", line=f"$ {label}")
+        outcome = await work.run_command(record, step, "+build", index, "build", may_rerun=True)
+        if not outcome.ok:
+            raise work.command_failed(f"build step {index + 1}", step, outcome)
+
+
+async def _migrate(work: Work, record: GenerationRecord) -> None:
+    """Once, as journalled one-shots. What a migration did is never undone."""
+    migrate = work.spec.migrate
+    assert migrate is not None
+    with work.step("deploy:migrate"):
+        for index, step in enumerate(migrate.run):
+            label = f"migrate.{index}"
+            if work.done(label):
+                continue
+            if work.intent.steps.get(label) == "begun":
+                work.save(steps={**work.intent.steps, label: "begun-before"})
+            begun_before = work.intent.steps.get(label) == "begun-before"
+            if not begun_before:
+                work.save(steps={**work.intent.steps, label: "begun"}, migrated=True)
+
+            def ended(outcome: Outcome, label: str = label) -> None:
+                if outcome.ok:
+                    work.save(steps={**work.intent.steps, label: "done"})
+
+            outcome = await work.run_command(
+                record, step, "+migrate", index, label, may_rerun=migrate.rerun, on_end=ended
+            )
+            if outcome.lost:
+                raise AttentionError(
+                    f"the end of the migration `{' '.join(step.run)}` is unknown: its process was lost",
+                    where=f"release {work.intent.release} in {work.spec.deploy_to}",
+                    serving=work.serving(),
+                    remedy="look at the database; then deploy again. `[migrate] rerun = true` runs such a one again",
+                )
+            if not outcome.ok:
+                raise work.command_failed("the migration", step, outcome)
+    releases = work.host.store.releases(work.spec.app)
+    made = releases.get(work.intent.release)
+    if made is not None:
+        work.host.store.put_release(work.spec.app, replace(made, migrated=True, reversible=migrate.reversible))
+    app = replace(work.app, schema_release=work.intent.release)
+    work.host.store.put_app(app)
+    work.host.apps[app.app] = app
+
+
+def read_env_files(spec: AppSpec, release: str, owner_uid: int, agent_uid: int) -> dict[str, dict[str, str]]:
+    """The variables of `env.files`, per service ("" is the app's own), read with the app user's rights: an agent that is
+    root must not read for a user what he could not read himself. Raises OperatorError naming file and line."""
+    account = account_for(spec, owner_uid, agent_uid)
+    user = FileUser(account.uid, account.gid) if agent_uid == 0 else None
+    folder = Layout(spec.deploy_to).release(release)
+    found: dict[str, dict[str, str]] = {}
+    layers: list[tuple[str, EnvSpec]] = [("", spec.env)]
+    layers += [(name, service.env) for name, service in spec.services.items()]
+    for name, layer in layers:
+        for file in layer.files:
+            found.setdefault(name, {}).update(_read_env_file(os.path.join(folder, file), user))
+    return found
+
+
+def _read_env_file(path: str, user: FileUser | None) -> dict[str, str]:
+    try:
+        with files_as(user):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise OperatorError(
+            f"the env file cannot be read: {error.strerror}",
+            where=path,
+            remedy="put it there (linked_files keeps it in shared/), or take it out of env files",
+        ) from error
+    with os.fdopen(fd, "rb") as file:
+        text = file.read(_ENV_FILE_MAX_BYTES).decode("utf-8", "replace")
+    variables: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip().removeprefix("export ").strip()
+        if not line or line.startswith("#"):
+            continue
+        name, separator, value = line.partition("=")
+        if not separator or not name.strip().replace("_", "a").isalnum():
+            raise OperatorError("not a line of the form NAME=value", where=f"{path}:{number}")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        variables[name.strip()] = value
+    return variables

@@ -1,0 +1,239 @@
+"""`Work`: one deploy in progress on this host: its intent, its journal, its one-shots, and who is told of progress.
+
+Lives here: what all parts of a deploy need. The parts are `updating` (make the release), `publishing` (hand over) and
+`deploys` (begin, lease, end). Runs in the agent's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from midstream.agent.host import Host
+from midstream.agent.oneshots import Outcome
+from midstream.agent.spawning import Place, account_for, command_spec, one_shot
+from midstream.agent.store import AppRecord, GenerationRecord
+from midstream.core import steps
+from midstream.core.intent import Intent, IntentEvent, advance
+from midstream.core.messages import ProcessState
+from midstream.core.names import SpawnKey, parse_key
+from midstream.core.spec import AppSpec, CommandStep
+from midstream.core.wire import to_wire
+from midstream.errors import AppError, HostError, MidstreamError
+
+STEP_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the deployer is told while a call runs. state: begin, line, end."""
+
+    deploy_id: str
+    phase: str
+    step: str
+    state: str
+    ok: bool = True
+    seconds: float = 0.0
+    line: str = ""
+    service: str = ""
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class Work:
+    """`intent` is replaced, and stored, at each change. `phase` is what progress is reported under."""
+
+    host: Host
+    intent: Intent
+    spec: AppSpec
+    listeners: list[Listener] = field(default_factory=list)
+    phase: str = "starting"
+    secrets: dict[str, str] = field(default_factory=dict)
+    connected: int = 0
+    running: dict[str, asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
+    pack_path: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def app(self) -> AppRecord:
+        return self.host.apps[self.intent.app]
+
+    # the record
+
+    def save(self, **changes: Any) -> None:
+        """Stores the intent with these changes; raises HostError and changes nothing when the disk does not take it."""
+        after = replace(self.intent, **changes)
+        self.host.store.put_intent(after)
+        self.intent = after
+
+    def move(self, event: IntentEvent, **changes: Any) -> None:
+        """To the next state of the intent's table, stored. Raises IllegalTransition."""
+        self.save(state=advance(self.intent.state, event), **changes)
+
+    def done(self, step: str) -> bool:
+        return self.intent.steps.get(step) == "done"
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One journalled step: written before it begins and after it ended; told to who listens."""
+        begun = time.monotonic()
+        self.host.store.journal(self.intent.id, name, "begin")
+        self.save(steps={**self.intent.steps, name: "begun"})
+        self.tell(name, "begin")
+        try:
+            yield
+        except BaseException as error:
+            what = error.what if isinstance(error, MidstreamError) else f"{type(error).__name__}: {error}"
+            self._journal_failure(name, what)
+            self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
+            raise
+        self.host.store.journal(self.intent.id, name, "done")
+        self.save(steps={**self.intent.steps, name: "done"})
+        self.tell(name, "end", seconds=time.monotonic() - begun)
+
+    def _journal_failure(self, name: str, what: str) -> None:
+        try:
+            self.host.store.journal(self.intent.id, name, "failed", what)
+        except HostError:
+            pass  # the disk is full, which may be the failure itself
+
+    def forget(self, *names: str) -> None:
+        """These steps have to be done again."""
+        self.save(steps={name: state for name, state in self.intent.steps.items() if name not in names})
+
+    def tell(
+        self, step: str, state: str, *, ok: bool = True, seconds: float = 0.0, line: str = "", service: str = ""
+    ) -> None:
+        progress = Progress(
+            self.intent.id, self.phase, step, state, ok, round(seconds, 3), self.redacted(line), service
+        )
+        for listener in list(self.listeners):
+            listener(progress)
+
+    def redacted(self, text: str) -> str:
+        for value in self.secrets.values():
+            if len(value) >= 4:
+                text = text.replace(value, "[secret]")
+        return text
+
+    def serving(self) -> str:
+        """What answers now, for messages."""
+        record = self.app
+        if not record.release:
+            return f"nothing of {record.app} yet"
+        return f"release {record.release} (generation {record.committed_generation}), unchanged"
+
+    # steps and commands
+
+    async def run_step(self, name: str, request: object, fds: tuple[int, ...] = (), label: str = "") -> dict[str, Any]:
+        """Runs a step program under the app's user. Returns its answer; raises the error that it reported."""
+        spec = self._step_spec(name, len(fds))
+        body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
+        try:
+            os.write(body, json.dumps(_request(request)).encode())
+            os.lseek(body, 0, os.SEEK_SET)
+            outcome = await self.host.one_shots.run(
+                spec,
+                fds=(body, *fds),
+                timeout_s=STEP_TIMEOUT_S,
+                on_line=lambda line: self.tell(label or name, "line", line=line),
+            )
+        finally:
+            os.close(body)
+        if not outcome.result:
+            raise HostError(
+                f"step {name} gave no answer: {outcome.text}",
+                where=self.spec.deploy_to,
+                detail=self.redacted("\n".join(outcome.tail)),
+                serving=self.serving(),
+                remedy="look at the lines above; the step can be run again: deploy again",
+            )
+        return steps.read_result(outcome.result)
+
+    def _step_spec(self, name: str, extra_fds: int) -> Any:
+        account = account_for(self.spec, self.app.owner_uid, self.host.uid)
+        key = self._next_key("+" + name.replace("_", "-"), 0)
+        env = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": account.home,
+            "USER": account.name,
+            "LOGNAME": account.name,
+            "LANG": "C.UTF-8",
+        }
+        for passed in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND"):
+            if self.host.uid != 0 and passed in os.environ:
+                env[passed] = os.environ[passed]
+        return one_shot(key, step_argv(name), env, "/", account, self.host.uid, passed_fds=1 + extra_fds)
+
+    def _next_key(self, service: str, slot: int) -> SpawnKey:
+        last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)
+        attempt = parse_key(last.key).attempt + 1 if last else 0
+        return SpawnKey(self.intent.app, service, self.intent.number, slot, attempt)
+
+    async def run_command(
+        self,
+        record: GenerationRecord,
+        step: CommandStep,
+        service: str,
+        slot: int,
+        label: str,
+        *,
+        may_rerun: bool,
+        on_end: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> Outcome:
+        """A build step, migration or hook. One that an earlier agent began is found and waited for; one whose end nobody
+        knows is run again only if it `may_rerun`, else its outcome is `lost`."""
+        last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)
+        begun = self.intent.steps.get(label) == "begun-before"
+        if last is not None and last.state is not ProcessState.LOST:
+            key = parse_key(last.key)
+        elif (last is not None or begun) and not may_rerun:
+            return Outcome(None, "its end is unknown", lost=True)
+        else:
+            key = self._next_key(service, slot)
+        place = Place(
+            f"{self.host.runtime}/run/{self.intent.app}/+deploy/{self.intent.number}",
+            self.app.owner_uid,
+            os.environ.get("PATH", os.defpath),
+        )
+        spec = command_spec(record, step, key, place, self.host.uid)
+        return await self.host.one_shots.run(
+            spec,
+            timeout_s=step.timeout_s,
+            on_line=lambda line: self.tell(label, "line", line=line),
+            on_end=on_end,
+        )
+
+    def command_failed(self, label: str, step: CommandStep, outcome: Outcome) -> AppError:
+        command = " ".join(step.run)
+        return AppError(
+            f"{label} failed: `{command}` {outcome.text}",
+            where=f"release {self.intent.release} in {self.spec.deploy_to}",
+            detail=self.redacted("\n".join(outcome.tail)),
+            serving=self.serving(),
+            remedy="mend it, commit, and deploy again",
+        )
+
+
+def step_argv(name: str) -> tuple[str, ...]:
+    """How this copy of Midstream runs its step programs: the zipapp or package folder that the agent was started from."""
+    copy = os.path.abspath(sys.argv[0])
+    if os.path.isfile(os.path.join(copy, "__main__.py")) or copy.endswith(".pyz"):
+        return (sys.executable, "-I", copy, "steps", name)
+    return (sys.executable, "-I", "-m", "midstream.steps", name)
+
+
+def _request(request: object) -> Any:
+    body = to_wire(request)
+    if isinstance(request, steps.Diff):
+        return {"deploy_to": request.deploy_to, "from": request.from_revision, "to": request.to_revision}
+    return body
