@@ -46,7 +46,7 @@ class ListenerTable:
         return [
             (name, item.held.address)
             for name, item in sorted(self._open.items())
-            if name.startswith(front) and "://" in name.removeprefix(front)
+            if name.startswith(front) and not name.removeprefix(front).split("/")[0].isdecimal()
         ]
 
     async def open_service(self, spec: AppSpec, service: ServiceSpec, owner_uid: int) -> None:
