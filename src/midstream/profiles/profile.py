@@ -67,10 +67,12 @@ class BindOption:
 
 @dataclass(frozen=True, slots=True)
 class UnsafeOption:
-    """An option that breaks supervision or a handover. `why` is a sentence for the operator."""
+    """An option that breaks supervision or a handover. `why` is a sentence for the operator. `values`: a pattern; only
+    such values are unsafe."""
 
     names: tuple[str, ...]
     why: str
+    values: str = ".*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,11 +377,12 @@ def warnings(profile: Profile, argv: tuple[str, ...], *, shell: bool = False) ->
             "and signals end at the shell; begin the line with `exec`, or drop the shell"
         )
     for unsafe in profile.unsafe:
-        name = next((name for name in unsafe.names if _mentions(inner.args, name)), None)
+        name = next((name for name in unsafe.names if _mentions(inner.args, name, unsafe.values)), None)
         if name is not None:
             found.append(f"`{name}`: {unsafe.why}")
     return tuple(found)
 
 
-def _mentions(args: tuple[str, ...], option: str) -> bool:
-    return any(_value_at(args, index, option) is not None for index in range(len(args)))
+def _mentions(args: tuple[str, ...], option: str, values: str) -> bool:
+    found = (_value_at(args, index, option) for index in range(len(args)))
+    return any(value is not None and re.fullmatch(values, value) for value in found)

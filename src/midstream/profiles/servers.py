@@ -146,6 +146,12 @@ HYPERCORN = Profile(
         UnsafeOption(("--reload",), _RELOAD),
         UnsafeOption(("-p", "--pid"), _PID_FILE),
         UnsafeOption(("--daemon",), "its workers then die with the master in the middle of requests"),
+        UnsafeOption(
+            ("-w", "--workers"),
+            "at a graceful stop hypercorn ends all workers by TERM as soon as the first one is idle, in the middle of "
+            "their requests; use one worker, and `instances` for more",
+            values="[2-9]|[1-9][0-9]+",
+        ),
     ),
     notes=("requests longer than `--graceful-timeout` (3 s by default) are cut at a graceful stop: set it higher",),
     min_version="0.14",
