@@ -241,8 +241,8 @@ def test_each_failing_call_has_its_exit_code_and_leaves_nothing_behind(
             assert R1 in outcome.error.serving
 
 
-def test_only_hosts_that_were_switched_are_put_back_and_all_are_freed(tmp_path: Path) -> None:
-    specs = {"web1": app_spec("web"), "batch1": app_spec("batch"), "idle": app_spec("db")}
+def test_every_host_on_which_something_was_begun_is_put_back_and_all_are_freed(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch"), "db1": app_spec("db")}
 
     @on_fleet(tmp_path, *specs)
     async def story(agents: dict[str, FakeAgent]) -> None:
@@ -252,9 +252,7 @@ def test_only_hosts_that_were_switched_are_put_back_and_all_are_freed(tmp_path: 
             agent.calls.clear()
         outcome = await deploy(agents, specs, plan=deploy_plan(specs, max_parallel=1))
         assert outcome.exit_code == 1
-        assert "deploy.revert" in agents["batch1"].methods()
-        assert "deploy.revert" in agents["web1"].methods()
-        assert "deploy.revert" not in agents["idle"].methods()
+        assert all("deploy.revert" in agent.methods() for agent in agents.values())
         assert {agent.methods()[-1] for agent in agents.values()} == {"deploy.finish"}
         assert {agent.apps["shop"].running for agent in agents.values()} == {R1}
         assert_nothing_left(agents)
@@ -343,9 +341,6 @@ def test_hosts_that_made_different_releases_fail_the_deploy(tmp_path: Path) -> N
 @pytest.mark.parametrize("done", [False, True], ids=["before the work", "before the answer"])
 @pytest.mark.parametrize("method", ["deploy.open", "deploy.update", "deploy.publish", "deploy.commit", "deploy.finish"])
 def test_an_agent_that_is_killed_in_a_call_is_asked_again(tmp_path: Path, method: str, done: bool) -> None:
-    if (method, done) == ("deploy.finish", True):
-        pytest.skip("the fake forgets an ended deploy; the agent answers from its journal")
-
     @on_fleet(tmp_path, "here")
     async def story(agents: dict[str, FakeAgent]) -> None:
         agents["here"].script(method, HangUp(done=done))
@@ -535,3 +530,43 @@ def test_secrets_go_to_the_host_and_nowhere_else(tmp_path: Path) -> None:
         await run()
         assert agents["here"].apps["shop"].secrets == {"SECRET_KEY": "hunter2hunter2"}
         assert "hunter2" not in repr(run.events)
+
+
+def test_hosts_that_were_only_opened_are_freed_and_nothing_is_put_back(tmp_path: Path) -> None:
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["batch1"].script("deploy.open", Fail(LockedError("locked by berta")))
+        run = Run(agents, specs)
+        agents["web1"].script("deploy.open", Say(()))
+        outcome = await run()
+        assert outcome.exit_code == 4
+        assert "deploy.revert" not in agents["web1"].methods()
+        assert_nothing_left({"web1": agents["web1"]})
+
+
+def test_a_deploy_that_somebody_aborted_is_not_reported_as_not_put_back(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, {"here": app_spec()}, deploy_id="d0")
+        agents["here"].script("deploy.publish", Wait())
+        task = asyncio.create_task(Run(agents, {"here": app_spec()})())
+        await agents["here"].wait_for("deploy.publish", times=2)
+        agents["here"].expire_leases()
+        agents["here"].release()
+        outcome = await task
+        assert outcome.exit_code == 4
+        assert "is over" in str(outcome.error)
+        assert "NOT put back" not in str(outcome.error)
+        assert_nothing_left(agents)
+
+
+def test_warnings_of_the_agent_are_told(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        said = {"removed": [], "drift": [], "draining": 0, "warnings": ["cleanup: disk is slow"]}
+        agents["here"].script("deploy.finish", Answer(said))
+        run = Run(agents, {"here": app_spec()})
+        assert (await run()).exit_code == 0
+        assert "cleanup: disk is slow" in run.texts()

@@ -282,11 +282,12 @@ def test_resume_of_a_deploy_that_was_put_back_meanwhile_says_so(shop: Shop) -> N
 
 
 def test_abort_puts_back_whatever_is_going_on(shop: Shop) -> None:
+    shop.ok("deploy")
     assert "no deploy of shop is going on" in shop.ok("abort").out
+    shop.agent.apps.clear()
     leave_open(shop)
-    assert "put back" in shop.ok("abort").out
+    assert "is ended; nothing is committed" in shop.ok("abort").out
     assert shop.agent.apps["shop"].deploy is None
-    assert shop.agent.params_of("deploy.finish")["outcome"] == "aborted"
 
 
 # ---------------------------------------------------------------------- looking
@@ -403,7 +404,7 @@ def test_a_hold_is_ended_with_its_token_and_somebody_elses_only_by_force(shop: S
 
 def test_locked_for_deploys_until_unlocked(shop: Shop) -> None:
     shop.ok("deploy")
-    shop.ok("lock", "--reason", "freeze", "--for", "2h")
+    shop.ok("lock", "--reason", "freeze")
     result = shop.run("deploy")
     assert result.code == 4
     assert "freeze" in result.err

@@ -148,6 +148,7 @@ class Methods:
             "root": self.host.uid == 0,
             "keeper": keeper,
             "state_dir": self._state,
+            "runtime_dir": self.host.runtime,
             "features": [],
         }
 
@@ -532,6 +533,8 @@ class Methods:
         work = self.deploys.of(record.app)
         if work is None:
             return {"deploy": None}
+        if "token" in params:  # a deployer that is back: its lease stops running
+            work = self._work(connection, params)
         intent = work.intent
         return {
             "deploy": {

@@ -7,12 +7,14 @@ import select
 import selectors
 import socket as sockets
 import sys
+from typing import Any
 
 import click
 
 from midstream.cli.manpage import ManCommand, json_option, socket_option
 from midstream.cli.output import echo_json
 from midstream.cli.places import Places, places, socket_to_ask
+from midstream.cli.words import DURATION
 from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.errors import HostError
 
@@ -114,54 +116,56 @@ def _write_all(fd: int, data: bytes) -> None:
     midstream agent stop --socket /tmp/m/agent.sock
     """,
 )
-@click.option("--keep-services", is_flag=True, help="Only agent and keeper end; services run on, unwatched.")
+@click.option("--timeout", "timeout_s", type=DURATION, default=None, help="How long services may take to end.")
 @socket_option
 @json_option
-def stop(keep_services: bool, socket: str, as_json: bool) -> int:
+def stop(timeout_s: float | None, socket: str, as_json: bool) -> int:
     """Stop all services in order, then agent and keeper. Returns when the keeper is gone."""
     path = socket_to_ask(socket)
     with connect(path) as client:
-        keeper = int(client.hello["keeper"]["pid"])
+        keeper = int(client.hello["keeper"].get("pid") or 0)
         pidfd = _pidfd(keeper)
         try:
-            _ask_to_stop(client, services=not keep_services)
-            gone = _wait_for(pidfd)
+            _ask_to_stop(client, {} if timeout_s is None else {"timeout_s": timeout_s})
+            gone = _wait_for(pidfd, STOP_TIMEOUT_S + (timeout_s or 0.0))
         finally:
             if pidfd is not None:
                 os.close(pidfd)
     if not gone:
         raise HostError(
-            f"the keeper (pid {keeper}) did not end within {STOP_TIMEOUT_S:g} s",
+            f"the keeper (pid {keeper}) has not ended yet",
             where=path,
             remedy="`midstream status` tells what still runs, if the agent answers",
         )
     if as_json:
-        echo_json({"stopped": True, "keeper": keeper, "services": not keep_services})
+        echo_json({"stopped": True, "keeper": keeper})
     else:
-        click.echo("stopped" + ("; the services run on" if keep_services else ""))
+        click.echo("stopped")
     return 0
 
 
-def _ask_to_stop(client: SyncClient, *, services: bool) -> None:
+def _ask_to_stop(client: SyncClient, params: dict[str, Any]) -> None:
     try:
-        client.call("agent.stop", services=services)
+        client.call("agent.stop", **params)
     except ConnectionLost:  # it ended before it could answer, which is what was asked
         return
 
 
 def _pidfd(pid: int) -> int | None:
+    if not pid:
+        return None
     try:
         return os.pidfd_open(pid)
     except OSError:  # another pid namespace, or gone already
         return None
 
 
-def _wait_for(pidfd: int | None) -> bool:
+def _wait_for(pidfd: int | None, timeout_s: float) -> bool:
     if pidfd is None:
         return True
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(STOP_TIMEOUT_S * 1000))
+    return bool(poll.poll(timeout_s * 1000))
 
 
 @agent.command(
@@ -184,7 +188,7 @@ def upgrade(socket: str, as_json: bool) -> int:
     with connect(path) as client:
         hello = client.hello
         state = str(hello["state_dir"])
-        runtime = str(hello.get("runtime_dir") or os.path.dirname(path))
+        runtime = str(hello["runtime_dir"])
         argv = agent_argv(Places(state, runtime, path))
         before = str(hello.get("version"))
         _ask_to_upgrade(client, argv, build_image(state))

@@ -70,13 +70,21 @@ def deploy(
 )
 @click.argument("stage", required=False)
 @click.option("--to", "release", metavar="RELEASE", default="", help="Which release (14 digits).")
+@click.option("--force", is_flag=True, help="Also to a bad release, and over a migration that says it is final.")
 @click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
 @config_option
 @socket_option
 @json_option
 def rollback(
-    stage: str | None, release: str, wait: bool, verbose: bool, config_path: str, socket: str, as_json: bool
+    stage: str | None,
+    release: str,
+    force: bool,
+    wait: bool,
+    verbose: bool,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """Hand over to an earlier release of STAGE.
 
@@ -92,5 +100,5 @@ def rollback(
         raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
     chosen = project.of_working_copy(config_path, stage, named_socket=bool(socket))
     plan = rollback_plan(chosen.specs, release=release)
-    order = deploy_run.new_order(chosen, plan, release=release, wait=wait)
+    order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force)
     return deploy_run.perform(order, chosen, socket_to_ask(socket), deploy_run.Show(as_json, verbose))

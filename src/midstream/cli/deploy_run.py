@@ -69,7 +69,13 @@ def pick_release(taken: list[str], now_s: float | None = None) -> str:
 
 
 def new_order(
-    project: Project, plan: Plan, *, release: str = "", secrets: Mapping[str, str] | None = None, wait: bool = False
+    project: Project,
+    plan: Plan,
+    *,
+    release: str = "",
+    secrets: Mapping[str, str] | None = None,
+    wait: bool = False,
+    force: bool = False,
 ) -> Order:
     """The order of a new deploy or rollback."""
     return Order(
@@ -83,6 +89,7 @@ def new_order(
         pack=packer(project),
         secrets=secrets or {},
         wait=wait,
+        force=force,
     )
 
 

@@ -22,19 +22,16 @@ MIGRATE = "deploy:migrate"
     examples="""
     midstream exec python manage.py check --deploy
     midstream exec --shell 'ls -l | head'
-    midstream exec --release 20261121190501 -- cat REVISION
+    midstream exec -- cat REVISION
     """,
 )
 @click.argument("argv", metavar="COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--shell", is_flag=True, help="COMMAND is one line for the shell.")
-@click.option("--release", metavar="RELEASE", default="", help="In this release instead of the committed one.")
 @app_option
 @config_option
 @socket_option
 @json_option
-def exec_(
-    argv: tuple[str, ...], shell: bool, release: str, app: str, config_path: str, socket: str, as_json: bool
-) -> int:
+def exec_(argv: tuple[str, ...], shell: bool, app: str, config_path: str, socket: str, as_json: bool) -> int:
     """Run COMMAND on the host, in the folder of the committed release, with the app's user and environment.
 
     Its output is printed as it comes. Exits with 0 when COMMAND did, else with 1, and says how it ended.
@@ -42,10 +39,10 @@ def exec_(
     aim = take_aim(config=config_path, app=app, socket_path=socket)
     with aim.connect() as client:
         name = only_app(client, aim.app)
-        return _one_shot(client, name, argv, shell, release, as_json)
+        return _one_shot(client, name, argv, shell, as_json)
 
 
-def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, release: str, as_json: bool) -> int:
+def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, as_json: bool) -> int:
     """Runs one command to its end. Raises AppError when it fails."""
 
     def take(method: str, params: dict[str, Any]) -> None:
@@ -55,14 +52,12 @@ def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, 
             else:
                 click.echo(str(params.get("line", "")))
 
-    extra = {"release": release} if release else {}
-    answer = client.call("run", on_notice=take, app=app, argv=list(argv), shell=shell, **extra)
+    answer = client.call("run", on_notice=take, app=app, argv=list(argv), shell=shell)
     if as_json:
         echo_json({"type": "end", **answer})
     if answer.get("code") == 0:
         return 0
-    how = f"signal {answer['signal']}" if answer.get("signal") else f"exit code {answer.get('code')}"
-    raise AppError(f"`{' '.join(argv)}` ended with {how}", where=app, serving="unchanged")
+    raise AppError(f"`{' '.join(argv)}` {answer.get('text') or 'failed'}", where=app, serving="unchanged")
 
 
 @command(
@@ -103,7 +98,7 @@ def run(words: tuple[str, ...], listing: bool, config_path: str, socket: str, as
             what = f"there is no task {asked}" if asked else "which task?"
             raise OperatorError(what, remedy=f"known: {', '.join(tasks) or 'none, [migrate] is not configured'}")
         for argv, shell in tasks[aim.services[0]]:
-            _one_shot(client, aim.app, argv, shell, "", as_json)
+            _one_shot(client, aim.app, argv, shell, as_json)
     return 0
 
 

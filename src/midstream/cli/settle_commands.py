@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import click
 
-from midstream.cli.manpage import command, config_option, json_option, socket_option
+from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
 from midstream.errors import OperatorError
 
@@ -72,49 +72,35 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
 
 @command(
     "abort",
-    exits=(0, 1, 2, 4, 5, 70),
+    exits=(0, 1, 2, 5, 70),
     examples="""
     midstream abort
     midstream abort production
     """,
 )
 @click.argument("stage", required=False)
-@_ID
+@app_option
 @config_option
 @socket_option
 @json_option
-def abort(stage: str | None, deploy_id: str, config_path: str, socket: str, as_json: bool) -> int:
+def abort(stage: str | None, app: str, config_path: str, socket: str, as_json: bool) -> int:
     """Put back the deploy that is going on, whoever began it, and free its lock.
 
     What is committed stays: to leave a committed release use `midstream rollback`. The agent does the same by itself
     some seconds after it lost a deployer; this is for not waiting, and for a deployer that hangs.
     """
-    from midstream.cli import project
+    from midstream.cli.aim import only_app, take_aim
     from midstream.cli.deploy_run import operator_name
-    from midstream.cli.places import socket_to_ask
-    from midstream.core.wire import to_wire
-    from midstream.deploy.sync_client import connect
 
-    chosen = project.of_working_copy(config_path, stage, named_socket=bool(socket))
-    user = operator_name()
-    with connect(socket_to_ask(socket)) as client:
-        apps = client.call("status")["apps"]
-        going_on = next((row["deploy"] for row in apps if row["app"] == chosen.app and row.get("deploy")), None)
-        if going_on is None:
-            say = {"aborted": None, "serving": ""}
-        else:
-            chosen_id = deploy_id or str(going_on["id"])
-            spec = to_wire(next(iter(chosen.specs.values())))
-            kind = str(going_on["kind"])
-            opened = client.call("deploy.open", deploy_id=chosen_id, spec=spec, kind=kind, user=user, wait=False)
-            head = {"deploy_id": chosen_id, "token": opened["token"]}
-            back = client.call("deploy.revert", **head, reason=f"aborted by {user}")
-            client.call("deploy.finish", **head, outcome="aborted")
-            say = {"aborted": chosen_id, "serving": back.get("serving", "")}
+    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket)
+    with aim.connect() as client:
+        name = only_app(client, aim.app)
+        answer = client.call("deploy.settle", app=name, reason=f"aborted by {operator_name()}")
+    serving = f"release {answer['release']} is committed" if answer.get("release") else "nothing is committed"
     if as_json:
-        echo_json(say)
-    elif say["aborted"] is None:
-        click.echo(f"no deploy of {chosen.app} is going on")
+        echo_json(answer)
+    elif answer["settled"]:
+        click.echo(f"the deploy of {name} is ended; {serving}")
     else:
-        click.echo(f"put back {say['aborted']}; serving now: {say['serving']}")
+        click.echo(f"no deploy of {name} is going on; {serving}")
     return 0

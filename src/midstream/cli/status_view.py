@@ -73,7 +73,7 @@ def _row(
     state = str(generation["state"])
     if generation.get("parked"):
         state += ", parked"
-    if instance["state"] != "running":
+    if instance["state"] not in ("running", "ready"):
         state += f", {instance['state']}"
     words = (instance.get("status_text"), generation.get("note"), _service_note(service))
     notes = [clean(str(text)) for text in words if text]
@@ -104,7 +104,7 @@ def _state_cell(service: dict[str, Any], state: str) -> str:
 def _service_note(service: dict[str, Any]) -> str:
     hold = service.get("hold")
     if isinstance(hold, dict):
-        left = hold.get("left_s", hold.get("ttl_s"))
+        left = hold.get("expires_in_s")
         reason = f" ({hold['reason']})" if hold.get("reason") else ""
         return f"held by {hold.get('owner')}{reason}" + (f", {span(float(left))} left" if left is not None else "")
     return "stopped by hand" if service.get("want") == "down" else ""

@@ -47,3 +47,4 @@ class Order:
     pack: Callable[[str, list[str]], Pack | None] = lambda sha, have: None
     secrets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False
+    force: bool = False  # of a rollback: also over a migration that cannot be reversed, also to a bad release

@@ -22,7 +22,7 @@ from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, HostOutcome, Outcome
 from midstream.deploy.order import Order, Pack, Target
 from midstream.deploy.verdict import Facts, judge
-from midstream.errors import AttentionError, HostError, InterruptedDeploy, MidstreamError
+from midstream.errors import AttentionError, HostError, InterruptedDeploy, LockedError, MidstreamError
 
 __all__ = ["Deployment", "Order", "Pack", "Target"]
 
@@ -41,8 +41,8 @@ class HostRun:
     updated: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] = field(default_factory=dict)
-    token: str = ""
-    state: str = "untouched"  # publishing, proven, deciding, committed, reverted, undecided, failed
+    token: Any = None
+    state: str = "untouched"  # open, changing, proven, deciding, committed, reverted, undecided, failed
     serving: str = ""
 
     @property
@@ -198,7 +198,10 @@ class Deployment:
             wait=self.order.wait,
         )
         host.token = str(host.opened.get("token", ""))
-        host.client.attach = ("deploy.status", {"deploy_id": self.order.deploy_id, "token": host.token})
+        host.state = "open"
+        attach = {"app": self.plan.app, "deploy_id": self.order.deploy_id, "token": host.token}
+        host.client.attach = ("deploy.status", attach)
+        self._warnings(host.opened, host.name)
 
     def _after_open(self) -> None:
         if self.plan.kind is Kind.DEPLOY and not self.release:
@@ -208,7 +211,10 @@ class Deployment:
 
     async def _select(self, move: Move, host: HostRun) -> None:
         """The coordinator chooses, the other hosts are asked for the same release."""
-        wanted = {"release": self.release} if self.release else {}
+        host.state = "changing"
+        wanted: dict[str, Any] = {"release": self.release} if self.release else {}
+        if self.order.force:
+            wanted["force"] = True
         host.updated = await self._call(host, "deploy.select", **wanted)
         self.release = self.release or str(host.updated["release"])
         self.revision = self.revision or str(host.updated.get("revision", ""))
@@ -219,6 +225,7 @@ class Deployment:
     async def _update(self, move: Move, host: HostRun) -> None:
         target = self.order.target
         assert target is not None
+        host.state = "changing"
         spec = self.order.specs[host.name]
         sent = await self._upload(host, target) if spec.source is Source.PUSH else False
         host.updated = await self._call(
@@ -270,7 +277,7 @@ class Deployment:
         self._state("updated")
 
     async def _publish(self, move: Move, host: HostRun) -> None:
-        host.state = "publishing"
+        host.state = "changing"
         host.published = await self._call(host, "deploy.publish")
         host.state = "proven"
 
@@ -347,9 +354,28 @@ class Deployment:
 
     async def _finish_hosts(self, hosts: list[HostRun], outcome: str) -> dict[str, MidstreamError]:
         async def finish(host: HostRun) -> None:
-            host.finished = await self._call(host, "deploy.finish", outcome=outcome)
+            try:
+                host.finished = await self._call(host, "deploy.finish", outcome=outcome)
+            except LockedError:  # it may have ended in the call that a lost agent could not answer
+                host.finished = await self._look_at_end(host)
+            self._warnings(host.finished, host.name)
 
-        return await self._each([host for host in hosts if host.token], finish)
+        return await self._each([host for host in hosts if host.token is not None], finish)
+
+    async def _look_at_end(self, host: HostRun) -> dict[str, Any]:
+        """For a host that says that our deploy is over: what it is on, from its status. Raises LockedError when it
+        is not where it should be, or somebody else's deploy goes on there already."""
+        rows = (await host.client.call("status", app=self.plan.app))["apps"]
+        row = next((row for row in rows if row["app"] == self.plan.app), {})
+        expected = self.release if host.state == "committed" else host.before
+        going_on = row.get("deploy") or {}
+        if going_on.get("id") == self.order.deploy_id or (row.get("release") or "") != expected:
+            raise LockedError(
+                f"the deploy was ended on {host.name} by somebody else",
+                serving=f"release {row.get('release') or 'none'}",
+                remedy=f"midstream status {self.plan.stage}",
+            )
+        return {"drift": row.get("drift", []) if host.state == "committed" else []}
 
     async def _each(
         self, hosts: list[HostRun], work: Callable[[HostRun], Awaitable[None]]
@@ -366,9 +392,9 @@ class Deployment:
     # ------------------------------------------------------------------ the way back
 
     async def _go_back(self, where: str, error: MidstreamError) -> MidstreamError:
-        """Reverts the hosts that were switched, frees all that were opened, and says what came of it."""
+        """Puts back the hosts on which anything was begun, frees all, and says what came of it."""
         undecided = tuple(host.name for host in self.hosts.values() if host.state == "undecided")
-        switched = [host for host in self.hosts.values() if host.state in ("publishing", "proven", "deciding")]
+        switched = [host for host in self.hosts.values() if host.state in ("changing", "proven", "deciding")]
         put_back_failed: dict[str, MidstreamError] = {}
         went_on: tuple[str, ...] = ()
         migrated = self._migrated()
@@ -386,7 +412,7 @@ class Deployment:
                 host=where,
                 stage=self.plan.stage,
                 kind=self.plan.kind.value,
-                before={host.name: host.before for host in self.hosts.values() if host.token},
+                before={host.name: host.before for host in self.hosts.values() if host.token is not None},
                 serving={host.name: host.serving for host in self.hosts.values() if host.serving},
                 migrated_release=self.release if migrated and not went_on else "",
                 put_back_failed=put_back_failed,
@@ -399,7 +425,11 @@ class Deployment:
 
     async def _revert_hosts(self, hosts: list[HostRun], error: MidstreamError) -> dict[str, MidstreamError]:
         async def revert(host: HostRun) -> None:
-            answer = await self._call(host, "deploy.revert", reason=error.what)
+            try:
+                answer = await self._call(host, "deploy.revert", reason=error.what)
+            except LockedError:  # the agent has put it back already: its lease ran out, or `midstream abort`
+                await self._look_at_end(host)
+                answer = {}
             host.state = "reverted"
             host.serving = str(answer.get("serving", ""))
 
@@ -439,6 +469,10 @@ class Deployment:
                 self._report(_progress_event(host.name, params))
 
         return take
+
+    def _warnings(self, answer: dict[str, Any], host: str) -> None:
+        for warning in answer.get("warnings", ()):
+            self._note(f"warning: {warning}", host)
 
     def _state(self, text: str) -> None:
         self._emit(EventKind.STATE, text=text)

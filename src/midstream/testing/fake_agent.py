@@ -118,7 +118,6 @@ class FakeAgent:
         self.ended: dict[str, FakeDeploy] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.migrates = False  # a `deploy.update` with `migrate` reports that it did
-        self.features: list[str] = []
         self._script: dict[str, list[Behaviour]] = {}
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -272,12 +271,14 @@ class FakeAgent:
                 if app.deploy.token != params["token"]:
                     raise LockedError("that token is no longer the one of this deploy", where=self.host)
                 return app, app.deploy
-        raise MidstreamError("no such deploy is open here", where=self.host)
+        how = self.ended[params["deploy_id"]].ended if params["deploy_id"] in self.ended else "it is not known here"
+        raise LockedError(f"deploy {params['deploy_id']} is over: {how}", where=self.host)
 
     def _hello(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         keeper = {"pid": 999, "epoch": 1, "version": "fake", "cgroup": "", "note": ""}
         head = {"protocol": 1, "version": "fake", "host": self.host, "boot_id": "boot", "pid": self.pid, "uid": 0}
-        return {**head, "root": False, "keeper": keeper, "state_dir": "/nowhere", "features": self.features}
+        places = {"state_dir": "/nowhere", "runtime_dir": "/nowhere/run", "features": []}
+        return {**head, "root": False, "keeper": keeper, **places}
 
     def _open(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         try:
@@ -414,14 +415,18 @@ class FakeAgent:
         app.deploy = None
 
     def _deploy_status(self, params: dict[str, Any], _: object) -> dict[str, Any]:
-        _app, deploy = self._deploy({"token": None, **params} if "token" in params else self._with_token(params))
-        return {"phase": deploy.phase, "state": deploy.ended or "open"}
+        app = self._app(params)
+        if "token" in params:
+            self._deploy(params)
+        return {"deploy": app.deploy and {"id": app.deploy.id, "phase": app.deploy.phase, "user": app.deploy.user}}
 
-    def _with_token(self, params: dict[str, Any]) -> dict[str, Any]:
-        for app in self.apps.values():
-            if app.deploy is not None and app.deploy.id == params["deploy_id"]:
-                return {**params, "token": app.deploy.token}
-        return {**params, "token": ""}
+    def _settle(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+        app = self._app(params)
+        if app.deploy is None:
+            return {"settled": False, "release": app.committed}
+        self._put_back(app)
+        self._end(app, "put back")
+        return {"settled": True, "release": app.committed}
 
     def _progress(
         self, writer: asyncio.StreamWriter, deploy: FakeDeploy, phase: str, step: str, service: str = ""
@@ -488,7 +493,7 @@ class FakeAgent:
         self._services(app, {"services": [params["service"]]})
         token = f"hold-{len(self.calls)}"
         app.holds[params["service"]] = {**params, "token": token}
-        return {"token": token, "deadline_s": params["ttl_s"]}
+        return {"token": token, "deadline_s": params["ttl_s"], "expires_in_s": params["ttl_s"]}
 
     def _unhold(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app = self._app(params)
@@ -517,7 +522,8 @@ class FakeAgent:
         self._app(params)
         text = " ".join(params["argv"])
         _write(writer, {"jsonrpc": "2.0", "method": "output", "params": {"line": f"ran: {text}"}})
-        return {"code": 3 if params["argv"][0] == "false" else 0, "signal": None}
+        code = 3 if params["argv"][0] == "false" else 0
+        return {"code": code, "text": f"ended with exit code {code}", "ok": code == 0}
 
     def _nothing(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         return {}
@@ -544,21 +550,22 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "hold": (FakeAgent._hold, ("app", "service", "owner", "ttl_s"), ("reason",)),
     "unhold": (FakeAgent._unhold, ("app", "service"), ("token", "force")),
     "releases": (FakeAgent._releases, ("app",), ()),
-    "lock": (FakeAgent._lock, ("app", "owner", "reason"), ("ttl_s",)),
-    "unlock": (FakeAgent._unlock, ("app",), ("force",)),
+    "lock": (FakeAgent._lock, ("app", "owner", "reason"), ()),
+    "unlock": (FakeAgent._unlock, ("app",), ()),
     "app.remove": (FakeAgent._nothing, ("app",), ()),
-    "run": (FakeAgent._run, ("app", "argv"), ("shell", "release", "stage", "env")),
-    "agent.stop": (FakeAgent._nothing, (), ("services",)),
+    "run": (FakeAgent._run, ("app", "argv"), ("shell", "timeout_s")),
+    "agent.stop": (FakeAgent._nothing, (), ("timeout_s",)),
     "agent.upgrade": (FakeAgent._nothing, (), ("argv", "keeper_image")),
     "deploy.open": (FakeAgent._open, ("deploy_id", "spec", "kind", "user"), ("wait",)),
     "deploy.upload": (FakeAgent._upload, (*_DEPLOY, "offset", "data", "last"), ()),
     "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ()),
-    "deploy.select": (FakeAgent._select, _DEPLOY, ("release",)),
+    "deploy.select": (FakeAgent._select, _DEPLOY, ("release", "force")),
     "deploy.publish": (FakeAgent._publish, _DEPLOY, ()),
     "deploy.commit": (FakeAgent._commit, _DEPLOY, ()),
     "deploy.revert": (FakeAgent._revert, (*_DEPLOY, "reason"), ()),
     "deploy.finish": (FakeAgent._finish, (*_DEPLOY, "outcome"), ()),
-    "deploy.status": (FakeAgent._deploy_status, ("deploy_id",), ("token",)),
+    "deploy.status": (FakeAgent._deploy_status, ("app",), ("deploy_id", "token")),
+    "deploy.settle": (FakeAgent._settle, ("app",), ("reason",)),
 }
 
 
@@ -605,12 +612,16 @@ def _drift(app: FakeApp) -> list[dict[str, Any]]:
     return [{**row, "expected": app.committed, "found": app.running}]
 
 
+def _hold_row(hold: dict[str, Any] | None) -> dict[str, Any] | None:
+    return hold and {"owner": hold["owner"], "reason": hold.get("reason", ""), "expires_in_s": hold["ttl_s"]}
+
+
 def _service_status(app: FakeApp, name: str) -> dict[str, Any]:
     down = name in app.down or not app.committed
     instance = {
         "slot": 0,
         "pid": 4711,
-        "state": "running",
+        "state": "ready",
         "ready": True,
         "release_running": app.running,
         "uptime_s": 61.0,
@@ -624,7 +635,7 @@ def _service_status(app: FakeApp, name: str) -> dict[str, Any]:
         "release": app.running,
         "state": "committed" if app.running == app.committed else "soaking",
         "parked": False,
-        "since": 1_795_287_840.0,
+        "since_s": 61.0,
         "note": "",
         "instances": [instance],
     }
@@ -634,7 +645,7 @@ def _service_status(app: FakeApp, name: str) -> dict[str, Any]:
         "policy": "overlap",
         "want": "down" if name in app.down else "up",
         "state": "held" if name in app.holds else "stopped" if down else "running",
-        "hold": app.holds.get(name),
+        "hold": _hold_row(app.holds.get(name)),
         "listeners": [{"name": spec.name, "address": spec.address} for spec in app.spec.services[name].listen],
         "generations": [] if down else [generation],
     }
