@@ -1,0 +1,96 @@
+"""Reads a Procfile: its processes take the place of what was guessed, `release` becomes the migration. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from midstream.deploy.scaffold.draft import DRAIN, Draft, Line, ServiceDraft, Setting, any_answer
+from midstream.deploy.scaffold.tree import Tree
+
+_PROCESS = re.compile(r"^([A-Za-z0-9_-]+):\s*(\S.*?)\s*$", re.MULTILINE)
+_PORT = "8000"
+_NEEDS_A_SHELL = re.compile(r"[$|&;<>*?`()]|^[A-Za-z_][A-Za-z0-9_]*=")
+# servers that take the listener; what tells them to bind one of their own goes
+_BINDS = {
+    "gunicorn": ("-b", "--bind"),
+    "uvicorn": ("--host", "--port", "--uds"),
+    "hypercorn": ("-b", "--bind"),
+    "puma": ("-p", "--port", "-b", "--bind"),
+    "unicorn": ("-p", "--port", "-l", "--listen", "-o", "--host"),
+    "unicorn_rails": ("-p", "--port", "-l", "--listen", "-o", "--host"),
+}
+_GIVEN = {"uvicorn": "--fd {fd}", "hypercorn": "--bind fd://{fd}"}
+_WORKERS = ("celery", "sidekiq", "rq", "rqworker", "resque", "good_job", "solid_queue", "dramatiq", "delayed")
+
+
+def with_processes(tree: Tree, draft: Draft | None) -> Draft | None:
+    """`draft` with the services of the Procfile, or a draft of those alone; as it is where there is no Procfile."""
+    processes = dict(_PROCESS.findall(tree.text("Procfile")))
+    if not processes:
+        return draft
+    release = processes.pop("release", "")
+    before = draft or Draft("an app with a Procfile", ())
+    health = next((one for service in before.services for one in service.settings if one.key == "health"), None)
+    services = tuple(_service(name, line, before, health) for name, line in processes.items())
+    migrate = Line(release, "`release` of the Procfile") if release and not _needs_shell(release) else before.migrate
+    notes = before.notes
+    if release and _needs_shell(release):
+        notes = (
+            *notes,
+            f"`release` of the Procfile needs a shell: write [migrate] run = {release!r} with shell = true",
+        )
+    return dataclasses.replace(before, services=services or before.services, migrate=migrate, notes=notes)
+
+
+def _needs_shell(line: str) -> bool:
+    return _NEEDS_A_SHELL.search(line) is not None
+
+
+def _service(name: str, line: str, draft: Draft, health: Setting | None) -> ServiceDraft:
+    own = re.sub(r"[^a-z0-9_-]", "-", name.lower()).lstrip("-_0123456789") or "process"
+    if name != "web":
+        return _worker(own, line)
+    server = _server_of(line)
+    if server:
+        command, shell = _command(_with_listener(line, server))
+        listen = Setting("listen", f'"tcp://127.0.0.1:{_PORT}"', f"held open from release to release; {server} gets it")
+        return ServiceDraft(own, command, (*shell, listen, health or any_answer()), "From the Procfile.")
+    command, shell = _command(line)
+    port = Setting("env", f'{{ PORT = "{_PORT}" }}', "it binds the port by itself, so ...")
+    replace = Setting("handover", '"replace"', "... the old one is stopped before the new one starts, which is noticed")
+    return ServiceDraft(own, command, (*shell, port, replace), "From the Procfile.")
+
+
+def _command(line: str) -> tuple[str, tuple[Setting, ...]]:
+    """The command and, where it needs one, the setting for a shell, which then makes way for the program."""
+    if not _needs_shell(line):
+        return line, ()
+    simple = not re.search(r"[|&;]", line) and not line.startswith("exec ")
+    return f"exec {line}" if simple else line, (Setting("shell", "true", "for its variables or pipes"),)
+
+
+def _server_of(line: str) -> str:
+    """The server in the first words of the command that takes a listener; "" when it is none."""
+    words = line.split()[:5]
+    return next((word for word in words if word in _BINDS), "")
+
+
+def _with_listener(line: str, server: str) -> str:
+    """The command without binds of its own, and with the listener where the server has to be told."""
+    for option in _BINDS[server]:
+        line = re.sub(rf"\s{option}(?:=|\s+|(?<=-[a-z]))(?:\"[^\"]*\"|'[^']*'|\S+)", "", line)
+    given = _GIVEN.get(server, "")
+    return line if "{fd}" in line or not given else f"{line} {given}"
+
+
+def _worker(name: str, line: str) -> ServiceDraft:
+    command, shell = _command(line)
+    beat = re.search(r"\bbeat\b|clock|schedul", f"{name} {line}") is not None
+    if beat or not any(word in line for word in _WORKERS):
+        how: tuple[Setting, ...] = (
+            Setting("handover", '"replace"', "the old one is stopped before the new one starts"),
+        )
+    else:
+        how = (DRAIN, Setting("drain_timeout", '"10m"', "longer than the longest job"))
+    return ServiceDraft(name, command, (*shell, *how), "From the Procfile.")
