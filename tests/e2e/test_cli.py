@@ -350,7 +350,7 @@ def test_terminal_escapes_in_logs_are_shown_not_sent(shop: Shop) -> None:
     from midstream.testing.fake_agent import Say
 
     shop.ok("deploy")
-    row = {"time": 1.0, "service": "web", "generation": 1, "slot": 0, "line": "\x1b]0;owned\x07"}
+    row = {"time": "2026-11-21T19:05:01.000Z", "service": "web", "generation": 1, "slot": 0, "line": "\x1b]0;owned\x07"}
     shop.agent.script("logs", Say((("log", row),)))
     assert "\x1b" not in shop.ok("logs").out
 

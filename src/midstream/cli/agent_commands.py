@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import selectors
 import socket as sockets
 import sys
+import time
 from typing import Any
 
 import click
@@ -19,6 +21,8 @@ from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.errors import HostError
 
 STOP_TIMEOUT_S = 120.0
+UPGRADE_TIMEOUT_S = 30.0
+LAST_EVENT = 2**62  # follow from here: none of the old ones
 
 
 @click.group("agent")
@@ -192,14 +196,30 @@ def upgrade(socket: str, as_json: bool) -> int:
         argv = agent_argv(Places(state, runtime, path))
         before = str(hello.get("version"))
         _ask_to_upgrade(client, argv, build_image(state))
-    with connect(path, give_up_s=30.0) as client:
-        after = client.hello
+    after = _next_agent(path, int(hello["pid"]))
     if as_json:
         echo_json({"before": before, "after": after.get("version"), "pid": after.get("pid"), "keeper": after["keeper"]})
     else:
         version = midstream.__version__
         click.echo(f"agent {before} -> {after.get('version')} (pid {after.get('pid')}); this command is {version}")
     return 0
+
+
+def _next_agent(path: str, old_pid: int) -> dict[str, Any]:
+    """The hello of the agent that comes after `old_pid`. Raises HostError when none does."""
+    deadline = time.monotonic() + UPGRADE_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with connect(path, give_up_s=UPGRADE_TIMEOUT_S) as client:
+            if client.hello.get("pid") != old_pid:
+                return client.hello
+            with contextlib.suppress(ConnectionLost):  # waits until the old one hangs up
+                client.call("events", follow=True, after=LAST_EVENT)
+    raise HostError(
+        f"the old agent (pid {old_pid}) is still there after {UPGRADE_TIMEOUT_S:g} s",
+        where=path,
+        serving="the services, untouched",
+        remedy="see its log; midstream agent upgrade may be repeated",
+    )
 
 
 def _ask_to_upgrade(client: SyncClient, argv: list[str], image: str) -> None:

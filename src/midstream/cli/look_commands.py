@@ -140,25 +140,45 @@ def logs(
 
 
 class _Follower:
-    """Prints log lines; after a reconnect those that were shown before are passed over."""
+    """Prints log lines; after a reconnect those that were shown before are passed over: all that are older than the
+    last one of their service, and as many of its very time as were shown."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
-        self._last: dict[str, float] = {}
-        self._known: dict[str, float] = {}
+        self._shown: dict[str, tuple[float, int]] = {}
+        self._skip: dict[str, tuple[float, int]] = {}
 
     def skip_known(self) -> None:
-        self._known = dict(self._last)
+        self._skip = dict(self._shown)
 
     def take(self, method: str, row: dict[str, Any]) -> None:
         if method != "log":
             return
-        service, time_s = str(row.get("service")), float(row.get("time") or 0)
-        if time_s <= self._known.get(service, -1.0):
+        moment_s = _time_of(row)
+        if not self._is_new(str(row.get("service")), moment_s.timestamp()):
             return
-        self._last[service] = max(time_s, self._last.get(service, 0.0))
         if self._as_json:
             echo_json(row)
             return
-        stamp = datetime.datetime.fromtimestamp(time_s).astimezone().isoformat(sep=" ", timespec="milliseconds")
-        click.echo(f"{stamp} {service}.{row.get('generation')}.{row.get('slot')} | {clean(str(row.get('line')))}")
+        stamp = moment_s.astimezone().isoformat(sep=" ", timespec="milliseconds")
+        place = f"{row.get('service')}.{row.get('generation')}.{row.get('slot')}"
+        click.echo(f"{stamp} {place} | {clean(str(row.get('line')))}")
+
+    def _is_new(self, service: str, time_s: float) -> bool:
+        last, count = self._shown.get(service, (0.0, 0))
+        skip_s, skip_count = self._skip.get(service, (0.0, 0))
+        if time_s < skip_s:
+            return False
+        if time_s == skip_s and skip_count:
+            self._skip[service] = (skip_s, skip_count - 1)
+            return False
+        self._shown[service] = (time_s, count + 1 if time_s == last else 1)
+        return True
+
+
+def _time_of(row: dict[str, Any]) -> datetime.datetime:
+    """When the line was written: ISO 8601, UTC."""
+    try:
+        return datetime.datetime.fromisoformat(str(row["time"]))
+    except (KeyError, ValueError):
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)

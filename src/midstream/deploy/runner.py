@@ -154,7 +154,8 @@ class Deployment:
         if move.call is Call.PUBLISH:
             self._state("publishing")
         for group in groups:
-            await self._together([self._on_host(perform, move, host) for host in group])
+            patient = move.call is Call.OPEN and not self.order.wait
+            await self._together([self._on_host(perform, move, host) for host in group], patient)
         if move.call is Call.OPEN:
             self._after_open()
         elif move.call in (Call.UPDATE, Call.SELECT):
@@ -168,7 +169,9 @@ class Deployment:
             raise HostFailed(host.name, error) from error
         self._emit(EventKind.CALL, host=host.name, step=move.call.value, seconds=time.monotonic() - started, ok=True)
 
-    async def _together(self, works: list[Awaitable[None]]) -> None:
+    async def _together(self, works: list[Awaitable[None]], patient: bool) -> None:
+        """All at the same time, until they have ended, one fails, or we are interrupted; then the rest is cancelled.
+        patient: when one fails the others may end first (an opening that is cancelled would leave its host locked)."""
         tasks: set[asyncio.Future[Any]] = {asyncio.ensure_future(work) for work in works}
         stop: asyncio.Future[Any] = asyncio.ensure_future(self._interrupted.wait())
         pending: set[asyncio.Future[Any]] = {*tasks, stop}
@@ -180,6 +183,8 @@ class Deployment:
             if tasks & pending:
                 raise self._interrupt_error()
         finally:
+            if patient and not self._interrupted.is_set():
+                await asyncio.wait(tasks)
             for task in (*tasks, stop):
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
@@ -261,7 +266,8 @@ class Deployment:
                 if not following:
                     break
                 piece = following
-        self._emit(EventKind.END, ok=True, seconds=time.monotonic() - started, **step)
+        sent = f"sent {pack.size_bytes} bytes"
+        self._emit(EventKind.END, ok=True, seconds=time.monotonic() - started, text=sent, **step)
         return True
 
     def _require_one_release(self, move: Move) -> None:
@@ -366,7 +372,7 @@ class Deployment:
         """For a host that says that our deploy is over: what it is on, from its status. Raises LockedError when it
         is not where it should be, or somebody else's deploy goes on there already."""
         rows = (await host.client.call("status", app=self.plan.app))["apps"]
-        row = next((row for row in rows if row["app"] == self.plan.app), {})
+        row: dict[str, Any] = next((row for row in rows if row["app"] == self.plan.app), {})
         expected = self.release if host.state == "committed" else host.before
         going_on = row.get("deploy") or {}
         if going_on.get("id") == self.order.deploy_id or (row.get("release") or "") != expected:

@@ -453,7 +453,13 @@ class FakeAgent:
     def _logs(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         app = self._app(params)
         for service in params.get("services") or app.spec.services:
-            body = {"time": 1_795_287_901.0, "service": service, "generation": 1, "slot": 0, "line": f"{service} is up"}
+            body = {
+                "time": "2026-11-21T19:05:01.000Z",
+                "service": service,
+                "generation": 1,
+                "slot": 0,
+                "line": f"{service} is up",
+            }
             _write(writer, {"jsonrpc": "2.0", "method": "log", "params": body})
         return {}
 
