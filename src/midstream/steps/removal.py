@@ -17,6 +17,7 @@ from midstream.errors import MidstreamError, OperatorError
 from midstream.steps import assets, git, mirror, submodules
 from midstream.steps.checkout import claimed_by
 from midstream.steps.place import Place, open_place, read_current, read_revision, release_names
+from midstream.steps.switch import order_by_mtime
 from midstream.steps.trash import empty_trash, to_trash
 
 
@@ -37,6 +38,8 @@ def cleanup(request: Cleanup) -> dict[str, Any]:
         )
         left: list[dict[str, str]] = []
         removed = [release for release in chosen if _set_aside(place, release, left)]
+        if now.release:
+            order_by_mtime(place, now.release, request.previous_good, touch=False)
         _forget_gone(place)
         left += empty_trash(place)
         _tidy_mirror(place, left)

@@ -12,7 +12,7 @@ from midstream.core.names import is_release
 from midstream.core.releases import is_revision_line
 from midstream.core.steps import LogRevision, Switch
 from midstream.errors import BugError, DriftError, OperatorError
-from midstream.steps.place import Place, open_place, open_release, read_current, release_names
+from midstream.steps.place import Place, open_place, open_release, read_current
 
 _MS = 1_000_000
 _TAIL_BYTES = 64 * 1024
@@ -31,7 +31,7 @@ def switch(request: Switch) -> dict[str, Any]:
             )
         _refuse_moved(request, place, found.release, found.target)
         target = request.rollback_target or found.release
-        _order_by_mtime(place, request.release, target if target != request.release else None)
+        order_by_mtime(place, request.release, target if target != request.release else None)
         changed = point_current(place, request.release)
         return {"previous": found.named, "changed": changed}
 
@@ -62,20 +62,25 @@ def _refuse_moved(request: Switch, place: Place, release: str | None, target: st
     )
 
 
-def _order_by_mtime(place: Place, release: str, rollback_target: str | None) -> None:
+def order_by_mtime(place: Place, release: str, rollback_target: str | None, *, touch: bool = True) -> None:
     """Makes the release the newest by mtime and the rollback target the second newest.
 
     Capistrano's rollback takes the second entry of `ls -xt releases`, and afterwards deletes the first one. A failed
-    release in between, made later than the rollback target, would be chosen instead.
+    release in between, made later than the rollback target, would be chosen instead; or, made after the current one,
+    have it go "back" to the current one. `touch` False: nothing is changed where the order is right.
     """
-    releases, _ = release_names(place.root)
+    wanted = [name for name in (release, rollback_target) if name is not None and is_release(name)]
     with place.root.open("releases") as folder:
-        others = [folder.status(name).st_mtime_ns for name in folder.names() if name not in (release, rollback_target)]
+        mtimes_ns = {name: folder.status(name).st_mtime_ns for name in folder.names()}
+        wanted = [name for name in wanted if name in mtimes_ns]
+        if sorted(mtimes_ns, key=lambda name: (-mtimes_ns[name], name))[: len(wanted)] == wanted and not touch:
+            return
+        others = [mtime_ns for name, mtime_ns in mtimes_ns.items() if name not in wanted]
         newest_ns = max([time.time_ns(), *(other + 2 * _MS for other in others)])
-        # The one that must be right also after a kill in between: the release itself, first.
-        for name, mtime_ns in ((release, newest_ns), (rollback_target, newest_ns - _MS)):
-            if name is not None and is_release(name) and name in releases:
-                os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder.fd, follow_symlinks=False)
+        # The one that must be right also after a kill in between, the release itself, first.
+        for age, name in enumerate(wanted):
+            mtime_ns = newest_ns - age * _MS
+            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder.fd, follow_symlinks=False)
 
 
 def log_revision(request: LogRevision) -> dict[str, Any]:
