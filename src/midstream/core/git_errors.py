@@ -70,7 +70,8 @@ _RULES = (
         "correct repository in midstream.toml",
     ),
     _rule(
-        r"couldn't find remote ref|not our ref|unknown revision|bad revision|invalid object name|not a valid object",
+        r"couldn't find remote ref|not our ref|unknown revision|bad revision|invalid object name|not a valid object"
+        r"|does not exist in",
         OperatorError,
         "the repository {repository} does not have {wanted}",
         "push it first, or choose another with --branch",

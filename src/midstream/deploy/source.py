@@ -103,9 +103,10 @@ class Source:
         try:
             return self._run(("cat-file", "blob", f"{sha}:{path}"))
         except _GitFailed as error:
-            if "does not exist in" in error.stderr or "exists on disk" in error.stderr or "bad file" in error.stderr:
+            # git says that the path does not exist also when it is the revision that does not.
+            if self._has(sha) and re.search(r"does not exist in|exists on disk|bad file", error.stderr):
                 return None
-            raise explain(error.stderr, repository=self.repository, wanted=f"{path} at {sha[:12]}") from None
+            raise explain(error.stderr, repository=self.repository, wanted=f"revision {sha[:12]}") from None
 
     def pack(self, sha: str, have: Sequence[str], *, submodules: bool = False) -> Pack | None:
         """A thin pack of what `sha` needs beyond `have` (revisions whose history the host has whole); None when the
