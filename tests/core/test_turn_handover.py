@@ -293,8 +293,10 @@ def test_an_agent_that_dies_before_it_has_woken_the_parked_one_wakes_it_when_it_
         soak                 -> signal 1/0 WINCH
         revert               -> signal 1/0 TTIN, signal 2/0 QUIT
         restart: live 1/0 2/0 -> watch 1/0, signal 1/0 TTIN, signal 2/0 QUIT
+        tick
+        restart: live 1/0 2/0 -> watch 1/0, signal 1/0 TTIN, signal 2/0 QUIT   · the tick was of the same batch
         wake
-        restart: live 1/0 2/0 -> watch 1/0, signal 2/0 QUIT
+        restart: live 1/0 2/0 -> watch 1/0
     """)
 
 

@@ -218,13 +218,31 @@ def test_a_parked_one_is_woken_when_the_new_one_died_with_the_agent() -> None:
 def test_a_draining_one_goes_on_draining_until_its_stored_deadline() -> None:
     Story().running().running(2).tell("""
         +20
-        restart: live 1/0 2/0         -> watch 2/0, signal 1/0 QUIT
+        restart: live 1/0 2/0         -> watch 2/0
+        == 1 draining: 0 stopping | 2 committed: 0 running
         +30                           -> signal 1/0 TERM
-        restart: live 1/0 2/0         -> watch 2/0, signal 1/0 QUIT
+        restart: live 1/0 2/0         -> watch 2/0
         tick                          -> signal 1/0 TERM
         +10                           -> kill 1/0
         restart: live 2/0 ended 1/0   -> watch 2/0, sweep 1/0, retired 1
     """)
+
+
+def test_a_drain_signal_is_sent_again_only_when_it_may_not_have_been_sent() -> None:
+    """For some workers a second TERM kills the job (RQ): it is stored that it was sent, once it was."""
+    story = Story().running().after("begin 2; spawned 2/0; healthy 2/0; soak")
+    story.tell("""
+        commit                        -> signal 1/0 QUIT
+        restart: live 1/0 2/0         -> watch 2/0, signal 1/0 QUIT     · nobody knows
+        wake
+        restart: live 1/0 2/0         -> watch 2/0
+    """)
+
+
+def test_a_signal_is_not_taken_as_sent_by_the_batch_that_sends_it() -> None:
+    """The shell decides on several events before it acts; they share one time."""
+    story = Story().running().after("begin 2; spawned 2/0; healthy 2/0; soak; commit; tick; tick")
+    story.tell("restart: live 1/0 2/0 -> watch 2/0, signal 1/0 QUIT")
 
 
 def test_a_draining_one_whose_process_is_gone_is_retired() -> None:
@@ -236,6 +254,8 @@ def test_a_failed_one_is_taken_away_still() -> None:
     story.after("begin 2; spawned 2/0; refuted 2/0")
     story.tell("""
         restart: live 1/0 2/0         -> watch 1/0, signal 2/0 QUIT
+        wake
+        restart: live 1/0 2/0         -> watch 1/0
         restart: live 1/0             -> watch 1/0, retired 2
     """)
 

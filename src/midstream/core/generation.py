@@ -137,7 +137,8 @@ class GenerationPlan:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One generation as it is stored. since_s: CLOCK_BOOTTIME of the last change of state. deadline_s: when a draining
-    or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so."""
+    or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so. told: slots
+    that were sent the drain signal."""
 
     number: int
     release: str
@@ -148,6 +149,7 @@ class Generation:
     parked: bool = False
     note: str = ""
     finished: tuple[int, ...] = ()
+    told: tuple[int, ...] = ()
 
 
 def pause_s(plan: GenerationPlan, streak: int, luck: float) -> float:

@@ -76,7 +76,7 @@ TABLE: dict[tuple[InstanceState, InstanceEvent], tuple[InstanceState, Action]] =
     (_S.READY, _E.UNHEALTHY): (_S.STOPPING, _A.SIGNAL),
     (_S.READY, _E.DEADLINE): (_S.KILLING, _A.KILL),
     (_S.STOPPING, _E.DUE): (_S.STOPPING, _A.NONE),
-    (_S.STOPPING, _E.SPAWNED): (_S.STOPPING, _A.SIGNAL),  # it was told to stop before it was there
+    (_S.STOPPING, _E.SPAWNED): (_S.STOPPING, _A.NONE),  # the signal followed the spawn; a second TERM may kill a job
     (_S.STOPPING, _E.READY): (_S.STOPPING, _A.NONE),
     (_S.STOPPING, _E.ENDED): (_S.ENDED, _A.SETTLE),
     (_S.STOPPING, _E.STOP): (_S.STOPPING, _A.NONE),
@@ -109,7 +109,8 @@ class Instance:
 
     due_s: not before this CLOCK_BOOTTIME while waiting. deadline_s: when the present state has lasted too long (0:
     never). healthy_since_s: ready and checked since (0: not). streak: crashes in a row. again: start again once it has
-    ended. parked: was told to, and not yet to wake.
+    ended. parked: was told to, and not yet to wake. signalled_s: when it was told to drain or to wake, until that is
+    stored.
     """
 
     generation: int
@@ -126,6 +127,7 @@ class Instance:
     again: bool = False
     draining: bool = False
     parked: bool = False
+    signalled_s: float = 0.0
     last_exit: str = ""
     why: str = ""
     status_text: str = ""

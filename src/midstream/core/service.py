@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from midstream.core.generation import PROVISIONAL, Generation, GenerationState
-from midstream.core.instance import ALIVE, SERVING, Instance, InstanceState
+from midstream.core.instance import ALIVE, Instance, InstanceState
 from midstream.core.phases import Handover, Hold, Phase
 
 
@@ -65,8 +65,7 @@ def wake_s(service: Service) -> float | None:
             # While one of them is not healthy, that the others have been so for long enough moves nothing.
             if healthy and len(healthy) == len(service.of(generation.number)):
                 times.append(max(healthy) + generation.plan.min_healthy_s)
-    if woken(service):
-        times.append(0.0)
+    times += [item.signalled_s + 0.01 for item in service.instances if item.signalled_s]
     return min(times) if times else None
 
 
@@ -104,17 +103,6 @@ def cleared(service: Service) -> bool:
         if generation.state is GenerationState.FAILED and generation.plan.policy == "replace"
         if committed is not None and generation.number > committed.number
         for item in service.of(generation.number)
-    )
-
-
-def woken(service: Service) -> bool:
-    """Whether the committed generation is still stored as parked although nothing soaks and all were told to wake."""
-    committed = service.committed
-    return (
-        committed is not None
-        and committed.parked
-        and not soaks(service)
-        and not any(item.parked and item.state in SERVING for item in service.of(committed.number))
     )
 
 

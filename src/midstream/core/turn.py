@@ -61,12 +61,13 @@ from midstream.core.instance import (
     InstanceState,
 )
 from midstream.core.phases import Handover, Phase
-from midstream.core.service import Service, cleared, soaks, woken
+from midstream.core.service import Service, cleared, soaks
 
 
 def step(service: Service, event: Event, now_s: float, luck: float = 0.5) -> tuple[Service, tuple[Effect, ...]]:
     """What `event` makes of `service`, and what is to be done about it. Raises IllegalTransition, nothing changed."""
     turn = _Turn(service, now_s, luck)
+    turn.confirm()
     turn.take(event)
     turn.converge()
     return turn.service, tuple(turn.effects)
@@ -111,22 +112,23 @@ class _Turn:
     def readopt(self, seen: Spawned, generation: Generation) -> None:
         """Takes a process that was there before the agent was. Whether it is ready has to be found out again, but for
         what was proven. Only a prepared generation has to be ready in time: that a committed process said so to the
-        agent that died is no reason to kill it."""
+        agent that died is no reason to kill it. What was told to drain is not told again."""
         prepared = generation.state is GenerationState.PREPARED
         proven = generation.state in PROVISIONAL and not prepared
-        self._put(
-            Instance(
-                seen.generation,
-                seen.slot,
-                InstanceState.READY if proven else InstanceState.RUNNING,
-                attempt=seen.attempt,
-                pid=seen.pid,
-                since_s=self.now_s,
-                deadline_s=self.now_s + generation.plan.start_timeout_s if prepared else 0.0,
-                healthy_since_s=self.now_s if proven else 0.0,
-                parked=generation.parked,
-            )
+        known = Instance(
+            seen.generation,
+            seen.slot,
+            InstanceState.READY if proven else InstanceState.RUNNING,
+            attempt=seen.attempt,
+            pid=seen.pid,
+            since_s=self.now_s,
+            deadline_s=self.now_s + generation.plan.start_timeout_s if prepared else 0.0,
+            healthy_since_s=self.now_s if proven else 0.0,
+            parked=generation.parked,
         )
+        if generation.state in ENDING and seen.slot in generation.told:
+            known = replace(known, state=InstanceState.STOPPING, draining=True, deadline_s=generation.deadline_s)
+        self._put(known)
         if seen.pid and generation.state not in ENDING:
             confirm = prepared and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
             self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm, ready=proven))
@@ -138,6 +140,18 @@ class _Turn:
             missing = self._targets(candidate) - {item.slot for item in self.service.of(candidate.number)}
             if missing:
                 self._fail(candidate.number, f"instance {min(missing)} was lost before it was committed")
+
+    def confirm(self) -> None:
+        """Stores which signals were sent, once they surely were: in a turn of a later time than the one that sent them
+        (the shell may take several turns before it acts, at one time). An agent that dies in between sends them again;
+        later ones do not, because for some a second TERM kills the job in hand."""
+        for item in self.service.instances:
+            if not item.signalled_s or item.signalled_s >= self.now_s:
+                continue
+            self._put(replace(item, signalled_s=0.0))
+            generation = self.service.generation(item.generation)
+            if item.draining and generation is not None and generation.state in ENDING:
+                self._put_generation(replace(generation, told=(*generation.told, item.slot)))
 
     # events
 
@@ -335,7 +349,7 @@ class _Turn:
         if instance.draining:
             self.effects.append(Signal(*name, plan.drain_signal))
             deadline = generation.deadline_s or self.now_s + plan.drain_timeout_s
-            return replace(instance, deadline_s=max(deadline, self.now_s))
+            return replace(instance, deadline_s=max(deadline, self.now_s), signalled_s=self.now_s)
         self.effects.append(Signal(*name, plan.stop_signal))
         return replace(instance, deadline_s=self.now_s + plan.stop_timeout_s)
 
@@ -568,17 +582,18 @@ class _Turn:
         self._retire()
 
     def _wake(self) -> None:
-        """The parked generation accepts again as soon as nothing soaks. It is stored as parked until a later turn, when
-        the signals are out: an agent that dies between the two sends them again."""
+        """The parked generation accepts again as soon as nothing soaks. It is stored as parked until the signals are
+        surely sent (`confirm`)."""
         old = self.service.committed
         if old is None or not old.parked or soaks(self.service):
             return
-        if woken(self.service):
+        mine = self.service.of(old.number)
+        asleep = [item for item in mine if item.parked and item.state in SERVING]
+        if not asleep and not any(item.signalled_s for item in mine):
             self._put_generation(replace(old, parked=False))
-        for item in self.service.of(old.number):
-            if item.parked and item.state in SERVING:
-                self._put(replace(item, parked=False))
-                self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.unpark_signal))
+        for item in asleep:
+            self._put(replace(item, parked=False, signalled_s=self.now_s))
+            self.effects.append(Signal(item.generation, item.slot, item.attempt, old.plan.unpark_signal))
 
     def _may_start(self, instance: Instance) -> bool:
         return self.service.hold is None or instance.generation != getattr(self.service.committed, "number", -1)
