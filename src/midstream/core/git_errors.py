@@ -71,7 +71,7 @@ _RULES = (
     ),
     _rule(
         r"couldn't find remote ref|not our ref|unknown revision|bad revision|invalid object name|not a valid object"
-        r"|does not exist in",
+        r"|does not exist in|exists on disk, but not in",
         OperatorError,
         "the repository {repository} does not have {wanted}",
         "push it first, or choose another with --branch",
