@@ -42,12 +42,14 @@ class Surroundings:
     """What defaults are made from, looked up by the caller. Absolute paths; "" is unknown.
 
     folder: where `midstream.toml` is. repository: the top of the git repository around it. repo_tree: the folder's path
-    inside that. apps_folder: where this user's apps are put on this machine. home: the user's home folder.
+    inside that. branch: the default of that repository. apps_folder: where this user's apps are put on this machine.
+    home: the user's home folder.
     """
 
     folder: str = ""
     repository: str = ""
     repo_tree: str = ""
+    branch: str = ""
     apps_folder: str = "/srv"
     home: str = ""
 
@@ -284,8 +286,9 @@ def _with_defaults(merged: Mapping[str, Any], around: Surroundings) -> dict[str,
         out["app"] = app_name(folder)
     if "repository" not in out and around.repository:
         out["repository"] = around.repository
-        if around.repo_tree:
-            out.setdefault("repo_tree", around.repo_tree)
+        for key, value in (("repo_tree", around.repo_tree), ("branch", around.branch)):
+            if value:
+                out.setdefault(key, value)
     name = out.get("app")
     out.setdefault("deploy_to", f"/srv/{name}" if isinstance(name, str) and is_name(name) else "/srv/app")
     return out

@@ -432,7 +432,8 @@ APP = Table(
         Key("app", "app", read.name, "The app's name.", "the name of the folder"),
         Key("repository", "repository", read.repository, "A URL or a path that git takes.",
             "the git repository of the folder"),
-        Key("branch", "branch", read.branch, "What is deployed when the command names nothing."),
+        Key("branch", "branch", read.branch, "What is deployed when the command names nothing.",
+            "`main`; `master` where the default repository has that and no `main`"),
         Key("deploy_to", "deploy_to", form.deploy_to, "The app's folder on its hosts.",
             "`/srv/APP`; on this machine without root `~/.local/share/midstream/apps/APP`"),
         Key("source", "source", read.choice(Source), "`push`: the deployer sends the commits, hosts need no keys; "

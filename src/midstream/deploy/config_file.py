@@ -58,7 +58,7 @@ class ProjectFile:
 
 
 def open_project(file: str | os.PathLike[str] | None = None, *, folder: Path | None = None) -> ProjectFile:
-    """Read `file`, or `midstream.toml` in `folder` (default: the working directory). Runs `git rev-parse` once.
+    """Read `file`, or `midstream.toml` in `folder` (default: the working directory). Runs git twice.
 
     Raises OperatorError when there is no such file or it cannot be read.
     """
@@ -88,7 +88,8 @@ def _decoded(data: bytes, name: str) -> str:
 
 def surroundings_of(folder: Path, environ: Mapping[str, str] = os.environ) -> Surroundings:
     """What defaults are made from: the git repository around `folder`, the user's home, where apps are put here."""
-    top = _git_top(folder)
+    found = (_git(folder, "rev-parse", "--show-toplevel") or "").rstrip("\n")
+    top = Path(found) if found else None
     home = environ.get("HOME", "") or str(Path.home())
     data = environ.get("XDG_DATA_HOME", "")
     if not data.startswith("/"):  # the XDG specification: relative ones are ignored
@@ -97,26 +98,33 @@ def surroundings_of(folder: Path, environ: Mapping[str, str] = os.environ) -> Su
         folder=str(folder),
         repository=str(top) if top else "",
         repo_tree="" if top is None or folder.resolve() == top else folder.resolve().relative_to(top).as_posix(),
+        branch=_default_branch(top) if top else "",
         apps_folder="/srv" if os.geteuid() == 0 else f"{data}/midstream/apps",
         home=home,
     )
 
 
-def _git_top(folder: Path) -> Path | None:
-    """The top folder of the work tree around `folder`; None where there is no git, or no work tree."""
+def _default_branch(top: Path) -> str:
+    """`master` where there is that and no `main`; else "", which leaves it to the configuration."""
+    branches = _git(top, "for-each-ref", "--format=%(refname:short)", "refs/heads/main", "refs/heads/master") or ""
+    return "master" if branches.split() == ["master"] else ""
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints; None where it fails, or there is no git or no repository."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--show-toplevel"],
+            ["git", "-C", str(folder), *words],
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=30,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    return Path(done.stdout.rstrip("\n")) if done.returncode == 0 and done.stdout.strip() else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def read_secrets(

@@ -88,9 +88,7 @@ def _worker(name: str, line: str) -> ServiceDraft:
     command, shell = _command(line)
     beat = re.search(r"\bbeat\b|clock|schedul", f"{name} {line}") is not None
     if beat or not any(word in line for word in _WORKERS):
-        how: tuple[Setting, ...] = (
-            Setting("handover", '"replace"', "the old one is stopped before the new one starts"),
-        )
-    else:
-        how = (DRAIN, Setting("drain_timeout", '"10m"', "longer than the longest job"))
-    return ServiceDraft(name, command, (*shell, *how), "From the Procfile.")
+        one_at_a_time = Setting("handover", '"replace"', "the old one is stopped before the new one starts")
+        return ServiceDraft(name, command, (*shell, one_at_a_time), "From the Procfile.")
+    limit = Setting("drain_timeout", '"10m"', "longer than the longest job")
+    return ServiceDraft(name, command, (*shell, DRAIN, limit), "From the Procfile.")

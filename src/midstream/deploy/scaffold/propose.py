@@ -33,7 +33,7 @@ def propose_for(tree: Tree) -> Proposal:
     draft = next((found for recognise in _RECOGNISERS if (found := recognise(tree)) is not None), None)
     draft = procfile.with_processes(tree, draft) or draft or _unknown()
     notes = [*draft.notes, *_notes_on(tree, draft, app_name(tree.name))]
-    return Proposal(render(draft, app_name(tree.name)), tuple(notes))
+    return Proposal(render(draft, app_name(tree.name), tree.branch), tuple(notes))
 
 
 def _notes_on(tree: Tree, draft: Draft, app: str) -> list[str]:

@@ -43,7 +43,10 @@ class Packages:
         last = self.install[-1] if self.install else None
         if last is not None and last.command.startswith("pip install"):
             return (*self.install[:-1], Line(f"{last.command} {extra}", last.comment))
-        return (*self.install, Line(f"{self.add} {extra}", f"{extra} is not among the dependencies"))
+        return (
+            *self.install,
+            Line(f"{self.add} {extra}", f"{extra} is not among the dependencies" if self.listed else ""),
+        )
 
 
 _VENV = Line("python3 -m venv .venv", "each release has its own: the old one is not touched")

@@ -25,15 +25,15 @@ def listed(items: Iterable[str]) -> str:
     return line if len(line) <= _WIDTH - 20 else "[\n" + "".join(f"  {item},\n" for item in quoted_items) + "]"
 
 
-def render(draft: Draft, app: str) -> str:
-    """The whole file. app: the app's name."""
+def render(draft: Draft, app: str, branch: str = "") -> str:
+    """The whole file. app: the app's name. branch: the one checked out; "" is not known."""
     parts = [
         _comment(
             f"{draft.what[0].upper()}{draft.what[1:]}, as `midstream init` found it. Correct what it could not know; "
             "every key is described in docs/configuration.md. `midstream check` reads this file and tells every "
             "mistake, `midstream deploy` deploys the last commit to this machine."
         ),
-        _top(draft, app),
+        _top(draft, app, branch),
         _env(draft),
         _build(draft),
         _migrate(draft),
@@ -55,11 +55,12 @@ def _setting(setting: Setting) -> str:
     return _comment(setting.comment) + _setting(Setting(setting.key, setting.value, off=setting.off))
 
 
-def _top(draft: Draft, app: str) -> str:
+def _top(draft: Draft, app: str, branch: str) -> str:
     out = "".join(_comment(f"NOTE: {note}") for note in draft.notes)
     out += "\n" if draft.notes else ""
     out += f"app = {quoted(app)}\n"
-    out += _setting(Setting("branch", '"main"', "what is deployed when the command names nothing", off=True))
+    what = "what is deployed when the command names nothing"
+    out += _setting(Setting("branch", quoted(branch or "main"), what, off=branch in ("", "main")))
     out += _setting(Setting("deploy_to", quoted(f"/srv/{app}"), "the app's folder on its hosts", off=True))
     if draft.linked_dirs:
         out += f"linked_dirs = {listed(draft.linked_dirs)}  # kept in shared/, the same for every release\n"

@@ -45,12 +45,13 @@ _READ = (
 @dataclass(frozen=True, slots=True)
 class Tree:
     """The files of a project. name: of its folder. files: relative paths. texts: of those worth reading. tracked: what
-    git has; None: it is not known."""
+    git has; None: it is not known. branch: the one checked out, "" where there is none."""
 
     name: str
     files: frozenset[str]
     texts: Mapping[str, str]
     tracked: frozenset[str] | None = None
+    branch: str = ""
 
     def text(self, path: str) -> str:
         """The text of a file; "" when there is none or it was not read."""
@@ -103,7 +104,7 @@ def read_tree(folder: Path) -> Tree:
             text = _text_of(folder / path)
             if text is not None:
                 texts[path] = text
-    return Tree(folder.name, frozenset(files), texts, _tracked(folder))
+    return Tree(folder.name, frozenset(files), texts, _tracked(folder), _branch(folder))
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -139,10 +140,23 @@ def _text_of(path: Path) -> str | None:
 
 
 def _tracked(folder: Path) -> frozenset[str] | None:
+    listed = _git(folder, "ls-files", "-z")
+    if listed is None:
+        return None
+    names = frozenset(name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name)
+    return names or None  # nothing added yet: what will be in the first commit is not known
+
+
+def _branch(folder: Path) -> str:
+    return (_git(folder, "symbolic-ref", "--quiet", "--short", "HEAD") or b"").decode("utf-8", "replace").strip()
+
+
+def _git(folder: Path, *words: str) -> bytes | None:
+    """What git prints; None where it fails or there is none."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "-z"],
+            ["git", "-C", str(folder), *words],
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -150,7 +164,4 @@ def _tracked(folder: Path) -> frozenset[str] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode != 0:
-        return None
-    names = frozenset(name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\0") if name)
-    return names or None  # nothing added yet: what will be in the first commit is not known
+    return done.stdout if done.returncode == 0 else None
