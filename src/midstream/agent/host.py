@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from midstream.agent import watching
+from midstream.agent import crashpoint, watching
 from midstream.agent.accounts import account_of_uid
 from midstream.agent.health import HealthResult
 from midstream.agent.keeper_link import KeeperLink, KeeperRefused
@@ -176,6 +176,7 @@ class Host:
         more has to be found out again after a crash."""
         if not self._dirty:
             return
+        self._point("before a service is stored")
         try:
             with self.store.transaction():
                 for name in self._dirty:
@@ -212,6 +213,7 @@ class Host:
 
     async def until(self, predicate: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Waits until the predicate holds, looking after each turn. False when the time ran out."""
+        await asyncio.sleep(0)  # a caller that loops must not keep the pump from running
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._turned:
@@ -246,10 +248,12 @@ class Host:
                 await self.link.orders((), tuple(revoked))
                 for slot in revoked:
                     self._orders.pop(slot, None)
+            self._point("before the transaction")
             with self.store.transaction():
                 for service in after.values():
                     self.store.put_service(durable(service))
                 write()
+            self._point("after the transaction")
             self._dirty -= after.keys()
             self.services.update(after)
             for name in after:
@@ -291,6 +295,8 @@ class Host:
         await self._sync_orders()
 
     async def _perform_one(self, name: Name, effect: Effect) -> None:
+        if not isinstance(effect, Note):
+            self._point(f"{type(effect).__name__} {name[1]}")
         match effect:
             case Watch():
                 self._watch(name, effect)
@@ -308,6 +314,13 @@ class Host:
                 await self._retired(name, effect.generation)
             case Note():
                 self.note(*name, effect.kind, effect.text, effect.generation, effect.slot)
+
+    def _point(self, name: str) -> None:
+        crashpoint.point(name, self.keeper_pid)
+
+    @property
+    def keeper_pid(self) -> int:
+        return self.link.hello.pid if self.link and self.link.hello else 0
 
     def key(self, name: Name, place: Place3) -> SpawnKey:
         return SpawnKey(*name, *place)
@@ -336,6 +349,7 @@ class Host:
                 self.post(name, Ended(*place, f"could not be started: {text}"))
         if not ready or self.link is None:
             return
+        self._point(f"Spawn {', '.join(spec.key for spec in ready)}")
         for start in range(0, len(ready), 32):
             for result in await self.link.spawn(tuple(ready[start : start + 32])):
                 key = parse_key(result.key)

@@ -198,6 +198,7 @@ class KeeperLink:
         self.on_changed = on_changed
         self.on_lost = on_lost
         self.hello: Hello | None = None
+        self.is_stopping = False  # the ordered stop has begun: when the keeper is gone, no next one is wanted
         self._sock: socket.socket | None = None
         self._buffer = bytearray(MESSAGE_MAX_BYTES)
         self._number = 0
@@ -265,6 +266,8 @@ class KeeperLink:
             message = json.loads(packet.data)
             if "changed" in message:
                 self.on_changed(message["changed"])
+            elif "stopping" in message:
+                self.is_stopping = True
             elif self._reply is not None and not self._reply.done():
                 self._reply.set_result((message, packet.fds))
             else:

@@ -28,7 +28,8 @@ from midstream.agent.health import (
     request_bytes,
 )
 from midstream.core.spec import HealthSpec
-from midstream.linux.sockets import peer_inode, sockets_of_tree, watches
+from midstream.linux.sockets import listeners_of, peer_inode, sockets_of_tree, watches
+from midstream.profiles import Profile, Takes, unwrap
 
 _FIRST_WAIT_S = 0.001
 _LONGEST_WAIT_S = 0.02
@@ -56,9 +57,9 @@ class ProofResult:
 
 
 class Holding(enum.Enum):
-    """What a tree does with a listener. NOT_HELD: it does not have it: a wrapper swallowed it, or the program
-    binds its own. HELD: it has it open. ACCEPTING: an epoll of the tree watches it. UNKNOWN: the tree could
-    not be read."""
+    """What a tree does with a listener. NOT_HELD: it does not have it open. HELD: it has, which a wrapper or a server
+    that knows nothing of it does as well. ACCEPTING: an epoll of the tree watches it; a server that uses select or a
+    blocking accept is only HELD. UNKNOWN: the tree could not be read."""
 
     NOT_HELD = "not_held"
     HELD = "held"
@@ -74,6 +75,31 @@ def holding(pids: Collection[int], listener_inode: int) -> Holding:
     if not held:
         return Holding.NOT_HELD
     return Holding.ACCEPTING if watches(pids, listener_inode) else Holding.HELD
+
+
+def why_not_accepting(
+    profile: Profile, argv: tuple[str, ...], pids: Collection[int], given: Collection[int], *, shell: bool = False
+) -> str:
+    """A sentence on why an instance does not serve the listeners (inodes in `given`) that it was given: what it bound
+    instead, and the wrapper that swallowed them. That its tree has them open proves little: a server that does not
+    know of descriptor 3 passes it on all the same. Returns at once."""
+    inner = unwrap(argv, shell)
+    own = sorted(address for inode, address in listeners_of(pids).items() if inode not in given)
+    said = f"it listens on {', '.join(own)}, which it bound itself, " if own else "it accepts nothing "
+    said += "instead of the listener that it was given"
+    swallowed = [f"`{' '.join(one.words)}` {one.why}" for one in inner.wrappers if not one.keeps_pid]
+    if inner.shell and not inner.shell_execs:
+        swallowed.append(
+            "the shell in between changes the pid, so LISTEN_PID names the wrong process: begin with `exec`"
+        )
+    if swallowed:
+        return f"{said}: {'; '.join(swallowed)}"
+    cure = {
+        Takes.FD_ARGUMENT: f"see that `{' '.join(profile.listener_option)}` reaches it",
+        Takes.LISTEN_FDS: "it has to take descriptor 3 and the following, as LISTEN_FDS and LISTEN_PID say, or `{fd}`",
+        Takes.NONE: f"{profile.name} takes none: leave `listen` out, so that it is replaced on its own address",
+    }[profile.takes_listener]
+    return f"{said}: {cure}"
 
 
 def tree_membership(pids_of_tree: Callable[[], Collection[int]]) -> Callable[[int], bool | None]:

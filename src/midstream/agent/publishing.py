@@ -125,13 +125,14 @@ def _failed(work: Work) -> HandoverNews | None:
 async def _until_proven(work: Work) -> None:
     """Gives queued services their word in turn, and raises when one fails or the time is up."""
     told: set[str] = set()
+    gone: set[str] = set()  # services that were given their word
     deadline = time.monotonic() + work.spec.progress_timeout_s
 
     def proven(name: str) -> bool:
         return _phase_of(work, name) in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
 
     def may_go(name: str) -> bool:
-        if _phase_of(work, name) is not Phase.QUEUED:
+        if name in gone or _phase_of(work, name) is not Phase.QUEUED:
             return False
         service = work.spec.services[name]
         if service.depends_on:
@@ -144,6 +145,7 @@ async def _until_proven(work: Work) -> None:
                 told.add(name)
                 work.tell("handover", "line", line=f"{name}: proven", service=name)
             if may_go(name):
+                gone.add(name)
                 work.host.post((work.intent.app, name), Go())
         _raise_if_failed(work)
         if time.monotonic() > deadline:

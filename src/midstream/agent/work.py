@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from midstream.agent import crashpoint
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import Place, account_for, command_spec, one_shot
@@ -77,6 +78,7 @@ class Work:
 
     def move(self, event: IntentEvent, **changes: Any) -> None:
         """To the next state of the intent's table, stored. Raises IllegalTransition."""
+        crashpoint.point(f"intent {event.value}", self.host.keeper_pid)
         self.save(state=advance(self.intent.state, event), **changes)
 
     def done(self, step: str) -> bool:
@@ -86,9 +88,11 @@ class Work:
     def step(self, name: str) -> Iterator[None]:
         """One journalled step: written before it begins and after it ended; told to who listens."""
         begun = time.monotonic()
+        crashpoint.point(f"before {name}", self.host.keeper_pid)
         self.host.store.journal(self.intent.id, name, "begin")
         self.save(steps={**self.intent.steps, name: "begun"})
         self.tell(name, "begin")
+        crashpoint.point(f"in {name}", self.host.keeper_pid)
         try:
             yield
         except BaseException as error:
@@ -96,6 +100,7 @@ class Work:
             self._journal_failure(name, what)
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise
+        crashpoint.point(f"after {name}", self.host.keeper_pid)
         self.host.store.journal(self.intent.id, name, "done")
         self.save(steps={**self.intent.steps, name: "done"})
         self.tell(name, "end", seconds=time.monotonic() - begun)

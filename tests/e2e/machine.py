@@ -1,0 +1,392 @@
+"""A private Midstream for one test: its own folders, sockets, keeper, agent and project, on loopback only.
+
+`Machine` is the host (keeper and agent as real processes), `Project` a git repository with a `midstream.toml` that deploys
+the small draining server. Nothing here sleeps as a protocol; `wait_for` looks again until its time is up and then says
+what it saw last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from midstream.deploy.sync_client import connect
+from midstream.testing import drain_server
+
+PATIENCE_S = 60.0
+MIDSTREAM = [sys.executable, "-m", "midstream"]
+
+
+def wait_for(what: str, look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
+    """The first true value that `look` gives. Fails with the last one when the time is up."""
+    deadline_s = time.monotonic() + timeout_s
+    seen: Any = None
+    while time.monotonic() < deadline_s:
+        seen = look()
+        if seen:
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"waited {timeout_s:g} s for: {what}; last seen: {seen!r}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@dataclass
+class Machine:
+    """One host. `start` runs `midstream agent run` as a child of the test; `close` ends whatever is left, by pid."""
+
+    root: Path
+    extra_env: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    keeper_pids: set[int] = field(default_factory=set)
+
+    @property
+    def state(self) -> Path:
+        return self.root / "s"
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "a.sock"
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("MIDSTREAM")}
+        home = self.root / "home"
+        home.mkdir(exist_ok=True)
+        return kept | {
+            "MIDSTREAM_SOCKET": str(self.socket),
+            "HOME": str(home),
+            "XDG_STATE_HOME": str(home / "state"),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            "GIT_AUTHOR_NAME": "t",
+            "GIT_AUTHOR_EMAIL": "t@example.com",
+            "GIT_COMMITTER_NAME": "t",
+            "GIT_COMMITTER_EMAIL": "t@example.com",
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            **self.extra_env,
+        }
+
+    def start(self) -> None:
+        with (self.root / "agent.out").open("ab") as out:
+            self.process = subprocess.Popen(
+                [*MIDSTREAM, "agent", "run", "--state", str(self.state), "--socket", str(self.socket)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self.env,
+                cwd=self.root,
+                start_new_session=True,
+            )
+        wait_for("the agent to answer", self.answers)
+
+    def answers(self) -> bool:
+        try:
+            self.call("hello")
+        except Exception:
+            return False
+        return True
+
+    def call(self, method: str, **params: Any) -> Any:
+        """One call on a connection of its own."""
+        with contextlib.closing(connect(str(self.socket))) as client:
+            return client.call(method, **params)
+
+    def status(self, app: str = "") -> dict[str, Any]:
+        return dict(self.call("status", **({"app": app} if app else {})))
+
+    def app(self, app: str = "shop") -> dict[str, Any]:
+        return dict(self.status(app)["apps"][0])
+
+    @property
+    def agent_pid(self) -> int:
+        return int(self.status()["agent"]["pid"])
+
+    @property
+    def keeper_pid(self) -> int:
+        pid = int(self.status()["keeper"]["pid"])
+        self.keeper_pids.add(pid)
+        return pid
+
+    def kill_agent(self) -> int:
+        """kill -9, and wait until another one answers. Returns the new pid."""
+        old = self.agent_pid
+        os.kill(old, signal.SIGKILL)
+
+        def another() -> int:
+            try:
+                pid = self.agent_pid
+            except Exception:
+                return 0
+            return pid if pid != old else 0
+
+        return int(wait_for("another agent", another))
+
+    def kill_keeper(self) -> int:
+        old = self.keeper_pid
+        os.kill(old, signal.SIGKILL)
+
+        def another() -> int:
+            try:
+                pid = self.keeper_pid
+            except Exception:
+                return 0
+            return pid if pid not in (0, old) else 0
+
+        return int(wait_for("another keeper", another))
+
+    def service(self, name: str = "web", app: str = "shop") -> dict[str, Any]:
+        return next(item for item in self.app(app)["services"] if item["service"] == name)
+
+    def instances(self, name: str = "web", app: str = "shop") -> list[dict[str, Any]]:
+        """All instances with their generation's number, state and release."""
+        return [
+            instance | {"generation": g["generation"], "generation_state": g["state"], "release": g["release"]}
+            for g in self.service(name, app)["generations"]
+            for instance in g["instances"]
+        ]
+
+    def pids(self, name: str = "web", app: str = "shop") -> list[int]:
+        """Of the committed generation."""
+        return [
+            item["pid"] for item in self.instances(name, app) if item["generation_state"] == "committed" and item["pid"]
+        ]
+
+    def settled(self, app: str = "shop") -> bool:
+        """Every service runs one committed generation, all ready, and no deploy is under way."""
+        seen = self.app(app)
+        return seen["deploy"] is None and all(
+            service["state"] == "running" and [g["state"] for g in service["generations"]] == ["committed"]
+            for service in seen["services"]
+        )
+
+    def cli(self, *args: str, cwd: Path | None = None, timeout_s: float = 180.0, **env: str) -> Result:
+        done = subprocess.run(
+            [*MIDSTREAM, *args],
+            cwd=cwd or self.root,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def spawn_cli(self, *args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*MIDSTREAM, *args],
+            cwd=cwd,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def out(self) -> str:
+        return (self.root / "agent.out").read_text(errors="replace")
+
+    def close(self) -> None:
+        """An ordered stop; what is left after that is killed by the stamp in its environment."""
+        try:
+            self.call("agent.stop", timeout_s=3.0)
+        except Exception:
+            pass
+        if self.process is not None:
+            try:
+                self.process.wait(15.0)
+            except subprocess.TimeoutExpired:
+                pass
+        for pid in self.left_over():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if self.process is not None:
+            self.process.wait(15.0)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def left_over(self) -> list[int]:
+        """Processes whose environment or command line names this machine's folder."""
+        mark = str(self.root).encode() + b"/"
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == os.getpid():
+                continue
+            try:
+                text = Path(f"/proc/{name}/environ").read_bytes() + b"\0" + Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark in text:
+                found.append(int(name))
+        return found
+
+
+@dataclass
+class Project:
+    """A repository whose every commit is a release of the draining server."""
+
+    folder: Path
+    machine: Machine
+    port: int
+    app: str = "shop"
+
+    @property
+    def deploy_to(self) -> Path:
+        return self.machine.root / "srv" / self.app
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def config(self, services: str = "", top: str = "", tail: str = "") -> str:
+        services = services or self.web()
+        return f'app = "{self.app}"\ndeploy_to = "{self.deploy_to}"\n{top}\n{services}\n{tail}\n'
+
+    def web(self, more: str = "", *, health: str = 'health = "/up"', listen: str = "", instances: int = 1) -> str:
+        listen = listen or f'listen = ["{self.address}"]'
+        return f"""
+[services.web]
+command = "{sys.executable} server.py"
+{listen}
+{health}
+instances = {instances}
+stop_timeout = "3s"
+drain_timeout = "20s"
+start_timeout = "20s"
+{more}
+"""
+
+    def git(self, *args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=self.folder, env=self.machine.env, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def write(self, **files: str) -> None:
+        """`write(config=…)` writes midstream.toml; other names are file names with `__` for `/` and `_dot_` for `.`."""
+        for name, text in files.items():
+            path = self.folder / ("midstream.toml" if name == "config" else name.replace("_dot_", ".").replace("__", "/"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def commit(self, message: str = "change", **files: str) -> str:
+        """Writes files, commits all, returns the sha. Every commit differs."""
+        counter = self.folder / "counter"
+        counter.write_text(str(int(counter.read_text() or 0) + 1) if counter.exists() else "1")
+        self.write(**files)
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+    def misbehave(self, words: str) -> str:
+        """A commit whose server does what `words` say (see the draining server); "" is a good one again."""
+        return self.commit(f"misbehave: {words or 'no'}", misbehave=words)
+
+    def deploy(self, *args: str, **env: str) -> Result:
+        return self.machine.cli("deploy", *args, cwd=self.folder, **env)
+
+    def cli(self, *args: str, **env: str) -> Result:
+        return self.machine.cli(*args, cwd=self.folder, **env)
+
+    def deployed(self, *args: str) -> str:
+        """Deploys, insists that it went through, returns the release."""
+        result = self.deploy(*args)
+        assert result.code == 0, result.text
+        return str(self.machine.app(self.app)["release"])
+
+    def get(self, path: str = "/", timeout_s: float = 10.0) -> tuple[int, str]:
+        """Status and body of one request on a connection of its own."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout_s) as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            data = b""
+            while part := client.recv(65536):
+                data += part
+        head, _, body = data.partition(b"\r\n\r\n")
+        return int(head.split()[1]), body.decode().rstrip("\n")
+
+    @property
+    def current(self) -> str:
+        return os.path.basename(os.readlink(self.deploy_to / "current"))
+
+
+def new_project(machine: Machine, app: str = "shop", name: str = "project") -> Project:
+    folder = machine.root / name
+    folder.mkdir()
+    project = Project(folder, machine, free_port(), app)
+    shutil.copy(drain_server.__file__, folder / "server.py")
+    project.git("init", "-q", "-b", "main", ".")
+    project.write(config=project.config())
+    project.commit("first")
+    return project
+
+
+@contextlib.contextmanager
+def new_machine(**env: str) -> Iterator[Machine]:
+    """A started machine in a short folder (the path of a unix socket has 107 bytes)."""
+    machine = Machine(Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp")), dict(env))
+    try:
+        machine.start()
+        yield machine
+    finally:
+        machine.close()
+        assert not machine.left_over(), "processes were left behind"
+
+
+@contextlib.contextmanager
+def under_load(address: str, *args: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Load from a process of its own; call the value, once, for the tally. It is stopped in any case."""
+    load = subprocess.Popen(
+        [sys.executable, "-m", "midstream.testing.load", address, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert load.stdout is not None and load.stdin is not None
+    assert load.stdout.readline().strip() == "started"
+    tally: dict[str, Any] = {}
+
+    def stop() -> dict[str, Any]:
+        if not tally:
+            assert load.stdin is not None and load.stdout is not None
+            load.stdin.close()
+            tally.update(json.loads(load.stdout.readline()))
+        return tally
+
+    try:
+        yield stop
+    finally:
+        if load.poll() is None and not tally:
+            load.stdin.close()
+            load.wait(60.0)
+        load.stdout.close()
+        load.wait(60.0)
