@@ -122,10 +122,10 @@ class LivePrinter:
         from rich.live import Live
 
         self.verbose = verbose
+        self._now: dict[str, tuple[str, float]] = {}  # rich's thread reads it at each refresh
+        self._many = False
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._render)
-        self._now: dict[str, tuple[str, float]] = {}
-        self._many = False
 
     def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
         self._many = len(plan.hosts) > 1
@@ -138,7 +138,7 @@ class LivePrinter:
         if line:
             style = "red" if event.ok is False else None
             self._console.print(line, markup=False, style=style)
-        if event.kind is EventKind.BEGIN:
+        if event.kind is EventKind.BEGIN and event.host in self._now:
             words = " ".join(part for part in (event.phase, event.step, event.service) if part)
             self._now[event.host] = (words, time.monotonic())
         elif event.kind is EventKind.LINE and event.host in self._now:
@@ -151,11 +151,12 @@ class LivePrinter:
         from rich.text import Text
 
         grid = Table.grid(padding=(0, 1))
-        for column in (1, 2, 3):
-            grid.add_column(no_wrap=True, overflow="ellipsis" if column == 3 else "fold")
+        grid.add_column()
+        grid.add_column(no_wrap=True, overflow="ellipsis")
         now = time.monotonic()
-        for host, (words, since) in self._now.items():
-            grid.add_row(Spinner("dots"), Text(host, style="cyan"), Text(f"{words}  {span(now - since)}"))
+        for host, (words, since) in list(self._now.items()):
+            line = Text.assemble((host, "cyan"), f"  {span(now - since)}  {words}")
+            grid.add_row(Spinner("dots"), line)
         return grid
 
     def close(self) -> None:

@@ -1,0 +1,186 @@
+"""The command line with the real keeper and agent: interrupts, killed deployers and agents, upgrades, streams."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from machine import MIDSTREAM, Machine, Project, wait_for
+
+
+def in_publishing(machine: Machine) -> bool:
+    """The deploy is so far that a new generation is being started."""
+    deploy = machine.app()["deploy"]
+    return bool(deploy) and deploy["phase"] == "publishing"
+
+
+def start_a_deploy_that_hangs(project: Project, machine: Machine) -> tuple[str, subprocess.Popen[str]]:
+    """The old release is deployed; the new one never becomes ready. Returns the old release and the deployer."""
+    old = project.deployed()
+    project.misbehave("never-ready")
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
+    wait_for("the handover", lambda: in_publishing(machine))
+    return old, deployer
+
+
+def finished(deployer: subprocess.Popen[str]) -> str:
+    assert deployer.stdout is not None
+    with deployer.stdout as out:
+        text = out.read()
+    deployer.wait(60)
+    return text
+
+
+def nothing_left(machine: Machine, project: Project, release: str) -> None:
+    app = machine.app()
+    assert (app["deploy"], app["lock"], app["release"]) == (None, None, release)
+    assert project.get("/") == (200, release)
+    assert machine.cli("status", "--check").code == 0
+
+
+def test_ctrl_c_puts_back_and_the_old_release_serves_on(project: Project, machine: Machine) -> None:
+    old, deployer = start_a_deploy_that_hangs(project, machine)
+    pids = machine.pids()
+    deployer.send_signal(signal.SIGINT)
+    text = finished(deployer)
+    assert deployer.returncode == 130, text
+    assert f"release {old}" in text
+    assert "Traceback" not in text
+    nothing_left(machine, project, old)
+    assert machine.pids() == pids
+
+
+def test_a_hangup_is_an_interrupt_too(project: Project, machine: Machine) -> None:
+    """As when the operator's terminal is gone."""
+    old, deployer = start_a_deploy_that_hangs(project, machine)
+    deployer.send_signal(signal.SIGHUP)
+    finished(deployer)
+    assert deployer.returncode == 130
+    nothing_left(machine, project, old)
+
+
+def test_a_killed_deployer_is_put_back_by_abort_without_waiting(project: Project, machine: Machine) -> None:
+    old, deployer = start_a_deploy_that_hangs(project, machine)
+    deployer.kill()
+    finished(deployer)
+    refused = project.deploy()
+    assert refused.code == 4
+    assert "has been running a deploy" in refused.text
+    aborted = project.cli("abort")
+    assert aborted.code == 0, aborted.text
+    assert old in aborted.out
+    nothing_left(machine, project, old)
+
+
+def test_a_killed_deployer_is_resumed_to_its_end(project: Project, machine: Machine) -> None:
+    project.deployed()
+    slow = project.misbehave("slow-start")
+    deployer = machine.spawn_cli("deploy", cwd=project.folder, START_S="3")
+    wait_for("the handover", lambda: in_publishing(machine))
+    deployer.kill()
+    finished(deployer)
+    project.commit("this one is not what was being deployed")
+    resumed = project.cli("resume")
+    assert resumed.code == 0, resumed.text
+    assert machine.app()["revision"] == slow
+    nothing_left(machine, project, machine.app()["release"])
+    assert project.cli("resume").code == 2
+
+
+def test_an_agent_killed_in_the_handover_is_attached_to_again(project: Project, machine: Machine) -> None:
+    old = project.deployed()
+    project.write(config=project.config(project.web('env = { START_S = "2" }')))
+    project.misbehave("slow-start")
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
+    wait_for("the handover", lambda: in_publishing(machine))
+    machine.kill_agent()
+    assert project.get("/") == (200, old)
+    text = finished(deployer)
+    assert deployer.returncode == 0, text
+    assert "the agent is back" in text
+    assert machine.app()["release"] > old
+    nothing_left(machine, project, machine.app()["release"])
+
+
+def test_logs_are_followed_through_the_death_of_the_agent(project: Project, machine: Machine) -> None:
+    project.deployed()
+    follower = machine.spawn_cli("logs", "-f", "web", cwd=project.folder)
+    assert follower.stdout is not None
+    assert "starting release" in follower.stdout.readline()
+    machine.kill_agent()
+    assert project.cli("restart", "web").code == 0
+    line = follower.stdout.readline()
+    assert "starting release" in line
+    follower.send_signal(signal.SIGINT)
+    finished(follower)
+    assert follower.returncode == 130
+
+
+def test_an_upgrade_changes_the_agent_and_no_service(project: Project, machine: Machine) -> None:
+    project.deployed()
+    agent, keeper, pids = machine.agent_pid, machine.keeper_pid, machine.pids()
+    result = machine.cli("agent", "upgrade")
+    assert result.code == 0, result.text
+    assert machine.agent_pid != agent
+    assert (machine.keeper_pid, machine.pids()) == (keeper, pids)
+
+
+def test_a_second_agent_with_the_same_state_is_refused(machine: Machine) -> None:
+    second = machine.cli("agent", "run", "--state", str(machine.state), "--socket", str(machine.root / "b.sock"))
+    assert second.code == 4, second.text
+    assert str(machine.keeper_pid) in second.text
+
+
+def test_agent_stop_ends_services_agent_and_keeper(project: Project, machine: Machine) -> None:
+    project.deployed()
+    pids = [*machine.pids(), machine.agent_pid, machine.keeper_pid]
+    assert machine.cli("agent", "stop").code == 0
+    assert machine.process is not None
+    assert machine.process.wait(30) == 0
+    assert [pid for pid in pids if os.path.exists(f"/proc/{pid}")] == []
+
+
+def test_status_says_what_was_stopped_held_and_locked(project: Project, machine: Machine) -> None:
+    project.deployed()
+    assert project.cli("stop", "web").code == 0
+    assert "stopped by hand" in project.cli("status").out
+    assert project.cli("up", "web").code == 0
+    assert project.cli("hold", "web", "--for", "1h", "--reason", "moving").code == 0
+    assert "moving" in project.cli("status").out
+    assert project.cli("unhold", "web").code == 0
+    assert project.cli("lock", "--reason", "freeze").code == 0
+    refused = project.deploy()
+    assert refused.code == 4
+    assert "freeze" in refused.err
+    assert project.cli("unlock").code == 0
+    assert project.cli("doctor").code == 0
+
+
+def test_exec_runs_in_the_committed_release(project: Project, machine: Machine) -> None:
+    sha = project.git("rev-parse", "HEAD")
+    project.deployed()
+    assert sha in project.cli("exec", "cat", "REVISION").out
+    failed = project.cli("exec", "--shell", "exit 7")
+    assert failed.code == 1
+    assert "7" in failed.err
+
+
+def test_diff_and_check_against_the_running_release(project: Project) -> None:
+    project.deployed()
+    project.commit("Sell boats")
+    assert "Sell boats" in project.cli("diff").out
+    checked = project.cli("check")
+    assert checked.code == 0, checked.text
+    project.write(config=project.config(top='linked_files = [".env"]'))
+    project.commit("with a linked file that is missing")
+    missing = project.cli("check")
+    assert missing.code == 2, missing.text
+    assert ".env" in missing.err
+
+
+def test_the_deployers_exit_code_is_the_one_of_a_pipe(project: Project, machine: Machine) -> None:
+    """Plain lines when piped: no escapes, no rewriting."""
+    done = subprocess.run([*MIDSTREAM, "deploy"], cwd=project.folder, env=machine.env, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert b"\x1b" not in done.stdout
