@@ -1,7 +1,8 @@
 """`python -I -S keeper.pyz --state DIR --runtime DIR --agent-argv JSON [--main SERVICE] [--stop-timeout S]`.
 
 With `--detach LOG` it goes on in a session of its own, writing to that file, and this command ends when the socket is
-open. Also, for the keeper itself: `--validate FD` (can this image read that state?) and `--resume FD` (go on with it).
+open; with `--ready-fd FD` one byte on that descriptor says so.
+For the keeper itself: `--validate FD` (can this image read that state?) and `--resume FD` (go on with it).
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from midstream.keeper.keeper import Keeper, Settings
 from midstream.keeper.layout import Layout
 from midstream.linux import cgroup, clock, fds, prctl
 
-_OPTIONS = ("--state", "--runtime", "--agent-argv", "--main", "--stop-timeout", "--detach", "--validate", "--resume")
+_OPTIONS = (
+    "--state",
+    "--runtime",
+    "--agent-argv",
+    "--main",
+    "--stop-timeout",
+    "--detach",
+    "--ready-fd",
+    "--validate",
+    "--resume",
+)
 
 
 def options_of(argv: list[str]) -> dict[str, str]:
@@ -155,7 +166,7 @@ def main(argv: list[str]) -> int:
         if "--resume" in options:
             return resume(int(options["--resume"]))
         settings = settings_of(options)
-        ready_fd = detach(options["--detach"]) if "--detach" in options else -1
+        ready_fd = detach(options["--detach"]) if "--detach" in options else int(options.get("--ready-fd", "-1"))
         return start(settings, ready_fd)
     except MidstreamError as error:
         print(f"midstream keeper: {error}", file=sys.stderr)

@@ -1,9 +1,10 @@
 """The agent as a process: started, watched, started again; and which connection speaks for it.
 
 One agent is attached at a time: the newest that said hello. While none is, the keeper drains what services write and
-carries out standing orders. An agent that is attached and silent for 60 s hangs, and is killed; so is nobody else.
-An agent that attaches without having been started here (it outlived the last keeper) is watched by pidfd, and no other
-is started unless it dies.
+carries out standing orders. An agent that is attached and silent for 60 s hangs, and is killed; so is one that does not
+attach within 60 s of its start. An agent that attaches without having been started here (it outlived the last keeper) is
+watched by pidfd, and no other is started while it lives. That holds for a process with the agent's own command line; any
+other program that attached is forgotten when its connection ends.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class AgentWatch:
         self._delay_s = _DELAY_FIRST_S
         self._restart: Timer | None = None
         self._heard_s = loop.now_s
+        self._silence: Timer | None = None
 
     @property
     def attached(self) -> bool:
@@ -79,6 +81,8 @@ class AgentWatch:
             self._start_later()
             return
         self.pid, self.report_fd = child.pid, child.report_fd
+        self._heard_s = self._loop.now_s
+        self._watch_silence()
 
     def _start_later(self) -> None:
         if self.stopping or self._restart is not None:
@@ -108,12 +112,16 @@ class AgentWatch:
         return True
 
     def _foreign_ended(self, _events: int) -> None:
-        self._loop.remove(self.foreign_pidfd)
-        os.close(self.foreign_pidfd)
-        self.foreign_pid, self.foreign_pidfd = 0, -1
+        self._forget_foreign()
         if not self.pid:
             self._start_later()
         self.on_gone()
+
+    def _forget_foreign(self) -> None:
+        if self.foreign_pidfd >= 0:
+            self._loop.remove(self.foreign_pidfd)
+            os.close(self.foreign_pidfd)
+        self.foreign_pid, self.foreign_pidfd = 0, -1
 
     def command(self, argv: Sequence[str]) -> None:
         """What to start from now on, when the agent is gone."""
@@ -128,8 +136,7 @@ class AgentWatch:
         if saved.foreign_pidfd >= 0:
             self.foreign_pid, self.foreign_pidfd = saved.foreign_pid, saved.foreign_pidfd
             self._loop.add(self.foreign_pidfd, self._foreign_ended)
-        if self.attached:
-            self._loop.after(_SILENCE_MAX_S, self._check_silence)
+        self._watch_silence()
 
     def expect(self, pid: int) -> None:
         """An agent that is not our child lives and will attach: start no other unless it dies."""
@@ -146,19 +153,17 @@ class AgentWatch:
         self.expect(pid)
         if not was_attached:
             self._on_attachment(True)
-            self._loop.after(_SILENCE_MAX_S, self._check_silence)
+        self._watch_silence()
         return self.epoch
 
     def _watch_foreign(self, pid: int) -> None:
-        if self.foreign_pidfd >= 0:
-            self._loop.remove(self.foreign_pidfd)
-            os.close(self.foreign_pidfd)
-        self.foreign_pid, self.foreign_pidfd = 0, -1
+        self._forget_foreign()
         pidfd = process.open_pidfd(pid)
         if pidfd is None:
             return
         self.foreign_pid, self.foreign_pidfd = pid, pidfd
         self._loop.add(pidfd, self._foreign_ended)
+        self._watch_silence()
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
@@ -170,19 +175,34 @@ class AgentWatch:
     def detach(self) -> None:
         """The connection of the attached agent is gone."""
         if self.attached:
-            self.attached_pid = 0
+            gone, self.attached_pid = self.attached_pid, 0
+            self._heard_s = self._loop.now_s
+            if gone == self.foreign_pid and not self.is_agent(gone):
+                self._forget_foreign()
+                if not self.pid:
+                    self._start_later()
             self._on_attachment(False)
 
+    def _watch_silence(self) -> None:
+        if self._silence is None:
+            self._silence = self._loop.after(_SILENCE_MAX_S, self._check_silence)
+
     def _check_silence(self) -> None:
-        if not self.attached:
+        """Kill the agent that has said nothing for too long: the attached one, or the one that never attaches."""
+        self._silence = None
+        silent = self.attached_pid or self.pid or self.foreign_pid
+        if not silent:
             return
         left_s = self._heard_s + _SILENCE_MAX_S - self._loop.now_s
         if left_s > 0:
-            self._loop.after(left_s, self._check_silence)
+            self._silence = self._loop.after(left_s, self._check_silence)
             return
-        self._layout.note(f"killed agent {self.attached_pid}: silent for {_SILENCE_MAX_S:.0f} s")
-        self.send(self.attached_pid, signal.SIGKILL)
-        self._loop.after(_SILENCE_MAX_S, self._check_silence)
+        self._layout.note(f"killed agent {silent}: silent for {_SILENCE_MAX_S:.0f} s")
+        self.send(silent, signal.SIGKILL)
+
+    def is_agent(self, pid: int) -> bool:
+        """Whether that process was started by our agent command: by the last keeper, then."""
+        return process.read_argv(pid) == self.argv
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -127,6 +127,13 @@ class Door:
             connection.told = True
             self._tell(connection, seq)
 
+    def tell_stopping(self, connection: Connection) -> None:
+        """Say that the ordered stop has begun: no next keeper is wanted. Best effort."""
+        try:
+            fds.send(connection.sock, b'{"stopping":true}')
+        except OSError:
+            self.close(connection)
+
     def _tell(self, connection: Connection, seq: int) -> None:
         connection.unsent_seq = 0
         try:

@@ -47,6 +47,7 @@ _MODULES = (
     "keeper/layout",
     "keeper/loop",
     "keeper/operations",
+    "keeper/ordered_stop",
     "keeper/orders",
     "keeper/refusal",
     "keeper/snapshot",

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from midstream.core.messages import ProcessState, UpgradeRequest
+from midstream.core.messages import UpgradeRequest
 from midstream.core.names import parse_key
 from midstream.keeper import operations, upgrade
 from midstream.keeper.agent_watch import AgentWatch
@@ -16,11 +16,10 @@ from midstream.keeper.children import Children, Inherited
 from midstream.keeper.door import Connection, Door
 from midstream.keeper.held import Holdings
 from midstream.keeper.layout import Layout
-from midstream.keeper.loop import Loop, Signals, Timer
+from midstream.keeper.loop import Loop, Signals
+from midstream.keeper.ordered_stop import OrderedStop
 from midstream.keeper.table import Row, Table
-from midstream.linux import cgroup, fds, process, tree
-
-_AGENT_STOP_S = 5.0
+from midstream.linux import cgroup, fds, process
 
 
 class Settings:
@@ -57,18 +56,16 @@ class Keeper:
         self.held = Holdings(layout, self.loop)
         self.children = Children(layout, self.loop, self.table, self.held, inherited, cgroup_root)
         self.children.on_ended = self._process_ended
+        self.ordered_stop = OrderedStop(self, self._stopped)
         self.agent = AgentWatch(layout, self.loop, inherited, self._attachment_changed)
-        self.agent.on_gone = self._check_stopped
+        self.agent.on_gone = self.ordered_stop.check
         self.agent.argv = settings.agent_argv
         self.attached: Connection | None = None
         self.instance = f"{os.getpid()}.{self.table.seq}"
-        self.stopping = False
         self.lock_fd = -1
         self.door: Door | None = None
         self._exit_code: int | None = None
         self.main_status = 0
-        self._agent_asked = False
-        self._stop_timer: Timer | None = None
         self.upgrading: upgrade.Upgrade | None = None
         self._close_later: list[int] = []
         self.other_children: dict[int, Callable[[int], None]] = {}  # pid -> what to do with its wait status
@@ -129,6 +126,7 @@ class Keeper:
         if connection is self.attached:
             self.attached = None
             self.agent.detach()
+            self.ordered_stop.check()
 
     def _attachment_changed(self, attached: bool) -> None:
         self.held.drain(not attached)
@@ -160,65 +158,30 @@ class Keeper:
         key = parse_key(row.key)
         if self.settings.main in (key.service, f"{key.app}/{key.service}"):
             self.main_status = row.code if row.code is not None else 128 + (row.signum or 0)
-        self._check_stopped()
+        self.ordered_stop.check()
 
     # The ordered stop
+
+    @property
+    def stopping(self) -> bool:
+        return self.ordered_stop.active
 
     def _stop_asked(self) -> None:
         self.stop(0.0 if self.stopping else self.settings.stop_timeout_s)
 
     def stop(self, timeout_s: float) -> None:
-        """TERM to every tree, KILL when the time is over, then the agent, then exit."""
-        first = not self.stopping
-        self.stopping = self.agent.stopping = True
+        """Begin the ordered stop; again: with another time-out."""
+        self.agent.stopping = True
         self.children.orders.alone(False)
-        if self._stop_timer is not None:
-            self._stop_timer.cancel()
-        self._stop_timer = self.loop.after(timeout_s, self._kill_all)
-        if first:
-            self._signal_all(signal.SIGTERM)
-            self._check_stopped()
+        if not self.stopping and self.attached is not None:
+            self.door_of().tell_stopping(self.attached)
+        self.ordered_stop.begin(timeout_s)
 
-    def _signal_all(self, signum: int) -> int:
-        marks = [row.mark(self.children.keeper_id) for row in self.table.by_pid.values()]
-        stats = tree.members_of_keeper(self.children.keeper_id, marks)
-        sent = 0
-        for stat in stats.values():
-            if stat.pid in self.agent.pids:
-                continue
-            try:
-                sent += process.send_signal(stat.pid, stat.start_ticks, signum)
-            except PermissionError:
-                self.layout.note(f"may not signal pid {stat.pid}")
-        return sent
-
-    def _kill_all(self) -> None:
-        """To a fixpoint: what was forked between two looks is found by the next."""
-        while self._signal_all(signal.SIGSTOP) > self._signal_all(signal.SIGKILL):
-            continue
-        self._stop_timer = None
-        self._check_stopped()
-
-    def _check_stopped(self) -> None:
-        """Once no service lives, end the agent; once that is gone, exit."""
-        if not self.stopping or self._exit_code is not None:
-            return
-        if any(row.state in (ProcessState.STARTING, ProcessState.RUNNING) for row in self.table.by_pid.values()):
-            return
-        agents = self.agent.pids
-        if not agents:
-            self._exit_code = self.main_status
-            self.layout.forget_everything()
-            if self.cgroup_root is not None:
-                cgroup.remove(self.cgroup_root)
-        elif not self._agent_asked:
-            self._agent_asked = True
-            self._signal_agents(signal.SIGTERM)
-            self.loop.after(_AGENT_STOP_S, lambda: self._signal_agents(signal.SIGKILL))
-
-    def _signal_agents(self, signum: int) -> None:
-        for pid in self.agent.pids:
-            self.agent.send(pid, signum)
+    def _stopped(self) -> None:
+        self._exit_code = self.main_status
+        self.layout.forget_everything()
+        if self.cgroup_root is not None:
+            cgroup.remove(self.cgroup_root)
 
     def upgrade(self, connection: Connection, number: int, wanted: UpgradeRequest) -> None:
         """Answered by the next image of this process, or here when it is refused."""

@@ -97,6 +97,12 @@ def read_environ(pid: int) -> dict[bytes, bytes] | None:
     return {name: value for name, equals, value in pairs if equals}
 
 
+def read_argv(pid: int) -> tuple[str, ...]:
+    """The argument vector of `pid` as it shows it; empty when it is gone."""
+    text = _read(f"/proc/{pid}/cmdline") or b""
+    return tuple(os.fsdecode(word) for word in text.split(b"\0")[:-1])
+
+
 def read_command(pid: int) -> str:
     """The command line of `pid`, for messages; the short name for kernel threads; empty when it is gone."""
     text = _read(f"/proc/{pid}/cmdline")

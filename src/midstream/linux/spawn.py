@@ -132,7 +132,7 @@ def _arrange(wanted: Launch, progress: _Progress) -> NoReturn:
     _place(wanted.placements, progress)
     progress.stage = "limits"
     for number, soft, hard in wanted.rlimits:
-        resource.setrlimit(number, (soft, hard))
+        _limit(number, soft, hard)
     if wanted.nice is not None:
         os.setpriority(os.PRIO_PROCESS, 0, wanted.nice)
     if wanted.umask is not None:
@@ -148,6 +148,14 @@ def _arrange(wanted: Launch, progress: _Progress) -> NoReturn:
         env = {**env, "LISTEN_PID": str(os.getpid())}
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _execute(wanted.argv, env)
+
+
+def _limit(number: int, soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(number, (soft, hard))
+    except ValueError as error:  # its way to say EINVAL and EPERM
+        number = errno.EINVAL if soft > hard >= 0 else errno.EPERM
+        raise OSError(number, str(error)) from None
 
 
 def _write_record(path: str, start: bytes) -> None:
