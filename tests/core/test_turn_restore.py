@@ -116,6 +116,27 @@ def test_a_failed_replace_still_keeps_the_old_one_waiting_after_a_restart() -> N
     """)
 
 
+def test_replace_goes_back_a_step_when_the_old_one_runs_after_all() -> None:
+    """The way back was not stored (the disk was full), and the agent died: the old one had been started again."""
+    story = Story().running().with_plan(policy="replace")
+    story.after("begin 2; exit 1/0 0")
+    story.tell("""
+        restart: live 1/0#1           -> watch 1/0#1, signal 1/0#1 TERM
+        == 1 committed: 0 stopping#1 | 2 prepared | clearing 2
+        exit 1/0 0                    -> sweep 1/0#1, spawn 2/0
+    """)
+
+
+def test_replace_is_given_up_when_both_run_after_all() -> None:
+    story = Story().running().with_plan(policy="replace")
+    story.after("begin 2; exit 1/0 0; spawned 2/0")
+    story.tell("""
+        restart: live 1/0#1 2/0       -> watch 1/0#1, confirm 2/0, news 2 failed, signal 1/0#1 TERM, signal 2/0 TERM
+        exit 1/0 0                    -> sweep 1/0#1
+        exit 2/0 0                    -> sweep 2/0, spawn 1/0#2, retired 2
+    """)
+
+
 def test_starting_goes_on_and_what_the_agent_had_not_started_is_started() -> None:
     story = Story().running().with_plan(instances=2)
     story.play("begin 2")

@@ -43,7 +43,7 @@ def test_pauses_grow_to_the_most_and_never_end() -> None:
 def test_a_failed_spawn_counts_as_a_crash() -> None:
     Story().running().tell("""
         killed 1/0           -> sweep 1/0, spawn 1/0#1
-        lost 1/0             -> sweep 1/0#1
+        unborn 1/0           -> sweep 1/0#1
         == 1 committed: 0 waiting#2
         +0.5                 -> spawn 1/0#2
     """)
@@ -113,6 +113,42 @@ def test_restart_never_lets_any_end_stand() -> None:
         killed 1/0           -> sweep 1/0
         +1000
         == 1 committed: 0 ended
+    """)
+
+
+@pytest.mark.parametrize("restart_on", ["never", "failure"])
+def test_what_could_not_be_started_has_not_ended_for_good(restart_on: str) -> None:
+    """No memory for a fork: `restart_on` speaks of processes, and there was none."""
+    Story().with_plan(restart_on=restart_on).running().tell("""
+        down                 -> signal 1/0 TERM
+        exit 1/0 0           -> sweep 1/0
+        up                   -> spawn 1/0#1
+        unborn 1/0           -> sweep 1/0#1, spawn 1/0#2
+        unborn 1/0           -> sweep 1/0#2
+        +0.5                 -> spawn 1/0#3
+    """)
+
+
+def test_an_end_that_was_asked_for_is_not_the_last_one() -> None:
+    """Stopped, wanted again before it was gone, and then the agent died with the exit code 0 in the table."""
+    Story().with_plan(restart_on="failure").running().tell("""
+        down                 -> signal 1/0 TERM
+        up
+        restart: ended 1/0=0 -> sweep 1/0, spawn 1/0#1
+    """)
+
+
+@pytest.mark.parametrize("restart_on", ["never", "failure"])
+def test_what_is_stopped_to_be_started_again_is_so_although_the_agent_dies(restart_on: str) -> None:
+    story = Story().with_plan(restart_on=restart_on).running()
+    story.tell("""
+        unhealthy 1/0        -> signal 1/0 TERM
+        restart: ended 1/0=0 -> sweep 1/0, spawn 1/0#1
+        restart: ended 1/0#0=0 -> sweep 1/0, spawn 1/0#1
+        spawned 1/0          -> watch 1/0#1
+        ready 1/0
+        exit 1/0 0           -> sweep 1/0#1
+        == 1 committed: 0 ended#1
     """)
 
 

@@ -6,7 +6,7 @@ Notes are left out of the effects. What is not written must not happen: a line w
 Events:  begin N [queued] · go · soak · commit · revert · up · down · remove · hold S · unhold · tick
          +S (S seconds pass, then a tick) · wake (until the next deadline, then a tick)
          spawned G/S · ready G/S · healthy G/S · refuted G/S · unhealthy G/S · extended G/S SECONDS
-         exit G/S CODE · killed G/S (died of a signal) · lost G/S
+         exit G/S CODE · killed G/S (died of a signal) · lost G/S · unborn G/S (was never started)
          restart: [live G/S …] [ended G/S=CODE …]   the agent died; the keeper knows these
 Effects: spawn G/S · watch G/S · confirm G/S (watch, and confirm by a check) · signal G/S NAME · kill G/S · sweep G/S
          news G PHASE|failed · retired G · illegal (IllegalTransition, and nothing changed)
@@ -134,6 +134,8 @@ class Story:
                 return Extended(*name, float(words[1]))
             case "exit":
                 return Ended(*name, f"exited with {words[1]}", int(words[1]))
+            case "unborn":
+                return Ended(*name, "could not be started: fork", ran=False)
             case "killed" | "lost":
                 return Ended(*name, word)
         return {"ready": Ready, "healthy": Healthy}[word](*name)

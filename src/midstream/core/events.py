@@ -21,13 +21,15 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The process is gone, or never was. bad: not one of the service's ok codes."""
+    """The process is gone; or (not ran) it never was, because it could not be started. code: None when a signal ended
+    it, or nobody saw how it ended."""
 
     generation: int
     slot: int
     attempt: int
     text: str
     code: int | None = None
+    ran: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class GenerationPlan:
 class Generation:
     """One generation as it is stored. since_s: CLOCK_BOOTTIME of the last change of state. deadline_s: when a draining
     or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so. told: slots
-    that were sent the drain signal."""
+    that were told to end: a drain signal is not sent twice, and an end that was asked for is not the last one."""
 
     number: int
     release: str

@@ -314,6 +314,7 @@ class _Turn:
                 self.effects.append(Spawn(*name))
             case Action.WATCH:
                 after = replace(after, deadline_s=self.now_s + plan.start_timeout_s)
+                self._started_again(generation, instance.slot)
                 confirm = generation.state in PROVISIONAL and plan.confirm
                 self.effects.append(Watch(*name, confirm or instance.is_throwaway))
             case Action.SIGNAL:
@@ -371,6 +372,7 @@ class _Turn:
         if found is None:
             return
         again = generation.plan.restart_on == "always" or (generation.plan.restart_on == "failure" and not ok)
+        again = again or not event.ran or event.slot in generation.told
         self._apply(replace(found, again=found.again or again or stopped), InstanceEvent.ENDED)
 
     def _settle(self, instance: Instance, generation: Generation) -> None:
@@ -433,6 +435,7 @@ class _Turn:
         elif generation.state is GenerationState.COMMITTED and instance.state in SERVING:
             self._note("unhealthy", event.reason, event.generation, event.slot)
             self._put(replace(instance, again=True))
+            self._remember_told(generation, event.slot)
             self._instance_event(event, InstanceEvent.UNHEALTHY, why=event.reason)
 
     def _tick(self) -> None:
@@ -466,7 +469,18 @@ class _Turn:
                 self._fail(generation.number, f"instance {instance.slot} was {reason}")
                 return
             instance = replace(instance, again=True)
+            self._remember_told(generation, instance.slot)
         self._apply(instance, InstanceEvent.DEADLINE)
+
+    def _remember_told(self, generation: Generation, slot: int) -> None:
+        """Stores it where an agent that comes back would else take the end for the last one (`restart_on`)."""
+        known = self.service.generation(generation.number) or generation
+        if known.state is GenerationState.COMMITTED and known.plan.restart_on != "always":
+            self._put_generation(replace(known, told=tuple(sorted({*known.told, slot}))))
+
+    def _started_again(self, generation: Generation, slot: int) -> None:
+        if generation.state is GenerationState.COMMITTED and slot in generation.told:
+            self._put_generation(replace(generation, told=tuple(item for item in generation.told if item != slot)))
 
     # handover
 
@@ -531,7 +545,8 @@ class _Turn:
         old = self.service.committed
         if old is not None:
             after = self._advance(old, GenerationEvent.SUPERSEDE)
-            self._put_generation(replace(after, deadline_s=self.now_s + old.plan.drain_timeout_s, parked=False))
+            deadline_s = self.now_s + old.plan.drain_timeout_s
+            self._put_generation(replace(after, deadline_s=deadline_s, parked=False, told=()))
 
     def _revert(self, reason: str) -> None:
         candidate = self.service.candidate
@@ -647,6 +662,7 @@ class _Turn:
                 if instance.again:
                     self._put(replace(instance, again=False))
                 continue
+            self._remember_told(generation, instance.slot)
             self._apply(replace(instance, draining=draining, again=False), InstanceEvent.STOP)
 
     def _progress(self) -> None:
@@ -657,10 +673,15 @@ class _Turn:
             return
         mine = self.service.of(generation.number)
         if handover.phase is Phase.CLEARING:
-            if not any(item.state in ALIVE for item in self.service.instances if self._excludes(item)):
+            if not self._runs_twice(generation):
                 self._enter(Phase.STARTING)
         elif handover.phase is Phase.TRYING and _all_healthy(mine, {THROWAWAY_SLOT}, generation, self.now_s):
             self._enter(Phase.STARTING)
+        elif handover.phase is Phase.STARTING and self._runs_twice(generation):
+            if any(item.state in ALIVE for item in mine):
+                self._fail(generation.number, "the old one runs beside it, which it must not")
+            else:
+                self._enter(Phase.CLEARING)
         elif handover.phase is Phase.STARTING:
             slots = set(range(generation.plan.instances))
             if _all_healthy(mine, slots, generation, self.now_s):
@@ -670,6 +691,12 @@ class _Turn:
         elif handover.phase is Phase.SOAKING and self.now_s >= handover.since_s + generation.plan.soak_s:
             self._enter(Phase.SOAKED)
             self.effects.append(HandoverNews(generation.number, Phase.SOAKED))
+
+    def _runs_twice(self, candidate: Generation) -> bool:
+        """Whether a candidate with the policy `replace` would not be the only one."""
+        return candidate.plan.policy == "replace" and any(
+            item.state in ALIVE for item in self.service.instances if self._excludes(item)
+        )
 
     def _excludes(self, instance: Instance) -> bool:
         """Whether a candidate with the policy `replace` cannot start while this instance lives."""
