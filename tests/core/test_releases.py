@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midstream.core.git_errors import explain, redact_url
+from midstream.core.git_errors import explain, redact_url, without_password
 from midstream.core.layout import (
     CurrentKind,
     Layout,
@@ -256,6 +256,8 @@ class TestGitErrors:
     def test_passwords_in_addresses_are_not_printed(self) -> None:
         error = explain("fatal: unable to access 'https://u:hunter2@h/x.git/'", repository="https://u:hunter2@h/x.git")
         assert "hunter2" not in str(error)
+        assert without_password("https://u:p@h/x") == "https://u@h/x"
+        assert without_password("git@h:x") == "git@h:x"
         assert redact_url("https://u:p@h/x and git@h:x") == "https://u:…@h/x and git@h:x"
 
 

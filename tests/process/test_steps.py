@@ -175,6 +175,14 @@ class TestPrepare:
         assert str(steps.deploy_to) in raised.value.what and "permission denied" in raised.value.what
         assert "chown" in raised.value.remedy
 
+    @needs_root
+    def test_a_deploy_to_that_may_not_be_made_is_said_with_the_cure(self, steps: Steps) -> None:
+        _open_to_all(steps.deploy_to.parents[1])
+        steps.user = 65534
+        with pytest.raises(HostError, match="may not make it") as raised:
+            steps.run("prepare")
+        assert f"install -d -o 65534 -g 65534 {steps.deploy_to}" in raised.value.remedy
+
 
 class TestReceive:
     def test_a_pack_becomes_a_revision_in_a_new_mirror(
@@ -238,6 +246,44 @@ class TestReceive:
         steps.run("prepare")
         with pytest.raises(OperatorError, match="full revision"):
             steps.run("receive", revision=revision)
+
+    def test_a_password_in_the_address_is_not_written_to_the_mirror(
+        self, steps: Steps, repository: Repository, tmp_path: Path
+    ) -> None:
+        sha = repository.head()
+        steps.run("prepare")
+        pack = repository.pack(sha, [], tmp_path / "1")
+        steps.run("receive", pack=pack, revision=sha, repository="https://ann:hunter2@example.com/shop.git")
+        assert "hunter2" not in (steps.deploy_to / "repo/config").read_text()
+        assert git("remote", "get-url", "origin", cwd=steps.deploy_to / "repo") == "https://ann@example.com/shop.git"
+
+    def test_a_shallow_mirror_of_capistrano_is_sent_everything(
+        self, steps: Steps, repository: Repository, tmp_path: Path
+    ) -> None:
+        """What it has of a branch is not the branch's history; a thin pack against it could not be completed."""
+        old = repository.head()
+        middle = repository.commit({"app.py": "print(2)\n"})
+        steps.run("prepare")
+        clone = ("clone", "--quiet", "--mirror", "--depth=1", f"file://{repository.path}", steps.deploy_to / "repo")
+        git(*clone, cwd=tmp_path)
+        assert steps.run("prepare")["have"] == []
+        steps.run("receive", pack=repository.pack(old, [], tmp_path / "1"), revision=old)
+        new = repository.commit({"app.py": "print(3)\n"})
+        steps.run("receive", pack=repository.pack(new, [], tmp_path / "2"), revision=new)
+        for n, sha in enumerate((old, middle, new)):
+            steps.run("receive", revision=sha)
+            steps.run("make_release", deploy_id=sha, release=R[n], revision=sha)
+
+    def test_a_repository_with_sha256_names(self, steps: Steps, tmp_path: Path) -> None:
+        origin = tmp_path / "sha256"
+        origin.mkdir()
+        git("init", "--quiet", "--object-format=sha256", "--initial-branch=main", cwd=origin)
+        git("commit", "--quiet", "--allow-empty", "-m", "First", cwd=origin)
+        sha = git("rev-parse", "HEAD", cwd=origin)
+        assert len(sha) == 64
+        steps.run("prepare")
+        steps.run("fetch", repository=str(origin), branch="main", revision=sha)
+        steps.run("make_release", deploy_id="d", release=R[0], revision=sha)
 
     def test_a_damaged_pack_leaves_the_mirror_as_it_was(
         self, steps: Steps, repository: Repository, tmp_path: Path
@@ -463,6 +509,14 @@ class TestMakeRelease:
         steps.env["HOME"] = str(tmp_path)
         folder = steps.deploy_to / "releases" / steps.deploy(repository, R[0])
         assert (folder / "app.py").read_bytes() == b"print(1)\n"
+
+    def test_names_that_are_not_utf_8_are_kept(self, steps: Steps, repository: Repository) -> None:
+        name = os.fsdecode(b"static/caf\xe9.css")
+        repository.commit({name: "latin\n", "static/out": "->/etc/" + os.fsdecode(b"\xe9")})
+        release = steps.deploy(repository, R[0])
+        assert (steps.deploy_to / "releases" / release / name).read_text() == "latin\n"
+        assert steps.run("publish_assets", release=release, dirs=["static"])["skipped"] == ["static/out"]
+        assert (steps.deploy_to / "shared/assets" / name).read_text() == "latin\n"
 
     def test_only_a_sub_folder_of_the_repository(self, steps: Steps, repository: Repository) -> None:
         repository.commit({"services/[api]/main.py": "api\n", "services/api/other": "no\n"})

@@ -107,3 +107,8 @@ def explain(stderr: str, *, repository: str, wanted: str = "the revision", where
 def redact_url(text: str) -> str:
     """`text` without the passwords in URLs (`https://user:secret@host` becomes `https://user:…@host`)."""
     return re.sub(r"(\w+://[^/\s:@]*):[^/\s@]+@", r"\1:…@", text)
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be written to a file that others read."""
+    return re.sub(r"\A(\w+://[^/\s:@]*):[^/\s@]*@", r"\1@", url)

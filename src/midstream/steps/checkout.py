@@ -12,7 +12,6 @@ import os
 import posixpath
 import stat
 import tarfile
-import tempfile
 import time
 from typing import Any, BinaryIO, cast
 
@@ -173,30 +172,29 @@ def _extract(place: Place, folder: Folder, revision: str, only: str, mtime_s: in
     if only:
         args += ["--", only]
     repo = place.layout.repo
-    with tempfile.TemporaryFile() as stderr:
+    with open(os.memfd_create("stderr"), "w+b") as stderr:
         process = git.start(repo, *args, keep_fds=place.keep_fds, stderr=stderr)
         with process:
             assert process.stdout is not None
             try:
                 strip = only.count("/") + 1 if only else 0
                 count = _unpack(cast(BinaryIO, process.stdout), folder, strip, into, mtime_s)
-            except BaseException as error:
+            except tarfile.ReadError as error:
+                process.stdout.read()
+                # tarfile's words for an archive without a single member; any other is git's failure, or tells of one
+                if process.wait() == 0 and str(error) != "end of file header":
+                    raise
+                count = 0
+            except BaseException:
                 process.kill()
-                if isinstance(error, tarfile.TarError) and _said(process.wait(), stderr):
-                    raise _archive_failed(place, revision, only, stderr) from None
                 raise
             process.stdout.read()
         if process.returncode != 0:
-            raise _archive_failed(place, revision, only, stderr)
+            raise _archive_failed(place, revision, only, process.returncode, cast(BinaryIO, stderr))
     return count
 
 
-def _said(status: int, stderr: Any) -> bool:
-    stderr.seek(0, os.SEEK_END)
-    return status != 0 and stderr.tell() > 0
-
-
-def _archive_failed(place: Place, revision: str, only: str, stderr: Any) -> Exception:
+def _archive_failed(place: Place, revision: str, only: str, status: int, stderr: BinaryIO) -> Exception:
     stderr.seek(0)
     text = stderr.read().decode(errors="replace")
     if only and "did not match any files" in text:
@@ -204,7 +202,7 @@ def _archive_failed(place: Place, revision: str, only: str, stderr: Any) -> Exce
             f"revision {revision[:12]} has no folder {only}", remedy="correct repo_tree in midstream.toml"
         )
     return git.failure(
-        git.GitFailed(("archive", revision), 1, text), repository=place.layout.repo, where=place.layout.repo
+        git.GitFailed(("archive", revision), status, text), repository=place.layout.repo, where=place.layout.repo
     )
 
 

@@ -57,10 +57,16 @@ def environment(*, network: bool = False) -> dict[str, str]:
     env["LC_ALL"] = "C"
     env["GIT_TERMINAL_PROMPT"] = "0"
     env["GIT_OPTIONAL_LOCKS"] = "0"
-    if network:
+    if network and "GIT_SSH" not in env:
         # BatchMode: an unknown host key or a missing key is an error at once, not a question nobody answers.
-        env["GIT_SSH_COMMAND"] = env.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes -o ConnectTimeout=20"
+        env["GIT_SSH_COMMAND"] = f"{env.get('GIT_SSH_COMMAND') or _ssh_command()} -o BatchMode=yes"
     return env
+
+
+def _ssh_command() -> str:
+    """What the user's git configuration says, which GIT_SSH_COMMAND would hide."""
+    asked = subprocess.run(["git", "config", "--get", "core.sshCommand"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "ssh"
 
 
 def run(repo: str, *args: str, stdin: int | None = None, network: bool = False, keep_fds: Sequence[int] = ()) -> str:

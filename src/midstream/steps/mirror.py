@@ -14,6 +14,7 @@ import stat
 import time
 from typing import Any
 
+from midstream.core.git_errors import without_password
 from midstream.core.layout import Layout
 from midstream.core.steps import Diff, Fetch, Receive
 from midstream.errors import HostError, MidstreamError, OperatorError
@@ -32,7 +33,7 @@ def receive(request: Receive, pack_fd: int | None) -> dict[str, Any]:
     """Run again with the same pack it finds the objects there; git ignores what it has."""
     revision = check_sha(request.revision)
     with open_place(request.deploy_to) as place:
-        ensure_mirror(place, request.repository)
+        ensure_mirror(place, revision, request.repository)
         size = 0
         if pack_fd is not None:
             size = _take_pack(place, pack_fd, revision)
@@ -51,7 +52,7 @@ def fetch(request: Fetch) -> dict[str, Any]:
     was pushed over since the deployer looked)."""
     revision = check_sha(request.revision)
     with open_place(request.deploy_to) as place:
-        ensure_mirror(place, request.repository)
+        ensure_mirror(place, revision, request.repository)
         repo = place.layout.repo
         try:
             _writing(
@@ -100,8 +101,8 @@ def have(root: Folder, layout: Layout) -> list[str]:
 
     Only what refs name: an object that nothing names may have lost what it reaches to a gc.
     """
-    if root.kind("repo") != stat.S_IFDIR:
-        return []
+    if root.kind("repo") != stat.S_IFDIR or root.kind("repo/shallow"):
+        return []  # a shallow mirror (Capistrano's git_shallow_clone) has no whole history
     count, refs = f"--count={_HAVE_MAX}", ("refs/heads", REFS)
     with contextlib.suppress(git.GitFailed, HostError):
         out = git.run(layout.repo, "for-each-ref", "--sort=-creatordate", count, "--format=%(objectname)", *refs)
@@ -109,12 +110,12 @@ def have(root: Folder, layout: Layout) -> list[str]:
     return []
 
 
-def ensure_mirror(place: Place, repository: str = "") -> None:
+def ensure_mirror(place: Place, revision: str, repository: str = "") -> None:
     """Makes `repo` when missing, by rename, so that there is never half a mirror; gives it the origin and the refspecs
     with which Capistrano's `remote set-url` and `remote update --prune` work and leave our refs alone."""
-    kind = place.root.kind("repo")
-    if kind == 0:
-        _make_mirror(place, repository)
+    repository = without_password(repository)
+    if place.root.kind("repo") == 0:
+        _make_mirror(place, revision, repository)
     if place.root.kind("repo/HEAD") != stat.S_IFREG:
         raise OperatorError(
             f"{place.layout.repo} is no bare git repository",
@@ -129,13 +130,15 @@ def ensure_mirror(place: Place, repository: str = "") -> None:
         _writing(place, "config", "remote.origin.url", repository)
 
 
-def _make_mirror(place: Place, repository: str) -> None:
+def _make_mirror(place: Place, revision: str, repository: str) -> None:
     name = f"repo-{os.getpid()}"
     with place.ours.make("tmp") as temporary:
         temporary.remove_tree(name)
         path = f"{temporary.path}/{name}"
         try:
-            git.run(temporary.path, "init", "--quiet", "--bare", name, keep_fds=place.keep_fds)
+            names = "sha256" if len(revision) == 64 else "sha1"
+            init = ("init", "--quiet", "--bare", f"--object-format={names}", name)
+            git.run(temporary.path, *init, keep_fds=place.keep_fds)
             for key, value in (
                 ("remote.origin.url", repository or place.layout.repo),
                 ("remote.origin.fetch", "+refs/*:refs/*"),

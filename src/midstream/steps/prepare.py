@@ -9,7 +9,7 @@ from typing import Any
 
 from midstream.core.layout import REPAIRABLE, CurrentKind, Layout, check_deploy_to, check_linked
 from midstream.core.steps import Inspect, Prepare
-from midstream.errors import OperatorError
+from midstream.errors import HostError, OperatorError
 from midstream.steps import mirror
 from midstream.steps.folder import Folder
 from midstream.steps.place import (
@@ -29,7 +29,7 @@ def prepare(request: Prepare) -> dict[str, Any]:
     """Rules: Capistrano's deploy:check, plus the sweeping and repairing of what would harm its next run (DESIGN 5)."""
     check_deploy_to(request.deploy_to)
     check_linked(request.linked_dirs, request.linked_files)
-    os.makedirs(request.deploy_to, exist_ok=True)
+    _make_root(request.deploy_to)
     with open_place(request.deploy_to) as place:
         refuse_full_disk(place.root, request.min_free_bytes)
         for name in ("releases", "shared"):
@@ -51,6 +51,17 @@ def prepare(request: Prepare) -> dict[str, Any]:
         answer = _look(place.root, place.layout)
         answer.update(current=found.named, current_kind=found.kind.value, repaired=repaired, swept=swept)
         return answer
+
+
+def _make_root(deploy_to: str) -> None:
+    try:
+        os.makedirs(deploy_to, exist_ok=True)
+    except PermissionError as error:
+        raise HostError(
+            f"{deploy_to} does not exist, and uid {os.geteuid()} may not make it: permission denied",
+            where=str(error.filename),
+            remedy=f"as root: install -d -o {os.geteuid()} -g {os.getegid()} {deploy_to}",
+        ) from None
 
 
 def inspect(request: Inspect) -> dict[str, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import stat
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +41,9 @@ _MODULES = {
 def main(argv: Sequence[str]) -> int:
     """Runs step `argv[0]`; the exit code. Blocks until it is done."""
     pack = _is_pack(PACK_FD)  # before anything else is opened and takes that number
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always UTF-8
     if len(argv) != 1 or argv[0] not in REQUESTS:
         print(f"usage: python -m midstream.steps {{{','.join(REQUESTS)}}} 3<request", file=sys.stderr)
         return EXIT_USAGE
@@ -51,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         return _fail(host_error(error))
     except Exception as error:
+        import traceback
+
         return _fail(BugError(f"step {argv[0]}: {type(error).__name__}: {error}", detail=traceback.format_exc()))
     print(result_line(ok), flush=True)
     return 0
