@@ -56,7 +56,7 @@ def test_a_stopped_service_stays_stopped() -> None:
     story = Story().running()
     story.play("down")
     story.tell("""
-        restart: live 1/0    -> watch 1/0, signal 1/0 TERM
+        restart: live 1/0    -> signal 1/0 TERM
         restart: ended 1/0=0 -> sweep 1/0
         restart:
         +1000
@@ -100,7 +100,7 @@ def test_clearing_goes_on() -> None:
     story = Story().running().with_plan(policy="replace")
     story.play("begin 2")
     story.tell("""
-        restart: live 1/0             -> watch 1/0, signal 1/0 TERM
+        restart: live 1/0             -> signal 1/0 TERM
         restart: ended 1/0=0          -> sweep 1/0, spawn 2/0
         restart: live 2/0             -> confirm 2/0
         healthy 2/0                   -> news 2 proven
@@ -112,7 +112,7 @@ def test_a_failed_replace_still_keeps_the_old_one_waiting_after_a_restart() -> N
     story.after("begin 2; exit 1/0 0; spawned 2/0; refuted 2/0")
     story.tell("""
         restart: live 2/0             -> signal 2/0 TERM
-        exit 2/0 0                    -> sweep 2/0, spawn 1/0, retired 2
+        exit 2/0 0                    -> sweep 2/0, spawn 1/0#1, retired 2
     """)
 
 

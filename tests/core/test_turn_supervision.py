@@ -138,6 +138,19 @@ def test_an_end_that_was_asked_for_is_not_the_last_one() -> None:
     """)
 
 
+def test_what_was_told_to_stop_is_not_taken_on_by_the_next_agent() -> None:
+    """It may have closed its doors and hang: it is told again, and killed if need be. What came after it is not."""
+    Story().running().tell("""
+        down                 -> signal 1/0 TERM
+        up
+        restart: live 1/0    -> signal 1/0 TERM
+        +10                  -> kill 1/0
+        restart: ended 1/0   -> sweep 1/0, spawn 1/0#1
+        restart: live 1/0#1  -> watch 1/0#1
+        == 1 committed: 0 running#1
+    """)
+
+
 @pytest.mark.parametrize("restart_on", ["never", "failure"])
 def test_what_is_stopped_to_be_started_again_is_so_although_the_agent_dies(restart_on: str) -> None:
     story = Story().with_plan(restart_on=restart_on).running()

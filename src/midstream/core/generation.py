@@ -137,8 +137,8 @@ class GenerationPlan:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One generation as it is stored. since_s: CLOCK_BOOTTIME of the last change of state. deadline_s: when a draining
-    or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so. told: slots
-    that were told to end: a drain signal is not sent twice, and an end that was asked for is not the last one."""
+    or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so. told: (slot,
+    attempt) of what was told to end: none is told to drain twice, and an end that was asked for is not the last."""
 
     number: int
     release: str
@@ -149,7 +149,7 @@ class Generation:
     parked: bool = False
     note: str = ""
     finished: tuple[int, ...] = ()
-    told: tuple[int, ...] = ()
+    told: tuple[tuple[int, int], ...] = ()
 
 
 def pause_s(plan: GenerationPlan, streak: int, luck: float) -> float:

@@ -126,9 +126,13 @@ class _Turn:
             healthy_since_s=self.now_s if proven else 0.0,
             parked=generation.parked,
         )
-        if generation.state in ENDING and seen.slot in generation.told:
+        told = (seen.slot, seen.attempt) in generation.told
+        if generation.state in ENDING and told:
             known = replace(known, state=InstanceState.STOPPING, draining=True, deadline_s=generation.deadline_s)
         self._put(known)
+        if seen.pid and generation.state is GenerationState.COMMITTED and told:
+            self._apply(replace(known, again=True), InstanceEvent.STOP, "it was being stopped")
+            return
         if seen.pid and generation.state not in ENDING:
             confirm = prepared and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
             self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm, ready=proven))
@@ -151,7 +155,7 @@ class _Turn:
             self._put(replace(item, signalled_s=0.0))
             generation = self.service.generation(item.generation)
             if item.draining and generation is not None and generation.state in ENDING:
-                self._put_generation(replace(generation, told=(*generation.told, item.slot)))
+                self._remember_told(item)
 
     # events
 
@@ -372,7 +376,7 @@ class _Turn:
         if found is None:
             return
         again = generation.plan.restart_on == "always" or (generation.plan.restart_on == "failure" and not ok)
-        again = again or not event.ran or event.slot in generation.told
+        again = again or not event.ran or (event.slot, event.attempt) in generation.told
         self._apply(replace(found, again=found.again or again or stopped), InstanceEvent.ENDED)
 
     def _settle(self, instance: Instance, generation: Generation) -> None:
@@ -435,7 +439,7 @@ class _Turn:
         elif generation.state is GenerationState.COMMITTED and instance.state in SERVING:
             self._note("unhealthy", event.reason, event.generation, event.slot)
             self._put(replace(instance, again=True))
-            self._remember_told(generation, event.slot)
+            self._remember_told(instance)
             self._instance_event(event, InstanceEvent.UNHEALTHY, why=event.reason)
 
     def _tick(self) -> None:
@@ -469,18 +473,21 @@ class _Turn:
                 self._fail(generation.number, f"instance {instance.slot} was {reason}")
                 return
             instance = replace(instance, again=True)
-            self._remember_told(generation, instance.slot)
+            self._remember_told(instance)
         self._apply(instance, InstanceEvent.DEADLINE)
 
-    def _remember_told(self, generation: Generation, slot: int) -> None:
-        """Stores it where an agent that comes back would else take the end for the last one (`restart_on`)."""
-        known = self.service.generation(generation.number) or generation
-        if known.state is GenerationState.COMMITTED and known.plan.restart_on != "always":
-            self._put_generation(replace(known, told=tuple(sorted({*known.told, slot}))))
+    def _remember_told(self, instance: Instance) -> None:
+        """For an agent that comes back: it would else take the end for the last one (`restart_on`), or go on with a
+        process that was told to stop and serves no longer."""
+        generation = self.service.generation(instance.generation)
+        if generation is not None and (generation.state is GenerationState.COMMITTED or generation.state in ENDING):
+            told = {*generation.told, (instance.slot, instance.attempt)}
+            self._put_generation(replace(generation, told=tuple(sorted(told))))
 
     def _started_again(self, generation: Generation, slot: int) -> None:
-        if generation.state is GenerationState.COMMITTED and slot in generation.told:
-            self._put_generation(replace(generation, told=tuple(item for item in generation.told if item != slot)))
+        if generation.state is GenerationState.COMMITTED and any(item[0] == slot for item in generation.told):
+            told = tuple(item for item in generation.told if item[0] != slot)
+            self._put_generation(replace(generation, told=told))
 
     # handover
 
@@ -642,10 +649,11 @@ class _Turn:
             fresh = Instance(generation.number, slot, InstanceState.WAITING, since_s=self.now_s, due_s=self.now_s)
             if slot in generation.finished:
                 self._put(known or replace(fresh, state=InstanceState.ENDED, why="ended for good"))
-            elif known is None:
-                self._put(replace(fresh, why="wanted"))
             else:
-                self._put(replace(fresh, why="wanted", attempt=known.attempt + 1, last_exit=known.last_exit))
+                last = max((attempt for told, attempt in generation.told if told == slot), default=-1)
+                last = max(last, known.attempt) if known is not None else last
+                last_exit = known.last_exit if known is not None else ""
+                self._put(replace(fresh, why="wanted", attempt=last + 1, last_exit=last_exit))
 
     def _stop_surplus(self, generation: Generation, targets: frozenset[int]) -> None:
         for instance in self.service.of(generation.number):
@@ -662,7 +670,8 @@ class _Turn:
                 if instance.again:
                     self._put(replace(instance, again=False))
                 continue
-            self._remember_told(generation, instance.slot)
+            if generation.state is GenerationState.COMMITTED:
+                self._remember_told(instance)  # a drain signal is stored once it was sent
             self._apply(replace(instance, draining=draining, again=False), InstanceEvent.STOP)
 
     def _progress(self) -> None:
