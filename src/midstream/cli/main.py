@@ -55,7 +55,6 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "stop": Entry("service_commands:stop", "Stop services, and keep them stopped"),
         "restart": Entry("service_commands:restart", "Replace the processes of services by new ones"),
         "reload": Entry("service_commands:reload", "Have services read their configuration again"),
-        "quiet": Entry("service_commands:quiet", "Let workers fetch no new job, and finish those in hand"),
         "hold": Entry("hold_commands:hold", "Start nothing of a service for a while; ends by itself"),
         "unhold": Entry("hold_commands:unhold", "End a hold"),
         "signal": Entry("service_commands:signal", "Send a signal to the processes of services"),

@@ -1,4 +1,4 @@
-"""`midstream start`, `stop`, `restart`, `reload`, `quiet`, `signal`: the operator's hand on services.
+"""`midstream start`, `stop`, `restart`, `reload`, `signal`: the operator's hand on services.
 
 Each asks the agent, which records the intent before it acts; nothing is signalled from here.
 """
@@ -113,13 +113,6 @@ reload = _verb(
     """Have services read their configuration again, with the signal that their profile or `reload_signal` names.""",
     """
     midstream reload web
-    """,
-)
-quiet = _verb(
-    "quiet",
-    """Let workers fetch no new job, and finish those in hand. `midstream start` or `restart` lets them fetch again.""",
-    """
-    midstream quiet jobs
     """,
 )
 

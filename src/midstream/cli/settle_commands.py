@@ -35,7 +35,7 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
     """Carry the deploy of a deployer that died, or lost its hosts, to its end.
 
     Runs on the machine that deployed: the record of the deploy is there. The same revision goes on from where each
-    host stands; what is done is not done again. A host that had put the deploy back already says so.
+    host stands; what is done is not done again, and what a host has put back meanwhile is made anew.
     """
     from midstream.cli import deploy_run, project
     from midstream.cli.places import records_folder, socket_to_ask

@@ -285,8 +285,6 @@ class FakeAgent:
             spec = from_wire(AppSpec, params["spec"])
         except WireError as error:
             raise BadParameters(f"spec: {error}") from None
-        if (over := self.ended.get(params["deploy_id"])) is not None:
-            raise MidstreamError(f"deploy {over.id} has ended ({over.ended})", where=self.host)
         app = self.apps.setdefault(spec.app, FakeApp(spec))
         self._refuse_when_locked(app, params["deploy_id"])
         app.spec = spec
@@ -551,7 +549,6 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "stop": (FakeAgent._stop, *_ACT),
     "restart": (FakeAgent._start, *_ACT),
     "reload": (FakeAgent._act, *_ACT),
-    "quiet": (FakeAgent._act, *_ACT),
     "signal": (FakeAgent._signal, ("app", "services", "signal"), ("slot",)),
     "hold": (FakeAgent._hold, ("app", "service", "owner", "ttl_s"), ("reason",)),
     "unhold": (FakeAgent._unhold, ("app", "service"), ("token", "force")),

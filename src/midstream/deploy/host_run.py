@@ -1,0 +1,248 @@
+"""One host during a deploy: its calls, in the words of the control protocol, and what it answered.
+
+Runs in the deployer. Which calls on which hosts, and what to do when one fails, is `runner.py`'s business. All
+coroutines raise the MidstreamError that the agent sent, or HostError when it is gone for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from midstream.core.plan import Kind, Phase
+from midstream.core.spec import AppSpec, Source
+from midstream.core.wire import to_wire
+from midstream.deploy.client import AgentClient
+from midstream.deploy.events import Event, EventKind, HostOutcome
+from midstream.deploy.order import Order, Pack, Target
+from midstream.errors import LockedError, MidstreamError
+
+PIECE_BYTES = 1024 * 1024
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(slots=True, eq=False)
+class HostRun:
+    """`state`: untouched, open, changing (something was begun), proven, deciding, committed, reverted, undecided,
+    failed. `serving`: what the agent says that serves now, where it said so."""
+
+    name: str
+    client: AgentClient
+    order: Order
+    tell: Tell
+    opened: dict[str, Any] = field(default_factory=dict)
+    updated: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
+    finished: dict[str, Any] = field(default_factory=dict)
+    token: Any = None
+    state: str = "untouched"
+    serving: str = ""
+
+    def __post_init__(self) -> None:
+        self.client.on_notice = self._take
+        self.client.on_words = self.note
+
+    @property
+    def spec(self) -> AppSpec:
+        return self.order.specs[self.name]
+
+    @property
+    def before(self) -> str:
+        """The release that was committed when the deploy was opened, "" for none."""
+        return str((self.opened.get("committed") or {}).get("release", ""))
+
+    @property
+    def lease_s(self) -> float:
+        return float(self.opened.get("lease_s", 15))
+
+    def outcome(self, release: str) -> HostOutcome:
+        committed = self.state == "committed"
+        return HostOutcome(
+            host=self.name,
+            state=self.state,
+            release=release if committed else self.before,
+            generation=self.published.get("generation") if committed else None,
+            services=tuple(self.published.get("services", ())),
+            draining=int(self.finished.get("draining", 0)),
+            removed=tuple(self.finished.get("removed", ())),
+            serving=self.serving,
+        )
+
+    # ------------------------------------------------------------------ the calls, in their order
+
+    async def open(self) -> None:
+        self.opened = await self.client.call(
+            "deploy.open",
+            deploy_id=self.order.deploy_id,
+            spec=to_wire(self.spec),
+            kind=self.order.plan.kind.value,
+            user=self.order.user,
+            wait=self.order.wait,
+        )
+        self.token = self.opened["token"]
+        self.state = "open"
+        attach = {"app": self.order.plan.app, "deploy_id": self.order.deploy_id, "token": self.token}
+        self.client.attach = ("deploy.status", attach)
+        self._warn(self.opened)
+
+    async def select(self, release: str) -> None:
+        """Chooses the release of a rollback; "" lets the agent choose."""
+        self.state = "changing"
+        wanted: dict[str, Any] = {"release": release} if release else {}
+        if self.order.force:
+            wanted["force"] = True
+        self.updated = await self._call("deploy.select", **wanted)
+        if warning := self.updated.get("schema_warning"):
+            self.note(f"warning: {warning}")
+
+    async def update(self, target: Target, release: str, *, migrate: bool) -> None:
+        """Makes the release; sends the objects that the host lacks before."""
+        self.state = "changing"
+        sent = await self._upload(target) if self.spec.source is Source.PUSH else False
+        self.updated = await self._call(
+            "deploy.update",
+            spec=to_wire(self.spec),
+            revision=target.sha,
+            tree=target.tree,
+            revision_time=target.time_s,
+            branch=target.branch,
+            release=release,
+            secrets=dict(self.order.secrets),
+            pack=sent,
+            migrate=migrate,
+        )
+
+    async def publish(self) -> None:
+        self.state = "changing"
+        self.published = await self._call("deploy.publish")
+        self.state = "proven"
+
+    async def commit(self) -> None:
+        self.state = "deciding"
+        answer = await self._call("deploy.commit")
+        self.published.setdefault("generation", answer.get("generation"))
+        self.state = "committed"
+        self.serving = f"release {answer['release']}"
+
+    async def revert(self, reason: str) -> None:
+        try:
+            answer = await self._call("deploy.revert", reason=reason)
+        except LockedError:  # it was put back already: its lease ran out, or somebody said `midstream abort`
+            await self._look_at_end(self.before)
+            answer = {}
+        self.state = "reverted"
+        self.serving = str(answer.get("serving", ""))
+
+    async def finish(self, outcome: str, release: str) -> None:
+        """Ends the deploy here and frees the lock. `release`: the one that is to be committed if this host did."""
+        expected = release if self.state == "committed" else self.before
+        try:
+            self.finished = await self._call("deploy.finish", outcome=outcome)
+        except LockedError:  # it may have ended in the call whose answer was lost with its agent
+            self.finished = await self._look_at_end(expected)
+        self._warn(self.finished)
+
+    async def _look_at_end(self, expected: str) -> dict[str, Any]:
+        """For a host that says that our deploy is over: what became of it, from its status. Raises LockedError when it
+        is not on `expected`."""
+        app = self.order.plan.app
+        rows = (await self.client.call("status"))["apps"]
+        row: dict[str, Any] = next((row for row in rows if row["app"] == app), {})
+        going_on = row.get("deploy") or {}
+        if going_on.get("id") == self.order.deploy_id or (row.get("release") or "") != expected:
+            raise LockedError(
+                f"the deploy was ended on {self.name} by somebody else",
+                serving=f"release {row.get('release') or 'none'}",
+                remedy=f"midstream status {self.order.plan.stage}",
+            )
+        return {"drift": row.get("drift", []) if self.state == "committed" else []}
+
+    async def _upload(self, target: Target) -> bool:
+        """Sends what the host lacks of the revision, a MiB at a time. Returns whether anything was sent."""
+        have = [str(sha) for sha in self.opened.get("have", ())]
+        pack = await asyncio.to_thread(self.order.pack, target.sha, have)
+        if pack is None:
+            return False
+        step = {"phase": Phase.UPDATING.value, "step": "git:update"}
+        self._emit(EventKind.BEGIN, text=f"sending {pack.size_bytes} bytes", **step)
+        started = time.monotonic()
+        await self._send(pack)
+        took = time.monotonic() - started
+        self._emit(EventKind.END, ok=True, seconds=took, text=f"sent {pack.size_bytes} bytes", **step)
+        return True
+
+    async def _send(self, pack: Pack) -> None:
+        offset = 0
+        with open(pack.path, "rb") as file:
+            piece = file.read(PIECE_BYTES)
+            while True:
+                following = file.read(PIECE_BYTES)
+                data = base64.b64encode(piece).decode("ascii")
+                await self._call("deploy.upload", offset=offset, data=data, last=not following)
+                if not following:
+                    return
+                offset += len(piece)
+                piece = following
+
+    async def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        return await self.client.call(method, deploy_id=self.order.deploy_id, token=self.token, **params)
+
+    # ------------------------------------------------------------------ what is told
+
+    def drift(self) -> list[str]:
+        """What the agent found to differ at the end, in words."""
+        return [
+            f"{self.name}: {row.get('service')}/{row.get('slot')} pid {row.get('pid')}: {row.get('kind')}, "
+            f"expected {row.get('expected')}, found {row.get('found')}"
+            for row in self.finished.get("drift", ())
+        ]
+
+    @property
+    def migrated(self) -> bool:
+        """Whether this host ran migrations in this deploy."""
+        return self.order.plan.kind is Kind.DEPLOY and bool(self.updated.get("migrated"))
+
+    def called(self, method: str, started: float) -> None:
+        """Tells of a round trip that ended."""
+        self._emit(EventKind.CALL, step=method, ok=True, seconds=time.monotonic() - started)
+
+    def note(self, text: str) -> None:
+        self._emit(EventKind.NOTE, text=text)
+
+    def refused(self, error: MidstreamError) -> None:
+        """The host did not take the decision that others took."""
+        self.state = "undecided" if self.client.lost else "failed"
+        self.note(f"not committed: {error.what}")
+
+    def _warn(self, answer: dict[str, Any]) -> None:
+        for warning in answer.get("warnings", ()):
+            self.note(f"warning: {warning}")
+
+    def _emit(self, kind: EventKind, **fields: Any) -> None:
+        self.tell(Event(kind, host=self.name, **fields))
+
+    def _take(self, method: str, params: dict[str, Any]) -> None:
+        if method == "progress" and params.get("deploy_id") == self.order.deploy_id:
+            self.tell(_progress_event(self.name, params))
+
+
+_STEP_KINDS = {"begin": EventKind.BEGIN, "line": EventKind.LINE, "end": EventKind.END}
+
+
+def _progress_event(host: str, params: dict[str, Any]) -> Event:
+    ok, seconds = params.get("ok"), params.get("seconds")
+    return Event(
+        _STEP_KINDS.get(str(params.get("state")), EventKind.NOTE),
+        host=host,
+        phase=str(params.get("phase", "")),
+        step=str(params.get("step", "")),
+        service=str(params.get("service") or ""),
+        text=str(params.get("line") or ""),
+        ok=bool(ok) if ok is not None else None,
+        seconds=float(seconds) if seconds is not None else None,
+    )
