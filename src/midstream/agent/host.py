@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from midstream.agent import crashpoint, watching
 from midstream.agent.accounts import account_of_uid
 from midstream.agent.health import HealthResult
-from midstream.agent.keeper_link import KeeperLink, KeeperRefused
+from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.listeners import ListenerTable
 from midstream.agent.logs import ChannelName, Logs
 from midstream.agent.logs.follow import last_lines
@@ -90,17 +90,18 @@ class Host:
         self.runtime = runtime
         self.uid = uid
         self.link: KeeperLink | None = None
+        self._linked = asyncio.Event()
         self.keeper_id = ""
         self.cgroup: str | None = None
         self.apps: dict[str, AppRecord] = {}
         self.services: dict[Name, Service] = {}
         self.generations: dict[tuple[str, int], GenerationRecord] = {}
         self.news: dict[tuple[str, str, int], HandoverNews] = {}
-        self.one_shots = OneShots(lambda: self.link)
+        self.one_shots = OneShots(self.connected)
         self.on_event: Callable[[EventRow], None] = lambda row: None
         self.intent_of: dict[str, str] = {}  # app -> intent id, for the events' "why"
         self.who: dict[Name, str] = {}  # who asked for what the service is doing now
-        self.listeners = ListenerTable(lambda: self.link, uid)
+        self.listeners = ListenerTable(self.connected, uid)
         self._live: dict[tuple[str, str, int, int, int], _Live] = {}
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
         self._turned = asyncio.Condition()
@@ -116,6 +117,23 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flush_handle: asyncio.TimerHandle | None = None
         self._random = random.Random()
+
+    # -- the keeper --------------------------------------------------------------------------------------------------
+
+    async def connected(self, timeout_s: float = 30.0) -> KeeperLink:
+        """The link to the keeper; while there is none, waits for the next keeper. Raises KeeperLost when none comes."""
+        deadline_s = clock.boottime_s() + timeout_s
+        while self.link is None:
+            try:
+                await asyncio.wait_for(self._linked.wait(), max(0.0, deadline_s - clock.boottime_s()))
+            except TimeoutError:
+                raise KeeperLost("the keeper is away and does not come back", remedy="midstream agent run") from None
+        return self.link
+
+    def disconnected(self) -> None:
+        """The keeper is gone. What was to be done is derived again when the next one is there (`attach`)."""
+        self.link = None
+        self._linked.clear()
 
     # -- events in ---------------------------------------------------------------------------------------------------
 
@@ -157,8 +175,9 @@ class Host:
         self._save_dirty()
         try:
             await self.perform(effects)
-        except (ConnectionError, OSError) as error:
-            # The keeper is gone: its loss is seen on the link, and all of this is derived again afterwards.
+        except KeeperLost:
+            pass  # its loss is seen on the link; what was left out is derived again with the next keeper
+        except (KeeperRefused, OSError) as error:
             self.note("", "", "keeper", f"could not act: {error}")
         self._set_timer()
         async with self._turned:
@@ -233,7 +252,18 @@ class Host:
 
     async def decide(self, changes: Iterable[tuple[Name, Event]], write: Callable[[], None] = lambda: None) -> None:
         """Takes events in one transaction, together with what `write` stores: all of it, or (HostError, IllegalTransition)
-        nothing. This is how a deploy begins, commits and is put back."""
+        nothing. This is how a deploy begins, commits and is put back. Waits for a keeper that is away."""
+        chosen = list(changes)
+        for _ in range(5):
+            await self.connected()
+            try:
+                await self._decide(chosen, write)
+                return
+            except KeeperLost:
+                continue  # it died before the transaction: nothing was decided yet
+        raise KeeperLost("the keeper keeps dying", remedy="look at keeper.log in the state folder")
+
+    async def _decide(self, changes: list[tuple[Name, Event]], write: Callable[[], None]) -> None:
         async with self._acting:
             now_s = clock.boottime_s()
             after: dict[Name, Service] = {}
@@ -243,7 +273,9 @@ class Host:
                 after[name], more = turn.step(service, event, now_s, self._random.random())
                 effects.extend((name, effect) for effect in more)
             revoked = self._revocations(after)
-            if revoked and self.link is not None:
+            if self.link is None:
+                raise KeeperLost("the keeper is away")
+            if revoked:
                 # Acknowledged before anything is stopped: or the keeper would start it again behind our back.
                 await self.link.orders((), tuple(revoked))
                 for slot in revoked:
@@ -258,7 +290,10 @@ class Host:
             self.services.update(after)
             for name in after:
                 self._wakes.pop(name, None)
-            await self.perform(effects)
+            try:
+                await self.perform(effects)
+            except KeeperLost:
+                pass  # decided; the effects are derived again when the next keeper is there
             self._set_timer()
             async with self._turned:
                 self._turned.notify_all()
@@ -280,7 +315,10 @@ class Host:
     # -- effects -----------------------------------------------------------------------------------------------------
 
     async def perform(self, effects: list[tuple[Name, Effect]]) -> None:
-        """In order; spawns that follow each other go to the keeper in one message."""
+        """In order; spawns that follow each other go to the keeper in one message. Raises KeeperLost: what was left out is
+        derived again by `attach`."""
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         spawns: list[tuple[Name, Spawn]] = []
         for name, effect in effects:
             if isinstance(effect, Spawn):
@@ -344,6 +382,8 @@ class Host:
             place = (effect.generation, effect.slot, effect.attempt)
             try:
                 ready.append(await self._prepared(name, place))
+            except KeeperLost:
+                raise
             except (MidstreamError, KeeperRefused, OSError) as error:
                 text = error.what if isinstance(error, MidstreamError) else str(error)
                 self.post(name, Ended(*place, f"could not be started: {text}"))
@@ -367,7 +407,8 @@ class Host:
 
     async def _prepared(self, name: Name, place: Place3) -> SpawnSpec:
         """Everything a process needs, made: run folder, listeners, channel, notify socket. -> its SpawnSpec."""
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         app, service_name = name
         generation, slot, _ = place
         record = self.record(app, generation)
@@ -387,7 +428,8 @@ class Host:
     async def _open_channel(
         self, name: Name, generation: int, slot: int, channel: str, spec: SpawnSpec, service: ServiceSpec
     ) -> None:
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         self.configure_logs(name, service)
         await self._attach_channel(name, generation, slot, channel, (spec.uid, spec.gid), service)
 
@@ -400,7 +442,8 @@ class Host:
         ids: tuple[int | None, int | None],
         service: ServiceSpec,
     ) -> None:
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         self.logs.attach(ChannelName(*name, generation, slot), (await self.link.channel(channel, *ids)).fd)
         notify = await self.link.notify(channel, *ids)
         self._listen_to_notices(name, generation, slot, channel, notify.fd)
@@ -426,7 +469,8 @@ class Host:
             os.chown(path, uid, gid)
 
     async def _signal(self, name: Name, effect: Signal) -> None:
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         if not effect.signal:
             return
         number = getattr(signal, f"SIG{effect.signal.removeprefix('SIG')}")
@@ -438,7 +482,8 @@ class Host:
             pass  # it has ended, or was never there: the table tells
 
     async def _kill(self, name: Name, place: Place3) -> None:
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         self.note(*name, "kill", "SIGKILL to the whole tree", place[0], place[1])
         try:
             report = await self.link.kill_tree(str(self.key(name, place)))
@@ -474,7 +519,7 @@ class Host:
                     await asyncio.sleep(0.1)
             await self.link.kill_tree(key)
             await self.link.ack((key,))
-        except (KeeperRefused, ConnectionError, OSError):
+        except (KeeperRefused, KeeperLost, OSError):
             pass  # unknown to the keeper, or a new keeper: nothing is left to forget
 
     async def _retired(self, name: Name, number: int) -> None:
@@ -543,6 +588,8 @@ class Host:
                 continue
             try:
                 spec = await self._prepared(name, (instance.generation, instance.slot, instance.attempt))
+            except KeeperLost:
+                raise
             except (MidstreamError, KeeperRefused, OSError):
                 continue
             orders.append(StandingOrder(ordered, spec))
@@ -753,6 +800,7 @@ class Host:
         """Takes over from the store and a keeper's table: at the start, and after a new keeper. Nothing that runs is
         touched unless it should not run."""
         self.link = link
+        self._linked.set()
         self._orders.clear()
         self._seq = 0
         self.one_shots.keeper_changed()
@@ -829,7 +877,8 @@ class Host:
             live.ready.set()
 
     async def _absorb_spool(self, log_name: ChannelName, channel: str) -> None:
-        assert self.link is not None
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
         try:
             spooled = await self.link.spool(channel)
             if spooled.data or spooled.dropped_bytes:

@@ -8,7 +8,7 @@ Runs in the agent.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from midstream.agent.accounts import Account, account_named, gid_named
@@ -33,9 +33,9 @@ class _Open:
 
 
 class ListenerTable:
-    """`link` gives the keeper link of the moment."""
+    """`link` gives the keeper link, waiting for one that is away. Raises KeeperLost."""
 
-    def __init__(self, link: Callable[[], KeeperLink | None], uid: int) -> None:
+    def __init__(self, link: Callable[[], Awaitable[KeeperLink]], uid: int) -> None:
         self._link = link
         self._uid = uid
         self._open: dict[str, _Open] = {}
@@ -100,20 +100,17 @@ class ListenerTable:
 
     async def drop(self, keep: Callable[[str], bool]) -> None:
         """Closes every listener whose name `keep` refuses: it belonged to something that is gone for good."""
-        link = self._link()
         for name in [name for name in self._open if not keep(name)]:
             item = self._open.pop(name)
             os.close(item.held.fd)
-            if link is not None:
-                try:
-                    await link.unlisten(name)
-                except KeeperRefused:
-                    pass  # a keeper that never had it
+            try:
+                await (await self._link()).unlisten(name)
+            except KeeperRefused:
+                pass  # a keeper that never had it
 
     async def recover(self) -> None:
         """After connecting: takes what the keeper holds, gives what only we hold. Raises KeeperLost."""
-        link = self._link()
-        assert link is not None
+        link = await self._link()
         theirs = {item.name: item for item in await link.inventory() if item.kind is Held.LISTENER and item.held}
         for name, ours in self._open.items():
             if name not in theirs:
@@ -128,9 +125,7 @@ class ListenerTable:
     async def _bind(self, listener: ListenerSpec, service: str) -> None:
         if listener.name in self._open:
             return
-        link = self._link()
-        if link is None:
-            raise HostError("the keeper is away", remedy="try again")
+        link = await self._link()
         try:
             held = await link.listen(listener)
         except KeeperRefused as error:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from midstream.agent.keeper_link import KeeperLink, KeeperRefused
+from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.spawning import channel_of
 from midstream.core.messages import ProcessEntry, ProcessState, SpawnSpec
 from midstream.core.names import parse_key
@@ -97,24 +97,21 @@ class LineReader:
 
 @dataclass(slots=True)
 class _Waiting:
+    """spawned: the keeper took it, or may have."""
+
     ended: asyncio.Future[ProcessEntry]
     lines: list[str] = field(default_factory=list)
     result: str = ""
+    spawned: bool = False
 
 
 class OneShots:
-    """`link` is the keeper link (read at each use, because it is another one after the keeper's death)."""
+    """`link` gives the keeper link, waiting for one that is away. Raises KeeperLost."""
 
-    def __init__(self, link: Callable[[], KeeperLink | None]) -> None:
+    def __init__(self, link: Callable[[], Awaitable[KeeperLink]]) -> None:
         self._link = link
         self._known: dict[str, ProcessEntry] = {}
         self._waiting: dict[str, _Waiting] = {}
-
-    def _connected(self) -> KeeperLink:
-        link = self._link()
-        if link is None:
-            raise HostError("the keeper is away", remedy="try again in a moment")
-        return link
 
     def seen(self, entry: ProcessEntry) -> None:
         """An entry of the keeper's table. Called for each change of a one-shot."""
@@ -147,7 +144,7 @@ class OneShots:
     def settle_lost(self) -> None:
         """After the new keeper's table was read: whoever waits for a process that is in no table learns so."""
         for key, waiting in self._waiting.items():
-            if key not in self._known and not waiting.ended.done():
+            if waiting.spawned and key not in self._known and not waiting.ended.done():
                 waiting.ended.set_exception(HostError(f"the end of {key} is unknown: the keeper died meanwhile"))
 
     async def run(
@@ -164,7 +161,6 @@ class OneShots:
 
         Cancelling the caller leaves the process running: `stop` ends it.
         """
-        link = self._connected()
         waiting = _Waiting(asyncio.get_running_loop().create_future())
 
         def take(line: str) -> None:
@@ -176,18 +172,19 @@ class OneShots:
             on_line(line)
 
         channel = channel_of(parse_key(spec.key))
-        held = await link.channel(channel, spec.uid, spec.gid)
-        reader = LineReader(held.fd, take)
+        reader: LineReader | None = None
         self._waiting[spec.key] = waiting
         timed_out = False
         try:
-            entry = self._known.get(spec.key)
-            if entry is not None and _is_over(entry):
-                waiting.ended.set_result(entry)
-            elif entry is None:
-                result = (await link.spawn((spec,), fds))[0]
-                if not result.ok and not waiting.ended.done():
-                    return Outcome(None, f"did not start ({result.error})")
+            while reader is None:
+                try:
+                    held = await (await self._link()).channel(channel, spec.uid, spec.gid)
+                    reader = LineReader(held.fd, take)
+                except KeeperLost:
+                    continue
+            refused = await self._start(spec, fds, waiting)
+            if refused:
+                return Outcome(None, f"did not start ({refused})")
             try:
                 entry = await asyncio.wait_for(asyncio.shield(waiting.ended), timeout_s)
             except TimeoutError:
@@ -195,9 +192,13 @@ class OneShots:
                 await self.stop(spec.key)
                 entry = await asyncio.wait_for(asyncio.shield(waiting.ended), 30.0)
         except HostError as error:
-            return Outcome(None, error.what, lost=True, tail=tuple(waiting.lines))
+            if reader is not None:
+                reader.close()
+                reader = None
+            return Outcome(None, error.what, lost=True, tail=tuple(waiting.lines), result=waiting.result)
         finally:
-            reader.close()
+            if reader is not None:
+                reader.close()
             self._waiting.pop(spec.key, None)
         text = f"was stopped after {timeout_s:g} s" if timed_out else exit_text(entry)
         outcome = Outcome(
@@ -212,21 +213,41 @@ class OneShots:
         await self._forget(spec.key, channel)
         return outcome
 
+    async def _start(self, spec: SpawnSpec, fds: tuple[int, ...], waiting: _Waiting) -> str:
+        """Spawns it, or finds it. A keeper that dies meanwhile may or may not have started it: the next one's table says.
+        Returns why it was refused, or ""."""
+        while True:
+            link = await self._link()
+            entry = self._known.get(spec.key)
+            if entry is not None:
+                waiting.spawned = True
+                if _is_over(entry) and not waiting.ended.done():
+                    waiting.ended.set_result(entry)
+                return ""
+            if waiting.spawned:
+                return ""
+            try:
+                result = (await link.spawn((spec,), fds))[0]
+            except KeeperLost:
+                waiting.spawned = True
+                continue
+            waiting.spawned = True
+            return "" if result.ok or waiting.ended.done() else result.error
+
     async def stop(self, key: str) -> None:
         """Kills the whole tree of a one-shot."""
-        link = self._connected()
-        await link.kill_tree(key)
+        await (await self._link()).kill_tree(key)
 
     async def _forget(self, key: str, channel: str) -> None:
         """Ends what the one-shot left behind and acknowledges it. Its caller has what it needs."""
-        link = self._connected()
         self._known.pop(key, None)
         try:
+            link = await self._link()
             await link.kill_tree(key)
             await link.ack((key,))
             await link.unchannel(channel)
-        except KeeperRefused:
-            pass  # a new keeper, which never knew it
+        except (KeeperRefused, KeeperLost):
+            pass  # a new keeper, which never knew it, or will list it as ended and be told then
 
 
 def _is_over(entry: ProcessEntry) -> bool:

@@ -202,7 +202,7 @@ class Program:
         self._wanted.set()
 
     def _on_lost(self) -> None:
-        self._host.link = None
+        self._host.disconnected()
         if not self._leaving:
             self._attached.clear()
             self._wanted.set()

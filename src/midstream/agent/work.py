@@ -140,29 +140,37 @@ class Work:
     # steps and commands
 
     async def run_step(self, name: str, request: object, fds: tuple[int, ...] = (), label: str = "") -> dict[str, Any]:
-        """Runs a step program under the app's user. Returns its answer; raises the error that it reported."""
+        """Runs a step program under the app's user. Returns its answer; raises the error that it reported. One whose end
+        is unknown is run again: steps are made for that."""
+        outcome = Outcome(None, "was not run")
+        for _ in range(3):
+            outcome = await self._run_step_once(name, request, fds, label or name)
+            if outcome.result:
+                return steps.read_result(outcome.result)
+            if not outcome.lost:
+                break
+        raise HostError(
+            f"step {name} gave no answer: {outcome.text}",
+            where=self.spec.deploy_to,
+            detail=self.redacted("\n".join(outcome.tail)),
+            serving=self.serving(),
+            remedy="look at the lines above; the step can be run again: deploy again",
+        )
+
+    async def _run_step_once(self, name: str, request: object, fds: tuple[int, ...], label: str) -> Outcome:
         spec = self._step_spec(name, len(fds))
         body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
         try:
             os.write(body, json.dumps(_request(request)).encode())
             os.lseek(body, 0, os.SEEK_SET)
-            outcome = await self.host.one_shots.run(
+            return await self.host.one_shots.run(
                 spec,
                 fds=(body, *fds),
                 timeout_s=STEP_TIMEOUT_S,
-                on_line=lambda line: self.tell(label or name, "line", line=line),
+                on_line=lambda line: self.tell(label, "line", line=line),
             )
         finally:
             os.close(body)
-        if not outcome.result:
-            raise HostError(
-                f"step {name} gave no answer: {outcome.text}",
-                where=self.spec.deploy_to,
-                detail=self.redacted("\n".join(outcome.tail)),
-                serving=self.serving(),
-                remedy="look at the lines above; the step can be run again: deploy again",
-            )
-        return steps.read_result(outcome.result)
 
     def _step_spec(self, name: str, extra_fds: int) -> Any:
         account = account_for(self.spec, self.app.owner_uid, self.host.uid)
