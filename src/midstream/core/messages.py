@@ -4,8 +4,8 @@ Transport: a SOCK_SEQPACKET unix socket `keeper.sock` in the runtime folder; one
 `MESSAGE_MAX_BYTES`, at most `FDS_MAX` descriptors in its ancillary data. The agent sends one request and waits for its
 one reply before the next: `{"id": n, "op": "...", ...}` -> `{"id": n, "ok": {...}}` or
 `{"id": n, "error": {"code": "...", "what": "..."}}`. Between replies the keeper may send `{"changed": seq}` (level
-triggered: at most one unread) and, once, `{"stopping": true}`. Long answers wait in the keeper's table and are pulled in
-pages.
+triggered: at most one unread) and, once, `{"stopping": true}`. Long answers wait in the keeper's table and are pulled
+in pages.
 """
 
 from __future__ import annotations

@@ -63,10 +63,10 @@ def settings_of(options: dict[str, str]) -> Settings:
     return Settings(options["--state"], options["--runtime"], tuple(argv), options.get("--main", ""), timeout_s)
 
 
-def start(settings: Settings, ready_fd: int = -1) -> int:
+def start(settings: Settings, ready_fd: int = -1, former: snapshot.KeeperState | None = None) -> int:
     """Become the keeper of a state folder; returns the exit code. Raises MidstreamError.
 
-    `ready_fd` gets one byte when the socket is open.
+    `ready_fd` gets one byte when the socket is open. `former`: what this process had open as the keeper it was before.
     """
     layout = Layout(settings.state, settings.runtime)
     layout.prepare()
@@ -78,6 +78,8 @@ def start(settings: Settings, ready_fd: int = -1) -> int:
     keeper = _made(settings, layout, inherited)
     keeper.lock_fd = lock_fd
     adopt.adopt(keeper)
+    if former is not None:
+        upgrade.salvage(keeper, former)
     keeper.open(bind_door(layout.socket_path))
     upgrade.unblock()
     if ready_fd >= 0:
@@ -101,9 +103,9 @@ def resume(fd: int) -> int:
         # It was validated, so this is a bug of ours; but nothing has been lost yet: the children are still ours.
         traceback.print_exc()
         print(f"midstream keeper: cannot resume ({error}); adopting everything instead", file=sys.stderr)
-        os.close(state.lock_fd)
+        fds.close_all(upgrade.not_salvaged(state))
         os.umask(state.umask)
-        return start(settings)
+        return start(settings, former=state)
     upgrade.unblock()
     return _run(keeper)
 

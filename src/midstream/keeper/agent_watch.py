@@ -2,9 +2,9 @@
 
 One agent is attached at a time: the newest that said hello. While none is, the keeper drains what services write and
 carries out standing orders. An agent that is attached and silent for 60 s hangs, and is killed; so is one that does not
-attach within 60 s of its start. An agent that attaches without having been started here (it outlived the last keeper) is
-watched by pidfd, and no other is started while it lives. That holds for a process with the agent's own command line; any
-other program that attached is forgotten when its connection ends.
+attach within 60 s of its start. An agent that attaches without having been started here (it outlived the last keeper)
+is watched by pidfd, and no other is started while it lives. That holds for a process with the agent's own command line;
+any other program that attached is forgotten when its connection ends.
 """
 
 from __future__ import annotations

@@ -192,6 +192,26 @@ def answer(keeper: Keeper, state: snapshot.KeeperState) -> None:
     keeper.door_of().reply(connection, {"id": state.request, "ok": to_wire(Upgraded(__version__))})
 
 
+def not_salvaged(state: snapshot.KeeperState) -> list[int]:
+    """What is of no use to a keeper that begins anew in this process: lock, door, connection, pipes and pidfds."""
+    kept = {listener.fd for listener in state.listeners} | {notify.fd for notify in state.notify_sockets}
+    return [fd for fd in state.fds() if fd not in kept]
+
+
+def salvage(keeper: Keeper, state: snapshot.KeeperState) -> None:
+    """Hold on to the sockets that this process had open and adoption did not find elsewhere."""
+    for listener in state.listeners:
+        if listener.spec.name in keeper.held.listeners:
+            os.close(listener.fd)
+        else:
+            keeper.held.hold_listener(listener.spec, listener.fd)
+    for saved in state.notify_sockets:
+        if saved.name in keeper.held.notify_sockets:
+            os.close(saved.fd)
+        else:
+            keeper.held.hold_notify(saved.name, saved.fd)
+
+
 def unblock() -> None:
     """The handlers are in place: let the signals in that came meanwhile."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
