@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
@@ -50,3 +51,8 @@ def pidfd_getfd(pidfd: int, target_fd: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(result)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """This process gets the signal when the thread that made it ends (PR_SET_PDEATHSIG); holds through exec."""
+    _prctl(_PR_SET_PDEATHSIG, signal_number)

@@ -52,11 +52,13 @@ class Load:
         host: str = "localhost",
         pause_s: float = 0.0,
         timeout_s: float = 30.0,
+        method: str = "GET",
     ) -> None:
         self.tally = Tally()
         self._address = address
         self._counts = (keep_alive, closing)
         self._path = path
+        self._method = method
         self._host = host
         self._pause_s = pause_s
         self._timeout_s = timeout_s
@@ -83,7 +85,8 @@ class Load:
     async def _client(self, *, keep_alive: bool) -> None:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         close = "" if keep_alive else "Connection: close\r\n"
-        request = f"GET {self._path} HTTP/1.1\r\nHost: {self._host}\r\n{close}\r\n".encode()
+        head = f"{self._method} {self._path} HTTP/1.1\r\nHost: {self._host}\r\n{close}"
+        request = (head + ("" if self._method == "GET" else "Content-Length: 0\r\n") + "\r\n").encode()
         while not self._stop.is_set():
             if streams is not None and streams[0].at_eof():
                 self.tally.stray_idle_closes += 1

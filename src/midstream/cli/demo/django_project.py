@@ -26,7 +26,7 @@ DJANGO_SETTINGS_MODULE = "shop.settings"
 env = { PIP_CONFIG_FILE = "/dev/null", PIP_DISABLE_PIP_VERSION_CHECK = "1" }
 run = [
   "{python} -m venv --without-pip .venv",
-  "{pip} --python .venv/bin/python install -q --no-index --find-links {{shared}}/wheels --no-compile -r requirements.txt",
+  "{pip} --python .venv install -q --no-compile --no-index --find-links {{shared}}/wheels -r requirements.txt",
   "python manage.py collectstatic --noinput",
 ]
 
@@ -86,7 +86,7 @@ STORAGES = {
 }
 """
 
-_MIDDLEWARE = '''\
+_MIDDLEWARE = """\
 from processes import RELEASE_FOLDER
 
 
@@ -99,9 +99,9 @@ def name_the_release(get_response):
         return response
 
     return middleware
-'''
+"""
 
-_MIDDLEWARE_500 = '''\
+_MIDDLEWARE_500 = """\
 from django.conf import settings
 
 from processes import RELEASE_FOLDER
@@ -118,7 +118,7 @@ def name_the_release(get_response):
         return response
 
     return middleware
-'''
+"""
 
 _MODELS = """\
 from django.db import models
@@ -349,7 +349,9 @@ DJANGO = ProjectKind(
             Prospect.GOOD,
             {
                 "shop/models.py": _MODELS.replace("{more}", _GIFT + _PRIORITY),
-                "shop/migrations/0003_priority.py": _migration("0002_gift", "priority", "models.IntegerField(null=True)"),
+                "shop/migrations/0003_priority.py": _migration(
+                    "0002_gift", "priority", "models.IntegerField(null=True)"
+                ),
                 "shop/static/shop.css": _CSS % "darkblue",
             },
         ),

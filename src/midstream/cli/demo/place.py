@@ -7,6 +7,7 @@ leaves no process. Not here: what is deployed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -77,7 +78,7 @@ class Place:
         return client
 
     async def leave(self, *, keep: bool) -> list[str]:
-        """Stops everything and removes the folder. Returns complaints: what had to be killed or could not be removed."""
+        """Stops everything and removes the folder. Returns complaints: what had to be killed, what could not go."""
         complaints = []
         if self._keeper is not None:
             complaints += await self._stop(self._keeper)
@@ -116,18 +117,22 @@ class Place:
 def processes_of(folder: str) -> list[tuple[int, str]]:
     """(pid, name) of processes, but for this one, whose folder, command or environment names `folder`."""
     found = []
-    mark = os.fsencode(folder)
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        try:
-            cwd = os.fsencode(os.readlink(f"/proc/{entry}/cwd"))
-            command = Path(f"/proc/{entry}/cmdline").read_bytes()
-            if mark in cwd or mark in command or mark in Path(f"/proc/{entry}/environ").read_bytes():
-                found.append((int(entry), command.split(b"\0")[0].decode(errors="replace") or "?"))
-        except OSError:  # gone, or somebody else's
-            continue
+        if entry.isdigit() and int(entry) != os.getpid() and is_of(int(entry), folder):
+            with contextlib.suppress(OSError):
+                found.append((int(entry), Path(f"/proc/{entry}/comm").read_text().strip()))
     return found
+
+
+def is_of(pid: int, folder: str) -> bool:
+    """Whether the process lives in the demo's folder, or was started for it; False for one that may not be read."""
+    mark = os.fsencode(folder)
+    try:
+        if mark in os.fsencode(os.readlink(f"/proc/{pid}/cwd")):
+            return True
+        return any(mark in Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
 
 
 def free_port() -> int:
@@ -141,5 +146,3 @@ def python() -> str:
     if not sys.executable:
         raise HostError("it is not known which Python this is", remedy="start the demo by python -m midstream demo")
     return sys.executable
-
-
