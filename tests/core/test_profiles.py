@@ -140,10 +140,18 @@ def test_without_listeners_a_command_stays_as_it_is() -> None:
     assert place_listeners(profile_named("uvicorn"), argv("uvicorn a:b --port 80"), {}) == argv("uvicorn a:b --port 80")
 
 
+def test_a_graceful_term_is_added_where_there_is_no_listener_as_well() -> None:
+    assert "--die-on-term" in place_listeners(profile_named("uwsgi"), argv("uwsgi --master --http :80"), {})
+    assert place_listeners(profile_named("uwsgi"), ("exec uwsgi --ini x",), {}, shell=True) == ("exec uwsgi --ini x",)
+
+
 def test_an_unknown_listener_name_is_an_error_that_names_those_there_are() -> None:
     with pytest.raises(OperatorError, match="'admin'") as caught:
         place_listeners(GENERIC, argv("x {fd:admin}"), {"web": 3})
     assert "{fd:web}" in caught.value.remedy
+    with pytest.raises(OperatorError, match="a listener") as caught:
+        place_listeners(GENERIC, argv("x {fd}"), {})
+    assert "listen" in caught.value.remedy
 
 
 def test_an_option_cannot_be_added_inside_a_shell_line() -> None:

@@ -1,7 +1,8 @@
 """Starts servers the way the keeper does, for the tests of profiles, sockets, health and proof.
 
-A child gets its listeners as descriptors from 3 on, LISTEN_FDS, LISTEN_FDNAMES, and LISTEN_PID set to its own pid just
-before the exec. Nothing here waits by sleeping alone: ends are seen through waitpid, readiness through answers.
+A child gets its listeners as descriptors from 3 on, LISTEN_FDS, LISTEN_FDNAMES, and LISTEN_PID set to its own
+pid just before the exec. Nothing here waits by sleeping alone: ends are seen through waitpid, readiness
+through answers.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def spawn(
     cwd: Path | str = "/",
 ) -> Child:
     """Forks and execs; argv[0] is looked up in PATH."""
-    environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent", "LANG": "C.UTF-8", **(env or {})}
+    environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(log.parent), "LANG": "C.UTF-8", **(env or {})}
     if listeners:
         environ["LISTEN_FDS"] = str(len(listeners))
         environ["LISTEN_FDNAMES"] = ":".join(listeners)
@@ -118,12 +119,13 @@ def spawn(
     if pid == 0:
         try:
             os.setsid()
-            moved = [os.dup2(listener.fileno(), 200 + at) for at, listener in enumerate(listeners.values())]
-            for at, fd in enumerate(moved):
-                os.dup2(fd, 3 + at, inheritable=True)
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            # Out of the way first: a source may have the number that another one has to get.
+            moved = [os.dup2(listener.fileno(), 200 + at) for at, listener in enumerate(listeners.values())]
+            for at, fd in enumerate(moved):
+                os.dup2(fd, 3 + at, inheritable=True)
             os.closerange(3 + len(moved), 256)
             environ["LISTEN_PID"] = str(os.getpid())
             os.chdir(cwd)

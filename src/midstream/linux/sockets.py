@@ -8,7 +8,6 @@ read (another uid's) is reported as unknown, never as "holds nothing".
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import re
@@ -100,12 +99,13 @@ def sockets_of_tree(pids: Collection[int]) -> HeldSockets:
 
 
 def watches(pids: Collection[int], inode: int) -> bool | None:
-    """Whether an epoll of one of these processes watches the socket, as /proc/PID/fdinfo says
+    """Whether one of these processes has the socket open and watches it with an epoll, as /proc/PID/fdinfo says
     (proc_pid_fdinfo(5)).
 
-    True: accept() will be called when a connection comes. False: no epoll does; a server that uses select,
-    poll or a blocking accept is False as well. None: a process could not be read. An io_uring accept is not
-    seen.
+    True: accept() will be called when a connection comes. False: no epoll does; a server that uses select, poll or a
+    blocking accept is False as well. None: a process could not be read. An io_uring accept is not seen. An epoll entry
+    outlives its descriptor while others hold the socket (epoll(7), Q6), hence "has open": a gevent worker that drains
+    leaves one behind.
     """
     unknown = False
     for pid in pids:
@@ -118,19 +118,29 @@ def watches(pids: Collection[int], inode: int) -> bool | None:
 
 def _epoll_watches(pid: int, inode: int) -> bool | None:
     try:
-        names = os.listdir(f"/proc/{pid}/fd")
-        for name in names:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") != "anon_inode:[eventpoll]":
-                    continue
-                with open(f"/proc/{pid}/fdinfo/{name}", "rb") as info:
-                    if any(int(found, 16) == inode for found in _WATCH.findall(info.read())):
-                        return True
+        links = {name: _link(pid, name) for name in os.listdir(f"/proc/{pid}/fd")}
+        if f"socket:[{inode}]" not in links.values():
+            return False
+        return any(inode in _watched(pid, name) for name, link in links.items() if link == "anon_inode:[eventpoll]")
     except PermissionError:
         return None
     except OSError:
         return False
-    return False
+
+
+def _link(pid: int, name: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{name}")
+    except FileNotFoundError:  # closed meanwhile
+        return ""
+
+
+def _watched(pid: int, name: str) -> set[int]:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{name}", "rb") as info:
+            return {int(found, 16) for found in _WATCH.findall(info.read())}
+    except FileNotFoundError:
+        return set()
 
 
 def who_has(inodes: Collection[int]) -> tuple[Holder, ...]:
@@ -153,14 +163,31 @@ def who_listens(port: int) -> tuple[Holder, ...]:
 
 def who_listens_unix(path: str) -> tuple[Holder, ...]:
     """The processes that hold a listening unix socket bound to `path`."""
-    inodes = set()
+    inodes = {inode for inode, bound in _unix_listeners() if bound == path}
+    return who_has(inodes) if inodes else ()
+
+
+def listeners_of(pids: Collection[int]) -> dict[int, str]:
+    """The listening sockets that these processes have open: inode -> `tcp://127.0.0.1:8000` or `unix:///path`."""
+    held = sockets_of_tree(pids).by_inode
+    found = {}
+    for row in tcp_rows():
+        if row.state == _LISTENING and row.inode in held:
+            host, port = row.local
+            found[row.inode] = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    found.update({inode: f"unix://{path}" for inode, path in _unix_listeners() if inode in held})
+    return found
+
+
+def _unix_listeners() -> Iterator[tuple[int, str]]:
+    """(inode, path) of all listening unix sockets that are bound to a path. A path holds no newline that is not
+    written out, but may hold spaces."""
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
         for line in table.readlines()[1:]:
             words = line.rstrip("\n").split(None, 7)
             # Flags bit __SO_ACCEPTCON (0x10000) is set on a listening socket.
-            if len(words) == 8 and words[7] == path and int(words[3], 16) & 0x10000:
-                inodes.add(int(words[6]))
-    return who_has(inodes) if inodes else ()
+            if len(words) == 8 and int(words[3], 16) & 0x10000:
+                yield int(words[6]), words[7]
 
 
 def command_name(pid: int) -> str:

@@ -101,6 +101,8 @@ class Profile:
     ready: Readiness | None = None  # None: health check if there is one, else listening
     readiness_note: str = ""
     keep_alive_loss: str = ""  # what clients lose at its own graceful stop; measured, see docs/servers.md
+    answers_late: bool | None = None  # a request that comes on a kept-alive connection after the drain signal: True:
+    # answered; False: idle connections are closed at once; None: it keeps none alive, or nobody knows
     non_blocking_listener: bool | None = None  # it sets O_NONBLOCK on the shared listener; None: leaves it as it is
     default_policy: HandoverPolicy = HandoverPolicy.OVERLAP
     proof: Proof = Proof.THROWAWAY
@@ -296,17 +298,15 @@ def place_listeners(
     """The command with its listeners in it.
 
     fds: listener name -> descriptor number in the child, in the service's order; `{fd}` is the first,
-    `{fd:NAME}` the named one. private: number of a second listener for the proof; only where
-    `profile.second_listener`. Other placeholders are left alone. Options that would bind an address of their
-    own are taken out. Raises OperatorError for an unknown name, and where an option has to be added inside a
-    shell line.
+    `{fd:NAME}` the named one; empty: only what the profile always appends is added. private: number of a
+    second listener for the proof; only where `profile.second_listener`. Other placeholders are left alone.
+    Options that would bind an address of their own are taken out. Raises OperatorError for an unknown name,
+    and where an option has to be added inside a shell line.
     """
-    if not fds:
-        return argv
     named = {name for arg in argv for name in _FD.findall(arg)}
     inner = unwrap(argv, shell)
-    kept, option = (argv, profile.listener_option)
-    if inner.whole:
+    kept, option = argv, profile.listener_option
+    if inner.whole and fds:
         kept, option = _without_binds(profile, argv)
     filled = tuple(_FD.sub(lambda match: str(_number(fds, match.group(1), argv)), arg) for arg in kept)
     missing = [] if named else list(fds.values())
@@ -315,9 +315,11 @@ def place_listeners(
     if private is not None and profile.second_listener:
         missing.append(private)
     added = [word.replace("{fd}", str(fd)) for fd in missing for word in option]
-    added.extend(profile.listener_append if not set(profile.listener_append) <= set(argv) else ())
+    if fds and not set(profile.listener_append) <= set(argv):
+        added.extend(profile.listener_append)
     for unless, words in profile.always_append:
-        if not any(unless in arg for arg in argv):
+        # Inside a shell line it may stand in a file that the line names; the profile's notes speak of it.
+        if inner.whole and not any(unless in arg for arg in argv):
             added.extend(words)
     if added and not inner.whole:
         raise OperatorError(
@@ -329,15 +331,15 @@ def place_listeners(
 
 
 def _number(fds: Mapping[str, int], name: str | None, argv: tuple[str, ...]) -> int:
-    if not name:
-        return next(iter(fds.values()))
-    if name not in fds:
-        raise OperatorError(
-            f"the command asks for listener {name!r}, which the service does not have",
-            where=f"command = {shlex.join(argv)!r}",
-            remedy=f"use one of {', '.join('{fd:' + one + '}' for one in fds)}, or give a listener that name",
-        )
-    return fds[name]
+    if fds and (not name or name in fds):
+        return fds[name] if name else next(iter(fds.values()))
+    asked = f"listener {name!r}" if name else "a listener"
+    known = ", ".join("{fd:" + one + "}" for one in fds)
+    raise OperatorError(
+        f"the command asks for {asked}, which the service does not have",
+        where=f"command = {shlex.join(argv)!r}",
+        remedy=f"use one of {known}, or give a listener that name" if fds else "give the service a `listen`",
+    )
 
 
 def _without_binds(profile: Profile, argv: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

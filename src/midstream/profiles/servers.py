@@ -2,7 +2,7 @@
 
 What lives here: values. What must not: code that acts on them, I/O. Runs in the agent and in `midstream
 check`. How each statement was found out, and the measured losses, are in `docs/servers.md`;
-`tests/process/test_profiles.py` runs the real programs against these values.
+`tests/process/test_profiles_real.py` runs the real programs against these values.
 """
 
 from __future__ import annotations
@@ -47,10 +47,25 @@ _GUNICORN_RELOAD = (
 _GUNICORN_NOTES = (
     "gunicorn ignores `--bind` when it gets LISTEN_FDS",
     "requests longer than `--graceful-timeout` (30 s) are cut at a graceful stop",
+    "its control socket (`gunicorn.ctl`, since 25) has one path for all generations: use `--no-control-socket`, "
+    "or put it in {run}",
 )
 
 
-def _gunicorn(name: str, loss: str, mode: tuple[tuple[str, str], ...] = (), notes: tuple[str, ...] = ()) -> Profile:
+_CLOSES_IDLE = "idle keep-alive connections are closed at once: a request sent at that very moment is lost"
+_ANSWERS_LATE = (
+    "nothing: idle connections live on for `--keep-alive` (2 s), and a late request is answered with "
+    "`Connection: close`"
+)
+
+
+def _gunicorn(
+    name: str,
+    loss: str,
+    mode: tuple[tuple[str, str], ...] = (),
+    answers_late: bool | None = None,
+    quick_signal: str = "QUIT",
+) -> Profile:
     return Profile(
         name=name,
         programs=("gunicorn",),
@@ -59,38 +74,44 @@ def _gunicorn(name: str, loss: str, mode: tuple[tuple[str, str], ...] = (), note
         second_listener=True,
         drain_signal="TERM",
         stop_signal="TERM",
-        quick_signal="QUIT",
+        quick_signal=quick_signal,
         reload_signal="HUP",
         reload_unsafe=_GUNICORN_RELOAD,
         readiness_note=_GUNICORN_READY,
         keep_alive_loss=loss,
+        answers_late=answers_late,
         non_blocking_listener=True,
         proof=Proof.SECOND,
         unsafe=_GUNICORN_UNSAFE,
-        notes=_GUNICORN_NOTES + notes,
+        notes=_GUNICORN_NOTES,
         min_version="19.9",
     )
 
 
+# QUIT lets the workers of gevent and uvicorn and the threads of gthread go on for `--graceful-timeout`: not quick.
 GUNICORN_GEVENT = _gunicorn(
     "gunicorn-gevent",
-    "idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    _ANSWERS_LATE,
     (("-k", "gevent.*|.*GeventWorker"), ("--worker-class", "gevent.*|.*GeventWorker")),
+    answers_late=True,
+    quick_signal="KILL",
 )
 GUNICORN_UVICORN = _gunicorn(
     "gunicorn-uvicorn",
-    "idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    _CLOSES_IDLE,
     (("-k", r"uvicorn.*"), ("--worker-class", r"uvicorn.*")),
+    answers_late=False,
+    quick_signal="KILL",
 )
 GUNICORN_ASGI = _gunicorn(
-    "gunicorn-asgi",
-    "idle keep-alive connections are closed at once: a request sent at that moment is lost",
-    (("-k", "asgi"), ("--worker-class", "asgi")),
+    "gunicorn-asgi", _ANSWERS_LATE, (("-k", "asgi"), ("--worker-class", "asgi")), answers_late=True
 )
 GUNICORN_GTHREAD = _gunicorn(
     "gunicorn-gthread",
-    "idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    _ANSWERS_LATE,
     (("-k", "gthread"), ("--worker-class", "gthread"), ("--threads", "[2-9]|[1-9][0-9]+")),
+    answers_late=True,
+    quick_signal="KILL",
 )
 GUNICORN = _gunicorn("gunicorn", "nothing: the sync worker closes each connection after its answer")
 
@@ -107,7 +128,8 @@ UVICORN_WORKERS = Profile(
     bind_options=_UVICORN_BINDS,
     reload_signal="HUP",
     reload_unsafe=("HUP starts workers from the old working folder and interpreter: it never loads a new release"),
-    keep_alive_loss="idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    keep_alive_loss=_CLOSES_IDLE,
+    answers_late=False,
     non_blocking_listener=True,
     unsafe=_UVICORN_UNSAFE,
     notes=(
@@ -122,7 +144,8 @@ UVICORN = Profile(
     takes_listener=Takes.FD_ARGUMENT,
     listener_option=("--fd", "{fd}"),
     bind_options=_UVICORN_BINDS,
-    keep_alive_loss="idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    keep_alive_loss=_CLOSES_IDLE,
+    answers_late=False,
     non_blocking_listener=True,
     unsafe=_UVICORN_UNSAFE,
     notes=UVICORN_WORKERS.notes,
@@ -139,7 +162,8 @@ HYPERCORN = Profile(
     bind_options=(BindOption(("-b", "--bind")),),
     reload_signal="HUP",
     reload_unsafe="HUP stops all workers before it starts new ones, from the old working folder",
-    keep_alive_loss="idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    keep_alive_loss=_CLOSES_IDLE,
+    answers_late=False,
     non_blocking_listener=True,
     proof=Proof.SECOND,
     unsafe=(
@@ -164,7 +188,9 @@ GRANIAN = Profile(
     takes_listener=Takes.NONE,
     reload_signal="HUP",
     reload_unsafe=("HUP loses requests, and serves nobody when the import takes longer than its respawn interval"),
-    keep_alive_loss="its listener closes with it: connections that wait in the queue are reset",
+    keep_alive_loss=(
+        "its listener closes with it: connections in its queue are reset, new ones refused until the next is up"
+    ),
     default_policy=HandoverPolicy.REPLACE,
     proof=Proof.OWN,
     unsafe=(UnsafeOption(("--reload",), _RELOAD), UnsafeOption(("--pid-file",), _PID_FILE)),
@@ -190,7 +216,10 @@ UWSGI = Profile(
     quick_signal="INT",
     reload_signal="HUP",
     reload_unsafe="a release that does not load answers 500 in place of the old one",
-    keep_alive_loss="nothing measured: http-socket closes each connection after its answer",
+    keep_alive_loss=(
+        "nothing by the stop, but http-socket closes each connection unannounced after its answer, so a client "
+        "that counts on keep-alive loses a request now and then, at any time"
+    ),
     proof=Proof.SECOND,
     unsafe=(
         UnsafeOption(("-d", "--daemonize", "--daemonize2"), _DAEMON),
@@ -234,7 +263,8 @@ PUMA = Profile(
     quick_signal="KILL",
     reload_signal="USR2",
     reload_unsafe="USR2 re-executes in place with up to half a second of silence; USR1 keeps an old Gemfile",
-    keep_alive_loss="idle keep-alive connections are closed at once: a request sent at that moment is lost",
+    keep_alive_loss=_CLOSES_IDLE,
+    answers_late=False,
     non_blocking_listener=True,
     proof=Proof.SECOND,
     unsafe=(UnsafeOption(("--pidfile",), _PID_FILE),),
@@ -279,10 +309,16 @@ UNICORN = Profile(
 NODE = Profile(
     name="node",
     programs=("node", "nodejs", "bun", "deno"),
-    keep_alive_loss="Node ends at TERM at once unless the app handles it and calls server.close()",
+    keep_alive_loss=(
+        "Node ends at TERM at once unless the app handles it; server.close() closes idle connections at once"
+    ),
+    answers_late=False,
     non_blocking_listener=True,
     unsafe=(UnsafeOption(("--watch",), _RELOAD),),
-    notes=("the app takes the listener itself: server.listen({ fd: 3 }), or `{fd}` as an argument",),
+    notes=(
+        "the app takes the listener itself: server.listen({ fd: 3 }), or `{fd}` as an argument",
+        "server.close() waits for clients that go on asking: answer with `Connection: close` once draining has begun",
+    ),
 )
 
 MIDSTREAM_SERVE = Profile(
@@ -298,6 +334,7 @@ MIDSTREAM_SERVE = Profile(
     ready=Readiness.NOTIFY,
     readiness_note="READY=1 comes when every worker of the new release accepts",
     keep_alive_loss="nothing: late requests are answered with `Connection: close`",
+    answers_late=True,
     non_blocking_listener=True,
     proof=Proof.SECOND,
     unsafe=(UnsafeOption(("--pid",), _PID_FILE),),
