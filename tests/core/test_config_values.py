@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midstream.core.durations import format_duration, format_size, parse_duration, parse_mode, parse_size
-from midstream.core.placeholders import Placeholder, fill, find
+from midstream.core.placeholders import Placeholder, escape, fill, find
 from midstream.core.points import PHASES, POINTS, point_of
 
 
@@ -63,6 +63,11 @@ def test_placeholders_are_lower_case_words_in_braces() -> None:
     assert find(text) == (Placeholder("shared"), Placeholder("fd", "web"), Placeholder("ready_fd"))
     values = {"shared": "/s", "fd:web": "3", "ready_fd": "4"}
     assert fill(text, values) == "/s 3 ${home} {print} {A} {} {a:1} {'x'} 4"
+
+
+@given(st.text("{}$ab: ", max_size=16))
+def test_escaped_text_comes_through_as_it_is(text: str) -> None:
+    assert fill(escape(text), {}) == text
 
 
 def test_what_is_filled_in_is_not_looked_at_again() -> None:

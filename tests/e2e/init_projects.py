@@ -143,7 +143,7 @@ PLAIN_ASGI = {
         '    await send({"type": "http.response.start", "status": 200, "headers": []})\n'
         '    await send({"type": "http.response.body", "body": b"hello"})\n'
     ),
-    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "hello"\nversion = "1"\ndependencies = []\n',
+    "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n[project]\nname = "hello"\nversion = "1"\ndependencies = []\n',
 }
 
 PROCFILE = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -15,12 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from init_projects import DJANGO, DJANGO_GROWN, PROJECTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from init_projects import DJANGO, DJANGO_GROWN, PROJECTS, SETTINGS
 
+from midstream.core.config import Surroundings, load
 from midstream.core.placeholders import fill
 from midstream.core.spec import AppSpec, HandoverPolicy, ServiceSpec
 from midstream.deploy.config_file import open_project
-from midstream.deploy.scaffold import Proposal, propose
+from midstream.deploy.scaffold import Proposal, propose, propose_for
+from midstream.deploy.scaffold.tree import Tree
 from midstream.errors import OperatorError
 from midstream.profiles.profile import place_listeners
 from midstream.profiles.servers import SERVERS, recognise
@@ -307,3 +312,66 @@ def test_the_command_writes_the_file_and_overwrites_none(tmp_path: Path) -> None
     assert (folder / "midstream.toml").read_text() == "mine\n"
     assert midstream(folder, "init", "--force").returncode == 0
     assert (folder / "midstream.toml").read_text() == written
+
+
+# whatever a project says of itself, what is written has no mistake
+
+WORDS = st.text("ab {}$'\"\\|&;<>=/-.:0é\t", max_size=14)
+AROUND = Surroundings(folder="/home/ann/shop", repository="/home/ann/shop")
+
+
+def tree_of(files: Mapping[str, str]) -> Tree:
+    return Tree("shop", frozenset(files), files, None, "main")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["web", "Web", "worker", "2x", "release", "a-b", "-", "web"]), WORDS), max_size=4
+    )
+)
+def test_any_procfile_becomes_a_valid_file(lines: list[tuple[str, str]]) -> None:
+    text = "".join(f"{name}: {command}\n" for name, command in lines)
+    for files in ({"Procfile": text}, {**PROJECTS["flask"], "Procfile": text}):
+        load(propose_for(tree_of(files)).text, around=AROUND, profiles=PROFILES).resolve()
+
+
+@settings(max_examples=200, deadline=None)
+@given(server=st.sampled_from(["gunicorn", "uvicorn", "puma", "unicorn", "hypercorn"]), before=WORDS, after=WORDS)
+def test_any_server_in_a_procfile_becomes_a_valid_file(server: str, before: str, after: str) -> None:
+    text = f"web: {before} {server} -b 0.0.0.0:$PORT {after}\n"
+    load(propose_for(tree_of({"Procfile": text})).text, around=AROUND, profiles=PROFILES).resolve()
+
+
+@settings(max_examples=200, deadline=None)
+@given(start=WORDS, build=st.booleans(), main=WORDS)
+def test_any_package_json_becomes_a_valid_file(start: str, build: bool, main: str) -> None:
+    scripts = {"start": start} | ({"build": "x"} if build else {})
+    files = {"package.json": json.dumps({"scripts": scripts, "main": main}), main or "x": ""}
+    load(propose_for(tree_of(files)).text, around=AROUND, profiles=PROFILES).resolve()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    value=WORDS,
+    name=st.sampled_from(
+        ["ALLOWED_HOSTS", "MEDIA_ROOT", "WSGI_APPLICATION", "ROOT_URLCONF", "STATIC_ROOT", "DATABASES"]
+    ),
+    shape=st.sampled_from(["{}", "[{}]", "BASE_DIR / {}", "{{'default': {{'ENGINE': 'sqlite3', 'NAME': {}}}}}"]),
+)
+def test_any_django_settings_become_a_valid_file(value: str, name: str, shape: str) -> None:
+    text = SETTINGS + f"{name} = {shape.format(repr(value))}\n"
+    load(propose_for(tree_of({**DJANGO, "shop/settings.py": text})).text, around=AROUND, profiles=PROFILES).resolve()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORDS, max_size=3), st.booleans())
+def test_any_dependencies_become_a_valid_file(names: list[str], in_project: bool) -> None:
+    listed = {"pyproject.toml": f"[project]\nname = 'x'\ndependencies = {json.dumps(names, ensure_ascii=False)}\n"}
+    files = {"app.py": PROJECTS["flask"]["app.py"]} | (listed if in_project else {"requirements.txt": "\n".join(names)})
+    load(propose_for(tree_of(files)).text, around=AROUND, profiles=PROFILES).resolve()
+
+
+@pytest.mark.parametrize("path", ["wsgi.py", "a b/app.py", "1/app.py", "ünï/app.py", "class/app.py", "a.b/app.py"])
+def test_any_place_of_an_app_becomes_a_valid_file(path: str) -> None:
+    load(propose_for(tree_of({path: PROJECTS["flask"]["app.py"]})).text, around=AROUND, profiles=PROFILES).resolve()

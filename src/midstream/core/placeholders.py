@@ -51,6 +51,11 @@ def find(text: str) -> tuple[Placeholder, ...]:
     )
 
 
+def escape(text: str) -> str:
+    """`text` so that `fill` gives it back as it is: for text that was written for another program."""
+    return _PLACEHOLDER.sub(lambda match: "{" + match[0] + "}", text)
+
+
 def fill(text: str, values: Mapping[str, str]) -> str:
     """`text` with `{word}` replaced by `values["word"]` and `{word:name}` by `values["word:name"]`, in one pass: what
     is put in is not looked at again. A placeholder without a value raises KeyError with its text."""

@@ -198,7 +198,8 @@ def _host(project: Project) -> tuple[str, bool]:
         return "", True
     if not hosts:
         return "", project.is_flag("DEBUG", True)  # Django allows localhost then, and nothing otherwise
-    return hosts[0].removeprefix("*").removeprefix(".").rstrip("."), True
+    host = hosts[0].removeprefix("*").removeprefix(".").rstrip(".")
+    return (host, True) if re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", host) else ("", False)
 
 
 def _behind_https(project: Project) -> bool:

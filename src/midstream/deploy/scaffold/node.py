@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 from midstream.deploy.scaffold.draft import Draft, Line, ServiceDraft, Setting, any_answer
+from midstream.deploy.scaffold.foreign import command as command_of
+from midstream.deploy.scaffold.foreign import plain
 from midstream.deploy.scaffold.tree import Tree
 
-_NEEDS_A_SHELL = re.compile(r"[$|&;<>*?`()]|^[A-Za-z_][A-Za-z0-9_]*=")
 _ENTRIES = (
     "server.js",
     "app.js",
@@ -65,19 +67,17 @@ def _table(value: object) -> dict[str, str]:
 
 def _start(tree: Tree, package: dict[str, Any], scripts: dict[str, str]) -> str | None:
     """The command itself rather than `npm start`: npm would stand between the agent and the server."""
-    if scripts.get("start", "").strip():
-        return scripts["start"].strip()
+    start = plain(scripts.get("start", ""))
+    if start:
+        return start
     main = package.get("main")
     entry = tree.first(*((main.removeprefix("./"),) if isinstance(main, str) else ()), *_ENTRIES)
-    return f"node {entry}" if entry else None
+    return plain(f"node {shlex.quote(entry)}") if entry else None
 
 
 def _web(tree: Tree, command: str) -> tuple[ServiceDraft, tuple[str, ...]]:
     texts = [text for suffix in (".js", ".mjs", ".cjs", ".ts") for _, text in tree.under("", suffix)]
-    shell: tuple[Setting, ...] = ()
-    if _NEEDS_A_SHELL.search(command):
-        shell = (Setting("shell", "true", "for its variables or pipes"),)
-        command = command if re.search(r"[|&;]", command) or command.startswith("exec ") else f"exec {command}"
+    command, shell = command_of(command)
     if any(_TAKES_LISTENER.search(text) for text in texts):
         listen = Setting(
             "listen", '"tcp://127.0.0.1:3000"', "held open from release to release; the app gets it as fd 3"

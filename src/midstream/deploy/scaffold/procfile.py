@@ -6,11 +6,12 @@ import dataclasses
 import re
 
 from midstream.deploy.scaffold.draft import DRAIN, Draft, Line, ServiceDraft, Setting, any_answer
+from midstream.deploy.scaffold.foreign import command as command_of
+from midstream.deploy.scaffold.foreign import needs_shell, plain
 from midstream.deploy.scaffold.tree import Tree
 
 _PROCESS = re.compile(r"^([A-Za-z0-9_-]+):\s*(\S.*?)\s*$", re.MULTILINE)
 _PORT = "8000"
-_NEEDS_A_SHELL = re.compile(r"[$|&;<>*?`()]|^[A-Za-z_][A-Za-z0-9_]*=")
 # servers that take the listener; what tells them to bind one of their own goes
 _BINDS = {
     "gunicorn": ("-b", "--bind"),
@@ -26,16 +27,17 @@ _WORKERS = ("celery", "sidekiq", "rq", "rqworker", "resque", "good_job", "solid_
 
 def with_processes(tree: Tree, draft: Draft | None) -> Draft | None:
     """`draft` with the services of the Procfile, or a draft of those alone; as it is where there is no Procfile."""
-    processes = dict(_PROCESS.findall(tree.text("Procfile")))
+    found = ((_own_name(name), plain(line)) for name, line in _PROCESS.findall(tree.text("Procfile")))
+    processes = {name: line for name, line in found if line}
     if not processes:
         return draft
     release = processes.pop("release", "")
     before = draft or Draft("an app with a Procfile", ())
     health = next((one for service in before.services for one in service.settings if one.key == "health"), None)
     services = tuple(_service(name, line, before, health) for name, line in processes.items())
-    migrate = Line(release, "`release` of the Procfile") if release and not _needs_shell(release) else before.migrate
+    migrate = Line(release, "`release` of the Procfile") if release and not needs_shell(release) else before.migrate
     notes = before.notes
-    if release and _needs_shell(release):
+    if release and needs_shell(release):
         notes = (
             *notes,
             f"`release` of the Procfile needs a shell: write [migrate] run = {release!r} with shell = true",
@@ -43,31 +45,22 @@ def with_processes(tree: Tree, draft: Draft | None) -> Draft | None:
     return dataclasses.replace(before, services=services or before.services, migrate=migrate, notes=notes)
 
 
-def _needs_shell(line: str) -> bool:
-    return _NEEDS_A_SHELL.search(line) is not None
+def _own_name(name: str) -> str:
+    return name.lower().lstrip("-_0123456789")[:48] or "process"
 
 
 def _service(name: str, line: str, draft: Draft, health: Setting | None) -> ServiceDraft:
-    own = re.sub(r"[^a-z0-9_-]", "-", name.lower()).lstrip("-_0123456789") or "process"
     if name != "web":
-        return _worker(own, line)
+        return _worker(name, line)
     server = _server_of(line)
     if server:
-        command, shell = _command(_with_listener(line, server))
+        command, shell = command_of(_with_listener(line, server))
         listen = Setting("listen", f'"tcp://127.0.0.1:{_PORT}"', f"held open from release to release; {server} gets it")
-        return ServiceDraft(own, command, (*shell, listen, health or any_answer()), "From the Procfile.")
-    command, shell = _command(line)
+        return ServiceDraft(name, command, (*shell, listen, health or any_answer()), "From the Procfile.")
+    command, shell = command_of(line)
     port = Setting("env", f'{{ PORT = "{_PORT}" }}', "it binds the port by itself, so ...")
     replace = Setting("handover", '"replace"', "... the old one is stopped before the new one starts, which is noticed")
-    return ServiceDraft(own, command, (*shell, port, replace), "From the Procfile.")
-
-
-def _command(line: str) -> tuple[str, tuple[Setting, ...]]:
-    """The command and, where it needs one, the setting for a shell, which then makes way for the program."""
-    if not _needs_shell(line):
-        return line, ()
-    simple = not re.search(r"[|&;]", line) and not line.startswith("exec ")
-    return f"exec {line}" if simple else line, (Setting("shell", "true", "for its variables or pipes"),)
+    return ServiceDraft(name, command, (*shell, port, replace), "From the Procfile.")
 
 
 def _server_of(line: str) -> str:
@@ -85,7 +78,7 @@ def _with_listener(line: str, server: str) -> str:
 
 
 def _worker(name: str, line: str) -> ServiceDraft:
-    command, shell = _command(line)
+    command, shell = command_of(line)
     beat = re.search(r"\bbeat\b|clock|schedul", f"{name} {line}") is not None
     if beat or not any(word in line for word in _WORKERS):
         one_at_a_time = Setting("handover", '"replace"', "the old one is stopped before the new one starts")

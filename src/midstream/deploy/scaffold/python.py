@@ -157,7 +157,8 @@ def _route(text: str) -> str:
 
 
 def _migration(tree: Tree, app: App, names: frozenset[str]) -> Line | None:
-    if "flask-migrate" in names and tree.has("migrations/env.py"):
+    registered = any("Migrate(" in text or "migrate.init_app(" in text for _, text in tree.under("", ".py"))
+    if "flask-migrate" in names and registered and tree.has("migrations/env.py"):
         call = f"{app.module}:{app.attribute}"
         return Line(f"flask --app {call} db upgrade")
     if tree.has("alembic.ini"):
