@@ -82,6 +82,11 @@ def start(
     return child
 
 
+def told(client: Client) -> str:
+    """What an answer on this connection says about the next."""
+    return client.get("/").headers.get("connection", "keep-alive").lower()
+
+
 def request_held_by(child: Child, listener: socket.socket, path: str) -> Client:
     """A request that `child`, and not another holder of the listener, has accepted."""
 
@@ -199,7 +204,7 @@ def test_what_becomes_of_an_idle_connection_in_a_drain_is_as_the_profile_says(ya
             child.signal(profile.drain_signal)
             if profile.answers_late:
                 # Asked again and again, it is never lost, and in the end told to close.
-                eventually("the drain is seen", lambda: idle.get("/").headers["connection"].lower() == "close")
+                eventually("the drain is seen", lambda: told(idle) == "close")
             else:
                 assert idle.socket.recv(1) == b""
             assert in_hand.receive().body == b"1\n"
