@@ -502,6 +502,13 @@ class TestMakeRelease:
         assert not (folder / "spec").exists()
         assert (folder / "version.txt").read_text() == repository.head() + "\n"
 
+    def test_releases_share_no_file(self, steps: Steps, repository: Repository) -> None:
+        """Hard links would save room, and let a write in place in the new release change the old one."""
+        first, second = (steps.deploy_to / "releases" / steps.deploy(repository, release) for release in R[:2])
+        with open(second / "app.py", "r+") as file:
+            file.write("XXXXX")
+        assert (first / "app.py").read_text() == "print(1)\n"
+
     def test_line_ends_do_not_depend_on_the_hosts_git_configuration(
         self, steps: Steps, repository: Repository, tmp_path: Path
     ) -> None:
@@ -825,6 +832,13 @@ class TestCleanup:
             steps.deploy(repository, release)
         steps.run("switch", release=R[0])
         assert steps.run("cleanup", keep=1, committed=R[2], current=R[2])["removed"] == [R[1]]
+
+    def test_a_release_with_a_live_process_stays(self, steps: Steps, repository: Repository) -> None:
+        for release in R[:4]:
+            steps.deploy(repository, release)
+        answer = steps.run("cleanup", keep=1, live=[R[0]], committed=R[3], current=R[3], bad=[R[0]])
+        assert answer["removed"] == R[1:3]
+        assert contents(steps.deploy_to / "releases" / R[0])["app.py"] == "print(1)\n"
 
     def test_names_of_others_and_links_stay(self, steps: Steps, repository: Repository, tmp_path: Path) -> None:
         for release in R[3:5]:
