@@ -260,6 +260,17 @@ def test_a_drain_signal_is_sent_again_only_when_it_may_not_have_been_sent() -> N
     """)
 
 
+def test_a_drain_without_time_is_remembered_too() -> None:
+    """The drain's deadline comes with the drain: the stop signal follows at the same time."""
+    story = Story().with_plan(drain_timeout_s=0.0).running().after("begin 2; spawned 2/0; healthy 2/0; soak")
+    story.tell("""
+        commit                        -> signal 1/0 QUIT
+        tick                          -> signal 1/0 TERM
+        wake
+        restart: live 1/0 2/0         -> watch 2/0
+    """)
+
+
 def test_a_signal_is_not_taken_as_sent_by_the_batch_that_sends_it() -> None:
     """The shell decides on several events before it acts; they share one time."""
     story = Story().running().after("begin 2; spawned 2/0; healthy 2/0; soak; commit; tick; tick")

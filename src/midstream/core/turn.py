@@ -154,7 +154,7 @@ class _Turn:
                 continue
             self._put(replace(item, signalled_s=0.0))
             generation = self.service.generation(item.generation)
-            if item.draining and generation is not None and generation.state in ENDING:
+            if generation is not None and generation.state in ENDING:
                 self._remember_told(item)
 
     # events
