@@ -228,8 +228,14 @@ class KeeperLink:
             sock.close()
             raise
         self._sock = sock
+        self.hello = None
+        self.is_stopping = False
         loop.add_reader(sock.fileno(), self._readable)
-        self.hello = await self._ask(Hello, "hello", HelloRequest(PROTOCOL, __version__))
+        try:
+            self.hello = await self._ask(Hello, "hello", HelloRequest(PROTOCOL, __version__))
+        except BaseException:
+            self._drop("it did not answer hello")
+            raise
         return self.hello
 
     def close(self) -> None:
@@ -249,7 +255,8 @@ class KeeperLink:
     def _lost(self, why: str) -> None:
         if self._sock is not None:
             self._drop(why)
-            self.on_lost()
+            if self.hello is not None:  # else it is `connect` that fails
+                self.on_lost()
 
     def _readable(self) -> None:
         while self._sock is not None:
