@@ -1,0 +1,63 @@
+"""The budgets: what is promised, in the words of the design, and how a summary is judged by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from measurement import Summary
+
+OURS = "midstream"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """`limit` is for our value itself, or, with `beside`, for our value divided by that peer's of the same runs.
+    `worst`: the worst run counts instead of the median."""
+
+    metric: str
+    title: str
+    text: str
+    limit: float | None = None
+    beside: str = ""
+    worst: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`ratio` is what is compared with the limit; None where something was not measured."""
+
+    ratio: float | None
+    passed: bool | None
+
+
+BUDGETS = (
+    Budget("restart_ms", "kill -9 of a service to its restart", "not slower than runit", 1.0, "runit"),
+    Budget("start_1000_s", "starting 1,000 services", "not slower than runit", 1.0, "runit"),
+    Budget("start_100_s", "starting 100 services", ""),
+    Budget("memory_1_mb", "memory (PSS) with 1 service", "≤ 30 MB", 30.0),
+    Budget("memory_100_mb", "memory (PSS) with 100 services", "≤ 32 MB", 32.0),
+    Budget("memory_1000_mb", "memory (PSS) with 1,000 services", "≤ 42 MB", 42.0),
+    Budget("idle_1_percent", "idle CPU with 1 service", ""),
+    Budget("idle_100_percent", "idle CPU with 100 services", ""),
+    Budget("idle_1000_percent", "idle CPU with 1,000 services", "≤ 0.05 % of one core", 0.05),
+    Budget("handover_failed", "failed requests in the handovers of the worst run", "0", 0.0, worst=True),
+    Budget("handover_p99_ratio", "p99 within a handover / steady p99", "≤ 1.2 with a core free for it", 1.2),
+    Budget("handover_worst_ms", "slowest request within a handover", ""),
+    Budget("steady_p99_ms", "p99 between handovers", ""),
+    Budget("handover_s", "from the trigger to the last answer of the old code", ""),
+)
+
+
+def judge(budget: Budget, subjects: Mapping[str, Summary]) -> Verdict:
+    """Our summary against the budget. Where no limit is set, neither passed nor over."""
+    ours = subjects.get(OURS)
+    if ours is None or ours.missing:
+        return Verdict(None, None)
+    ratio: float | None = ours.highest if budget.worst else ours.median
+    if budget.beside:
+        peer = subjects.get(budget.beside)
+        ratio = ours.median / peer.median if peer is not None and not peer.missing and peer.median else None
+    if ratio is None or budget.limit is None:
+        return Verdict(ratio, None)
+    return Verdict(ratio, ratio <= budget.limit)

@@ -1,0 +1,23 @@
+"""The benchmarks: each module has `measure(scale, only)`: one run of all its subjects, or of those named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much to do. Quick runs show that the benchmark works; their numbers are not to be quoted."""
+
+    quick: bool
+    runs: int
+    restarts: int
+    counts: tuple[int, ...]  # of services
+    idle_s: float  # how long idle CPU is measured
+    settle_s: float  # between the last start and that
+    handovers: int
+    steady_s: float  # between two handovers
+
+
+FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0)
+QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0)

@@ -1,0 +1,119 @@
+"""The benchmarks: `python tests/bench/run.py [NAME...] [--quick] [--json FILE] [--page FILE]`.
+
+Prints each number beside its peers and its budget. Run as root or not, on an idle machine; everything stays on loopback
+and in temporary folders, and every process started is gone in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import report
+from cases import FULL, QUICK, Scale, handover, supervision
+from measurement import Measurement
+from peers import Server, Supervisor
+from sandbox import become_subreaper
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+CASES: dict[str, Callable[[Scale, frozenset[str]], Iterator[Measurement]]] = {
+    "supervision": supervision.measure,
+    "handover": handover.measure,
+}
+
+
+def main() -> int:
+    options = _options()
+    if options.render:
+        record = json.loads(Path(options.render).read_text())
+    else:
+        record = _measure(options)
+        if options.json:
+            Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
+    print(report.table(record))
+    if options.page:
+        Path(options.page).write_text(report.page(record))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(CASES)} (default: all)")
+    parser.add_argument("--only", metavar="PROGRAM", action="append", help="measure these programs alone")
+    parser.add_argument("--services", metavar="N", action="append", type=int, help="how many services (1, 100, 1000)")
+    parser.add_argument("--quick", action="store_true", help="one short run, to see that it works")
+    parser.add_argument("--json", metavar="FILE", help="write what was measured")
+    parser.add_argument("--page", metavar="FILE", nargs="?", const=str(PAGE), help="write docs/benchmarks.md")
+    parser.add_argument("--render", metavar="FILE", help="measure nothing, show a file written by --json")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in CASES]
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]}; there are {', '.join(CASES)}")
+    return options
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    become_subreaper()
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: sys.exit(130))  # so that sandboxes are cleared away
+    scale = QUICK if options.quick else FULL
+    if options.services:
+        scale = replace(scale, counts=tuple(options.services))
+    machine = _machine()
+    found: list[Measurement] = []
+    for number in range(scale.runs):
+        for name in options.names or CASES:
+            for item in CASES[name](scale, frozenset(options.only or ())):
+                print(
+                    f"[{number + 1}/{scale.runs}] {item.metric} {item.subject}: "
+                    + (item.missing.splitlines()[0] if item.missing else f"{report.digits(item.value)} {item.unit}"),
+                    file=sys.stderr,
+                    flush=True,
+                )
+                found.append(item)
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "quick": scale.quick,
+        "runs": scale.runs,
+        "machine": machine,
+        "versions": _versions(),
+        "measurements": [item.to_json() for item in found],
+    }
+
+
+def _versions() -> dict[str, str]:
+    every: list[Supervisor | Server] = [*supervision.subjects(), *handover.subjects()]
+    return {item.program: item.version() for item in every if not item.missing()}
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(pages / 1e9),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load": " ".join(f"{number:.2f}" for number in os.getloadavg()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
