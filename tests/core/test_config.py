@@ -221,6 +221,12 @@ def test_mistakes_name_the_text_they_are_in() -> None:
     ]
 
 
+def test_a_mistake_in_where_it_goes_is_blamed_on_the_working_copy() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("# a line\n" + THREE_LINES, 'branch = "-x"\n' + THREE_LINES, revision="abc123", around=AROUND)
+    assert [(one.file, one.line, one.path) for one in caught.value.mistakes] == [("midstream.toml", 1, "branch")]
+
+
 def test_the_file_is_looked_for_where_it_lies_in_the_repository() -> None:
     around = dataclasses.replace(AROUND, folder="/home/ann/all/shop", repository="/home/ann/all", repo_tree="shop")
     found = destination(THREE_LINES, around=around)
