@@ -178,9 +178,12 @@ def test_an_agent_killed_in_the_middle_does_not_stop_a_deploy(shop: Shop) -> Non
 def test_secrets_are_printed_nowhere(shop: Shop, tmp_path: Path) -> None:
     """Not on the screen, not in the log, not in the record: even when a build or an error repeats them."""
     leak = "your key is hunter2-hunter2"
+    step = {"phase": "updated", "step": "deploy:build", "state": "line", "line": leak}
+    shop.agent.tell_during("deploy.update", "progress", step)
     shop.agent.script("deploy.publish", Fail(AppError(leak, detail=leak, where=leak)))
     result = shop.run("deploy", "-v")
     assert "your key is [SECRET_KEY]" in result.err
+    assert "your key is [SECRET_KEY]" in result.out
     assert shop.agent.apps["shop"].secrets == {"SECRET_KEY": "hunter2-hunter2"}
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert kept == []
@@ -529,3 +532,26 @@ def test_a_reader_that_leaves_is_no_error(shop: Shop) -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_deploy_goes_on_when_nobody_reads_its_output(shop: Shop) -> None:
+    """A closed terminal or `| head` must not put a deploy back, nor leave it half-way."""
+    done = subprocess.run(
+        f"{sys.executable} -m midstream deploy -v | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shop.agent.apps["shop"].committed
+    assert shop.agent.apps["shop"].deploy is None
+
+
+def test_escapes_in_a_commit_or_an_error_do_not_reach_the_terminal(shop: Shop) -> None:
+    shop.git("commit", "-q", "--allow-empty", "-m", "evil \x1b]0;owned\x07")
+    shop.agent.script("deploy.publish", Fail(AppError("evil \x1b[2J", detail="\x1b[31m")))
+    result = shop.run("deploy")
+    assert result.code == 1
+    assert "\x1b" not in result.out + result.err
+    assert "evil" in result.out

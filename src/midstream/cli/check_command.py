@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from midstream.cli.manpage import command, config_option, json_option, socket_option
-from midstream.cli.output import echo_json, short, size
+from midstream.cli.output import clean, echo_json, short, size
 
 
 @command(
@@ -36,7 +36,7 @@ def check(stage: str | None, branch: str, config_path: str, socket: str, as_json
     chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
     try:
         assert chosen.target is not None
-        lines.append(f"revision: {chosen.target.branch} is {short(chosen.target.sha)} “{chosen.target.subject}”")
+        lines.append(f"revision: {chosen.target.branch} is {short(chosen.target.sha)} “{clean(chosen.target.subject)}”")
         lines.append(f"configuration: {len(chosen.stage.app.services)} services, stage {chosen.stage.name}")
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
         if secrets:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import click
 
-from midstream.cli.output import short
+from midstream.cli.output import clean, short
 from midstream.cli.places import records_folder
 from midstream.cli.progress import Printer, printer
 from midstream.cli.project import Project
@@ -134,7 +134,7 @@ def headline(order: Order) -> str:
     head = f"{plan.app} ({plan.stage}) on {', '.join(plan.hosts)}"
     if plan.kind is Kind.ROLLBACK:
         return f"rollback of {head} to {order.release or 'the last proven release before this one'}"
-    return f"{head}: {target.branch} at {short(target.sha)} “{target.subject}”" if target else head
+    return f"{head}: {target.branch} at {short(target.sha)} “{clean(target.subject)}”" if target else head
 
 
 def perform(order: Order, project: Project, socket_path: str, show: Show) -> int:
@@ -146,12 +146,12 @@ def perform(order: Order, project: Project, socket_path: str, show: Show) -> int
     record.begin()
     record.line(headline(order))
     for note in project.notes:
-        record.line(note)
-        if not show.as_json:
-            click.echo(f"note: {note}", err=True)
-    out.begin(order.plan, order.deploy_id, headline(order))
+        record.line(f"note: {note}")
+        click.echo(f"note: {note}", err=True)
+    report = _Reporter(redact, record, out)
+    report.begin(order)
     try:
-        outcome = asyncio.run(_run(order, socket_path, _reporter(redact, record, out)))
+        outcome = asyncio.run(_run(order, socket_path, report))
     except MidstreamError as error:  # no connection at all
         out.close()
         record.line(f"error: {error.what}")
@@ -160,21 +160,43 @@ def perform(order: Order, project: Project, socket_path: str, show: Show) -> int
     except BaseException:
         out.close()
         raise
-    out.close()
-    return _conclude(outcome, redact, record, out)
+    return _conclude(outcome, redact, record, report)
 
 
 def _complain(text: str) -> None:
     click.echo(f"midstream: {text}", err=True)
 
 
-def _reporter(redact: Redactor, record: Record, out: Printer) -> Callable[[Event], None]:
-    def report(event: Event) -> None:
-        safe = replace(event, text=redact(event.text)) if event.text else event
-        record.event(safe)
-        out.event(safe)
+class _Reporter:
+    """Every event goes into the record, and to the printer for as long as somebody reads it: a terminal or a pipe that
+    is gone (`| head`) must not end a deploy."""
 
-    return report
+    def __init__(self, redact: Redactor, record: Record, out: Printer) -> None:
+        self._redact, self._record, self._out = redact, record, out
+        self._is_read = True
+
+    def begin(self, order: Order) -> None:
+        self._print(lambda: self._out.begin(order.plan, order.deploy_id, headline(order)))
+
+    def __call__(self, event: Event) -> None:
+        safe = replace(event, text=self._redact(event.text)) if event.text else event
+        self._record.event(safe)
+        self._print(lambda: self._out.event(safe))
+
+    def close(self, outcome: Outcome) -> None:
+        self._print(self._out.close)
+        self._print(lambda: self._out.outcome(outcome, self._record.log_path))
+
+    def _print(self, work: Callable[[], None]) -> None:
+        if not self._is_read:
+            return
+        try:
+            work()
+            sys.stdout.flush()
+        except OSError as error:
+            self._is_read = False
+            self._record.line(f"nobody reads the output any more ({error}); going on")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 async def _run(order: Order, socket_path: str, report: Callable[[Event], None]) -> Outcome:
@@ -182,7 +204,8 @@ async def _run(order: Order, socket_path: str, report: Callable[[Event], None]) 
     deployment = Deployment(order, clients, report)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, deployment.interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
+            loop.add_signal_handler(number, deployment.interrupt)
     try:
         await asyncio.gather(*(client.start(give_up_s=CONNECT_S) for client in clients.values()))
         return await deployment.run()
@@ -190,13 +213,13 @@ async def _run(order: Order, socket_path: str, report: Callable[[Event], None]) 
         await asyncio.gather(*(client.close() for client in clients.values()))
 
 
-def _conclude(outcome: Outcome, redact: Redactor, record: Record, out: Printer) -> int:
+def _conclude(outcome: Outcome, redact: Redactor, record: Record, report: _Reporter) -> int:
     error = outcome.error
     if error is not None:
         for name in ("what", "where", "serving", "remedy", "detail"):
             setattr(error, name, redact(getattr(error, name)))
         record.line(str(error))
-    out.outcome(outcome, record.log_path)
+    report.close(outcome)
     record.close()
     if error is None:
         return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -189,9 +188,11 @@ def _invoke(argv: list[str]) -> object:
 
 def show_error(error: MidstreamError, *, as_json: bool) -> None:
     """The error in words on stderr and, for `--json`, as one line on stdout."""
+    from midstream.cli.output import clean, echo_json
+
     if as_json:
-        click.echo(json.dumps({"type": "error", **error.to_wire()}))
-    click.echo(f"midstream: {error}", err=True)
+        echo_json({"type": "error", **error.to_wire()})
+    click.echo(f"midstream: {clean(str(error))}", err=True)
 
 
 def main() -> NoReturn:

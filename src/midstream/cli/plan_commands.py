@@ -52,7 +52,7 @@ def plan(stage: str | None, branch: str, rollback: bool, config_path: str, socke
             return 0
         head = f"{made.kind.value} of {made.app} ({made.stage}) on {', '.join(made.hosts)}"
         if chosen.target:
-            head += f": {chosen.target.branch} at {short(chosen.target.sha)} “{chosen.target.subject}”"
+            head += f": {chosen.target.branch} at {short(chosen.target.sha)} “{clean(chosen.target.subject)}”"
         click.echo("\n".join([head, *plan_lines(made)]))
         for note in chosen.notes:
             click.echo(f"note: {note}", err=True)

@@ -23,6 +23,7 @@ from midstream.core.wire import WireError, from_wire
 from midstream.errors import LockedError, MidstreamError, OperatorError
 
 LEASE_S = 15.0
+PATIENCE_S = 30.0
 LINE_MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -132,6 +133,10 @@ class FakeAgent:
         """The next calls of `method` behave so, one each; later ones as usual."""
         self._script.setdefault(method, []).extend(behaviours)
 
+    def tell_during(self, method: str, notice: str, body: dict[str, Any]) -> None:
+        """The next call of `method`, one of a deploy, sends this notification; its deploy_id is filled in."""
+        self.script(method, Say(((notice, body),)))
+
     def methods(self) -> list[str]:
         """The names of the calls so far, `hello` left out."""
         return [method for method, _ in self.calls if method != "hello"]
@@ -145,9 +150,10 @@ class FakeAgent:
         raise KeyError(method)
 
     async def wait_for(self, method: str, times: int = 1) -> None:
-        """Returns once `method` was called so often."""
+        """Returns once `method` was called so often; TimeoutError when it never is."""
         async with self._called:
-            await self._called.wait_for(lambda: self.methods().count(method) >= times)
+            waiting = self._called.wait_for(lambda: self.methods().count(method) >= times)
+            await asyncio.wait_for(waiting, PATIENCE_S)
 
     def release(self) -> None:
         """Lets every waiting call go on."""
@@ -241,8 +247,9 @@ class FakeAgent:
             case Wait():
                 await self._go.wait()
             case Say(notices):
+                mark = {"deploy_id": params["deploy_id"]} if "deploy_id" in params else {}
                 for name, body in notices:
-                    _write(writer, {"jsonrpc": "2.0", "method": name, "params": body})
+                    _write(writer, {"jsonrpc": "2.0", "method": name, "params": {**mark, **body}})
             case None:
                 pass
         return self._work(method, params, writer)
