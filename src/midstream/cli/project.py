@@ -5,6 +5,7 @@ The revision is resolved once, here (DESIGN 6). Blocks: git and files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,7 +49,11 @@ def profile_names() -> tuple[str, ...]:
 
 def open_file(config_path: str) -> ProjectFile:
     """The project's file, read. Raises OperatorError when there is none."""
-    return open_project(find_config(config_path))
+    path = find_config(config_path)
+    if path is None:
+        return open_project()  # which says that there is none
+    near = os.path.relpath(path)
+    return open_project(path if near.startswith("..") else near)
 
 
 def of_revision(
