@@ -6,7 +6,9 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 from footprint import idle_percent, pss_mb
 from measurement import Measurement, absent
@@ -33,60 +35,75 @@ def measure(scale: Scale, only: frozenset[str]) -> Iterator[Measurement]:
     for supervisor in subjects():
         if only and supervisor.name not in only:
             continue
+        restarts = partial(_restarts, count=scale.restarts)
+        yield from _tried(supervisor, {"restart_ms": "ms"}, scale.restarts, restarts)
         for count in scale.counts:
             metrics = {f"start_{count}_s": "s", f"memory_{count}_mb": "MB", f"idle_{count}_percent": "%"}
-            if count == 1:
-                metrics = {"restart_ms": "ms"} | metrics
-            why = supervisor.missing()
-            if not why:
-                try:
-                    yield from _with(supervisor, count, scale)
-                    continue
-                except (TimeoutError, RuntimeError, OSError) as error:
-                    why = f"failed: {error}"
-            for metric, unit in metrics.items():
-                yield absent(metric, supervisor.name, unit, why)
+            yield from _tried(supervisor, metrics, count, partial(_at_rest, count=count, scale=scale))
 
 
-def _with(supervisor: Supervisor, count: int, scale: Scale) -> list[Measurement]:
-    with sandbox() as box:
-        starts = Starts(box.folder)
-        starts.open()
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A supervisor whose services have all started, `start_s` after its own start."""
+
+    name: str
+    starts: Starts
+    start_s: float
+
+
+def _tried(
+    supervisor: Supervisor,
+    metrics: dict[str, str],
+    count: int,
+    measured: Callable[[Launched], list[Measurement]],
+) -> list[Measurement]:
+    """What `measured` finds with `count` services, or why there is nothing."""
+    why = supervisor.missing()
+    if not why:
         try:
-            return _measured(supervisor, box, starts, count, scale)
-        except TimeoutError as error:
-            outputs = " ".join(box.output(path.stem) for path in sorted(box.folder.glob("*.out")))
-            raise TimeoutError(f"{error}; {outputs}") from error
-        finally:
-            box.kill_all(frozenset(starts.pids.values()))
-            starts.close()
+            with sandbox() as box:
+                return _with(supervisor, box, count, measured)
+        except (TimeoutError, RuntimeError, OSError) as error:
+            why = f"failed: {error}"
+    return [absent(metric, supervisor.name, unit, why) for metric, unit in metrics.items()]
 
 
-def _measured(supervisor: Supervisor, box: Sandbox, starts: Starts, count: int, scale: Scale) -> list[Measurement]:
-    supervisor.prepare(box, starts.services(count))
-    starts.forget()
-    began = time.monotonic()
-    supervisor.launch(box)
-    start_s = starts.wait(count, START_TIMEOUT_S) - began
-    time.sleep(scale.settle_s)
-    own = sorted(descendants(os.getpid()) - set(starts.pids.values()))
-    found = [
-        Measurement(f"start_{count}_s", supervisor.name, start_s, "s"),
-        Measurement(f"memory_{count}_mb", supervisor.name, pss_mb(own), "MB"),
-        Measurement(f"idle_{count}_percent", supervisor.name, idle_percent(own, scale.idle_s), "%"),
-    ]
-    if count == 1:
-        found.append(Measurement("restart_ms", supervisor.name, _restart_ms(starts, scale.restarts), "ms"))
-    return found
-
-
-def _restart_ms(starts: Starts, times: int) -> float:
-    """Median from the SIGKILL to the first sign of the next process."""
-    (name,) = starts.pids
-    found = []
-    for _ in range(times):
-        time.sleep(RAN_S)
+def _with(
+    supervisor: Supervisor, box: Sandbox, count: int, measured: Callable[[Launched], list[Measurement]]
+) -> list[Measurement]:
+    starts = Starts(box.folder)
+    starts.open()
+    try:
+        supervisor.prepare(box, starts.services(count))
+        starts.forget()
         began = time.monotonic()
-        os.kill(starts.pids[name], signal.SIGKILL)
-        found.append((starts.wait(1, START_TIMEOUT_S) - began) * 1000)
-    return statistics.median(found)
+        supervisor.launch(box)
+        return measured(Launched(supervisor.name, starts, starts.wait(count, START_TIMEOUT_S) - began))
+    except TimeoutError as error:
+        outputs = " ".join(box.output(path.stem) for path in sorted(box.folder.glob("*.out")))
+        raise TimeoutError(f"{error}; {outputs}") from error
+    finally:
+        box.kill_all(frozenset(starts.pids.values()))
+        starts.close()
+
+
+def _at_rest(launched: Launched, count: int, scale: Scale) -> list[Measurement]:
+    time.sleep(scale.settle_s)
+    own = sorted(descendants(os.getpid()) - set(launched.starts.pids.values()))
+    return [
+        Measurement(f"start_{count}_s", launched.name, launched.start_s, "s"),
+        Measurement(f"memory_{count}_mb", launched.name, pss_mb(own), "MB"),
+        Measurement(f"idle_{count}_percent", launched.name, idle_percent(own, scale.idle_s), "%"),
+    ]
+
+
+def _restarts(launched: Launched, count: int) -> list[Measurement]:
+    """Median from the SIGKILL to the first sign of the next process. Each service is killed once: that a service which
+    crashes again and again has to wait is as it should be."""
+    time.sleep(RAN_S)
+    found = []
+    for name in [f"s{index}" for index in range(count)]:
+        began = time.monotonic()
+        os.kill(launched.starts.pids[name], signal.SIGKILL)
+        found.append((launched.starts.wait(1, START_TIMEOUT_S) - began) * 1000)
+    return [Measurement("restart_ms", launched.name, statistics.median(found), "ms")]
