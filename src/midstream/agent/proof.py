@@ -175,10 +175,10 @@ async def _probe(
                 return _Probe(new, await read_verdict(spec, address, connection))
     except TimeoutError:
         reason = f"no answer within {timeout_s:g} s"
-        # Time-out of a probe that the new one accepted is its answer: it took the request and gave nothing
-        # back.
-        health = HealthResult(False, f"the new generation accepted a request at {address}: {reason}") if new else None
-        return _Probe(new, health, reason)
+        # The new one took the request and gave nothing back: its answer, unless our own deadline cut the time short.
+        said = f"the new generation accepted a request at {address}: {reason}"
+        silent = new and timeout_s >= spec.timeout_s
+        return _Probe(new, HealthResult(False, said) if silent else None, reason)
     except OSError as error:
         reason = connect_reason(error, address)
         return _Probe(new, HealthResult(False, reason) if new else None, reason)
