@@ -1,0 +1,189 @@
+"""Ways to break the core that the simulation must catch: one change of text each, in a copy.
+
+Used by `test_simulation.py::test_the_simulation_bites`. A text that is no longer in the core is an error: move the
+mutant along with the rule that it breaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TURN, SERVICE, GENERATION, INTENT = "turn.py", "service.py", "generation.py", "intent.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    changes: tuple[tuple[str, str, str], ...]  # file, text, what it becomes
+    often: bool = True  # caught within the first hundred histories
+
+
+def _one(name: str, file: str, text: str, becomes: str, often: bool = True) -> Mutant:
+    return Mutant(name, ((file, text, becomes),), often)
+
+
+MUTANTS = (
+    Mutant(
+        "commit before proven",
+        (
+            (GENERATION, "(_S.PREPARED, _E.COMMIT): None,", "(_S.PREPARED, _E.COMMIT): _S.COMMITTED,"),
+            (TURN, "not in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED):", "in ():"),
+            (INTENT, "_S.PUBLISHING: {", "_S.PUBLISHING: {_E.COMMIT: _S.COMMITTED, "),
+        ),
+    ),
+    _one("one healthy slot proves all", TURN, "return slots <= healthy", "return bool(slots & healthy)"),
+    _one(
+        "ready counts as healthy",
+        TURN,
+        "if generation.state in PROVISIONAL and (generation.plan.confirm or instance.is_throwaway):",
+        "if False:",
+    ),
+    _one(
+        "a draining generation is started again",
+        TURN,
+        "        if generation.state not in PROVISIONAL:\n            return frozenset()\n        handover",
+        "        if generation.state is GenerationState.DRAINING:\n            return slots\n        handover",
+    ),
+    _one("forget to wake the parked", TURN, "old.plan.unpark_signal))", "''))"),
+    _one(
+        "wake the parked after the new one stops",
+        TURN,
+        "        self._wake()\n        self._progress()",
+        "        self._progress()\n"
+        "        for item in self.service.generations:\n"
+        "            if item.state in ENDING:\n"
+        "                self._stop_surplus(item, frozenset())\n"
+        "        self._wake()",
+    ),
+    _one(
+        "waking is stored before it is done",
+        TURN,
+        "if not asleep and not any(item.signalled_s for item in mine):",
+        "if True:",
+        often=False,
+    ),
+    _one(
+        "the soak drains the old",
+        TURN,
+        "        self._advance(generation, GenerationEvent.SOAK)\n",
+        "        self._advance(generation, GenerationEvent.SOAK)\n        self._supersede_committed()\n",
+    ),
+    _one(
+        "a crash is made good from the new release",
+        TURN,
+        "instance.generation,\n                instance.slot,\n                InstanceState.WAITING,",
+        "self.service.generations[-1].number,\n                instance.slot,\n                InstanceState.WAITING,",
+    ),
+    _one(
+        "replace: the old comes back beside the failed",
+        SERVICE,
+        'if generation.state is GenerationState.FAILED and generation.plan.policy == "replace"',
+        "if False",
+    ),
+    _one(
+        "replace: the new starts beside the old",
+        TURN,
+        'return candidate.plan.policy == "replace" and any(',
+        "return any([]) and any(",
+    ),
+    _one("stopped and wanted again stays down", TURN, "again=found.again or again or stopped", "again=not stopped"),
+    _one(
+        "a crash of the candidate is passed over",
+        TURN,
+        "if not stopped and wanted and generation.state in PROVISIONAL:",
+        "if not stopped and wanted and generation.state is GenerationState.PREPARED:",
+    ),
+    _one("a lost proof is filled up", TURN, "    turn.miss()\n", ""),
+    _one("a hold is passed over", TURN, "return self.service.hold is None or instance", "return True or instance"),
+    Mutant(
+        "a hold never expires",
+        (
+            (TURN, "            self.service = replace(self.service, hold=None)", "            pass"),
+            (SERVICE, "        times.append(service.hold.deadline_s)", "        pass"),
+        ),
+    ),
+    _one(
+        "orders stand during a hold",
+        SERVICE,
+        "or not service.want_up or service.hold is not None or cleared(service)",
+        "or not service.want_up or cleared(service)",
+        often=False,
+    ),
+    _one(
+        "restore forgets what ended",
+        TURN,
+        "if generation is not None and last[gone.generation, gone.slot] == gone.attempt:",
+        "if False:",
+    ),
+    _one(
+        "a restored committed process must be ready in time",
+        TURN,
+        "deadline_s=self.now_s + generation.plan.start_timeout_s if prepared else 0.0,",
+        "deadline_s=self.now_s + generation.plan.start_timeout_s,",
+    ),
+    _one("attempts are named twice", TURN, "attempt=last + 1, last_exit=last_exit", "attempt=0, last_exit=last_exit"),
+    _one(
+        "a drain has no end", TURN, "deadline_s=max(deadline, self.now_s), signalled_s", "deadline_s=0.0, signalled_s"
+    ),
+    _one("a stop is never followed by a kill", TURN, "deadline_s=self.now_s + plan.stop_timeout_s)", "deadline_s=0.0)"),
+    _one(
+        "the dead are not swept",
+        TURN,
+        "self.effects.append(Sweep(event.generation, event.slot, event.attempt))\n        if instance is None or",
+        "if instance is None or",
+    ),
+    _one(
+        "a wake-up in the past",
+        SERVICE,
+        "if healthy and len(healthy) == len(service.of(generation.number)):",
+        "if healthy:",
+    ),
+    _one(
+        "a failed generation is forgotten at once",
+        TURN,
+        "if generation.state in ENDING and not self.service.of(generation.number):",
+        "if generation.state in ENDING:",
+    ),
+    _one("surge stops what it started", TURN, " | {item.slot for item in mine}", ""),
+    _one(
+        "the commit leaves the old one committed",
+        TURN,
+        "        self._supersede_committed()\n        self._advance(generation, GenerationEvent.COMMIT)",
+        "        self._advance(generation, GenerationEvent.COMMIT)",
+    ),
+    _one(
+        "what ended for good is forgotten",
+        TURN,
+        "self._put_generation(replace(generation, finished=(*generation.finished, instance.slot)))",
+        "pass",
+    ),
+    _one(
+        "a removed service goes on",
+        TURN,
+        "        self._supersede_committed()\n        self.service = replace(self.service, want_up=False)",
+        "        pass",
+    ),
+    _one(
+        "an adopted process is taken for a stray",
+        TURN,
+        "if generation is None or last[seen.generation, seen.slot] != seen.attempt:",
+        "if generation is None or seen.attempt > 0:",
+    ),
+    _one("each agent drains again", TURN, "if generation.state in ENDING and told:", "if False:"),
+    _one(
+        "what was told to stop is taken on",
+        TURN,
+        "if seen.pid and generation.state is GenerationState.COMMITTED and told:",
+        "if False:",
+        often=False,
+    ),
+    _one("an end that was asked for is the last", TURN, " or (event.slot, event.attempt) in generation.told\n", "\n"),
+    _one("a failed fork is the last end", TURN, "again = again or not event.ran or", "again = again or", often=False),
+    _one(
+        "replace does not go back a step",
+        TURN,
+        "elif handover.phase is Phase.STARTING and self._runs_twice(generation):",
+        "elif False:",
+        often=False,
+    ),
+)
