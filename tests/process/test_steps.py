@@ -3,9 +3,12 @@ through a link."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,35 @@ from midstream.errors import (
 )
 
 R = [f"2026010100000{n}" for n in range(9)]
+NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run a step as another user")
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    repository = Repository(tmp_path / "origin")
+    return _made(tmp_path / "origin")
+
+
+@pytest.fixture
+def nobody() -> Iterator[tuple[Steps, Repository]]:
+    """Steps that run as another user, on a deploy_to of his, with a repository he may read. Not below tmp_path, which
+    pytest closes to others (anew at the beginning of each of its sessions)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to run a step as another user")
+    with tempfile.TemporaryDirectory(prefix="midstream-steps-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        repository = _made(folder / "origin")
+        (folder / "home").mkdir()
+        git("config", "--global", "safe.directory", "*", cwd="/", env={"HOME": str(folder / "home")})
+        steps = Steps(folder / "shop", user=NOBODY, home=folder / "home")
+        steps.deploy_to.mkdir()
+        os.chown(steps.deploy_to, NOBODY, NOBODY)
+        yield steps, repository
+
+
+def _made(path: Path) -> Repository:
+    repository = Repository(path)
     repository.commit(
         {
             "app.py": "print(1)\n",
@@ -159,29 +185,25 @@ class TestPrepare:
     def test_root_does_not_work_in_a_folder_that_another_user_owns(self, steps: Steps) -> None:
         """He could exchange any folder for a link to /etc while root works (DESIGN 4, Trust)."""
         steps.deploy_to.mkdir(parents=True)
-        os.chown(steps.deploy_to, 65534, 65534)
+        os.chown(steps.deploy_to, NOBODY, NOBODY)
         with pytest.raises(NotAllowedError, match="runs as root"):
             steps.run("prepare")
         assert list(steps.deploy_to.iterdir()) == []
 
-    @needs_root
-    def test_a_folder_that_may_not_be_written_is_named_with_the_cure(self, steps: Steps, tmp_path: Path) -> None:
-        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            folder.chmod(0o755)
-        steps.deploy_to.mkdir(parents=True)
-        steps.user = 65534
+    def test_a_folder_that_may_not_be_written_is_named_with_the_cure(self, nobody: tuple[Steps, Repository]) -> None:
+        steps, _ = nobody
+        os.chown(steps.deploy_to, 0, 0)
         with pytest.raises(HostError) as raised:
             steps.run("prepare")
         assert str(steps.deploy_to) in raised.value.what and "permission denied" in raised.value.what
         assert "chown" in raised.value.remedy
 
-    @needs_root
-    def test_a_deploy_to_that_may_not_be_made_is_said_with_the_cure(self, steps: Steps) -> None:
-        _open_to_all(steps.deploy_to.parents[1])
-        steps.user = 65534
+    def test_a_deploy_to_that_may_not_be_made_is_said_with_the_cure(self, nobody: tuple[Steps, Repository]) -> None:
+        steps, _ = nobody
+        steps.deploy_to.rmdir()
         with pytest.raises(HostError, match="may not make it") as raised:
             steps.run("prepare")
-        assert f"install -d -o 65534 -g 65534 {steps.deploy_to}" in raised.value.remedy
+        assert f"install -d -o {NOBODY} -g {NOBODY} {steps.deploy_to}" in raised.value.remedy
 
 
 class TestReceive:
@@ -585,8 +607,6 @@ class TestMakeRelease:
 
 
 def _make_tree(repository: Repository, text: str) -> str:
-    import subprocess
-
     from step_programs import _GIT_ENV
 
     # Not mktree, which refuses: the object is written as it is.
@@ -772,8 +792,6 @@ class TestSwitch:
 
 
 def _by_mtime(steps: Steps) -> list[str]:
-    import subprocess
-
     done = subprocess.run(["ls", "-xt", steps.deploy_to / "releases"], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
@@ -865,37 +883,23 @@ class TestCleanup:
         assert steps.run("cleanup", keep=1, committed=R[1])["removed"] == [R[0]]
         assert (tmp_path / "precious/data").exists() and (steps.deploy_to / "shared/log/kept").exists()
 
-    @needs_root
-    def test_folders_without_write_permission_are_deleted_too(self, steps: Steps, repository: Repository) -> None:
+    def test_folders_without_write_permission_are_deleted_too(self, nobody: tuple[Steps, Repository]) -> None:
         """Go's module cache is such a folder; `rm -rf` by its owner fails on it."""
-        _open_to_all(repository.path)
-        steps.deploy_to.mkdir(parents=True)
-        os.chown(steps.deploy_to, 65534, 65534)
-        _open_to_all(steps.deploy_to.parent)
-        git("config", "--global", "safe.directory", "*", cwd="/", env={"HOME": str(repository.path)})
-        steps.user, steps.env["HOME"] = 65534, str(repository.path)
+        steps, repository = nobody
         for release in R[:2]:
             steps.deploy(repository, release)
         locked = steps.deploy_to / "releases" / R[0] / "pkg/mod"
         locked.mkdir(parents=True)
         (locked / "file").touch()
         for path in (locked / "file", locked, locked.parent):
-            os.chown(path, 65534, 65534)
+            os.chown(path, NOBODY, NOBODY)
         locked.chmod(0o555)
         assert steps.run("cleanup", keep=1, committed=R[1]) == {"removed": [R[0]], "left": []}
         assert os.listdir(steps.deploy_to / ".midstream/trash") == []
 
-    @needs_root
-    def test_what_cannot_be_deleted_is_reported_and_the_rest_goes_on(
-        self, steps: Steps, repository: Repository
-    ) -> None:
+    def test_what_cannot_be_deleted_is_reported_and_the_rest_goes_on(self, nobody: tuple[Steps, Repository]) -> None:
         """Files that another user made in a release (a cache of www-data, a root cron job)."""
-        _open_to_all(repository.path)
-        steps.deploy_to.mkdir(parents=True)
-        os.chown(steps.deploy_to, 65534, 65534)
-        _open_to_all(steps.deploy_to.parent)
-        git("config", "--global", "safe.directory", "*", cwd="/", env={"HOME": str(repository.path)})
-        steps.user, steps.env["HOME"] = 65534, str(repository.path)
+        steps, repository = nobody
         for release in R[:3]:
             steps.deploy(repository, release)
         cache = steps.deploy_to / "releases" / R[0] / "cache"
@@ -906,7 +910,7 @@ class TestCleanup:
         assert len(answer["left"]) == 1 and "ermission" in answer["left"][0]["reason"]
         assert sorted(os.listdir(steps.deploy_to / "releases")) == [R[2]]
         (cache_left,) = (steps.deploy_to / ".midstream/trash").iterdir()
-        os.chown(cache_left / "cache", 65534, 65534)
+        os.chown(cache_left / "cache", NOBODY, NOBODY)
         assert steps.run("cleanup", keep=1, committed=R[2])["left"] == []
 
     def test_leftovers_of_a_killed_cleanup_are_deleted(self, steps: Steps) -> None:
@@ -1033,8 +1037,6 @@ class TestProtocol:
             Steps(Path("/")).run("prepare", deploy_to=deploy_to)
 
     def test_a_second_step_waits_for_the_first(self, steps: Steps) -> None:
-        import fcntl
-
         steps.run("prepare")
         with open(steps.deploy_to / ".midstream/lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -1048,12 +1050,6 @@ class TestProtocol:
         steps.env["PATH"] = str(tmp_path)
         with pytest.raises(HostError, match="git is not installed"):
             steps.run("fetch", repository=str(repository.path), branch="main", revision=repository.head())
-
-
-def _open_to_all(folder: Path) -> None:
-    for above in [folder, *list(folder.parents)[:4]]:
-        if str(above).startswith("/tmp/"):
-            above.chmod(0o755)
 
 
 @pytest.fixture(autouse=True)
