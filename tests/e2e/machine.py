@@ -216,8 +216,8 @@ class Machine:
     def out(self) -> str:
         return (self.root / "agent.out").read_text(errors="replace")
 
-    def close(self) -> None:
-        """An ordered stop; what is left after that is killed by the stamp in its environment."""
+    def stop(self) -> None:
+        """The ordered stop, as far as it goes."""
         try:
             self.call("agent.stop", timeout_s=3.0)
         except Exception:
@@ -227,6 +227,10 @@ class Machine:
                 self.process.wait(15.0)
             except subprocess.TimeoutExpired:
                 pass
+
+    def close(self) -> None:
+        """An ordered stop; what is left after that is killed by the stamp in its environment."""
+        self.stop()
         for pid in self.left_over():
             try:
                 os.kill(pid, signal.SIGKILL)

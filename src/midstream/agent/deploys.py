@@ -26,14 +26,17 @@ from midstream.agent.work import Progress, Work
 from midstream.core import releases, steps
 from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
 from midstream.core.intent import Intent, IntentEvent, IntentState
+from midstream.core.layout import Layout
 from midstream.core.names import is_name, is_release
 from midstream.core.spec import AppSpec
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.linux import clock
+from midstream.linux.file_identity import FileUser, files_as
 
 LEASE_S = 15.0
 _PACK_MAX_BYTES = 8 << 30
+_REVISIONS_LOG_MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +317,9 @@ class Deploys:
         try:
             fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.pwrite(fd, raw, offset)
+                done = 0
+                while done < len(raw):
+                    done += os.pwrite(fd, raw[done:], offset + done)
                 if last:
                     os.ftruncate(fd, offset + len(raw))
             finally:
@@ -364,7 +369,7 @@ class Deploys:
         inspected = await work.run_step("inspect", steps.Inspect(deploy_to))
         known = self.host.store.releases(work.intent.app)
         good = {release for release, record in known.items() if record.state == "good"}
-        foreign = set(inspected.get("deployed", {})) - set(known)
+        foreign = set(releases.deployed_releases(self._revisions_log(work))) - set(known)
         bad = {release for release, record in known.items() if record.state == "bad"}
         target = releases.rollback_target(
             inspected["releases"],
@@ -389,6 +394,18 @@ class Deploys:
         if target not in known:
             self.host.store.put_release(work.intent.app, ReleaseRecord(target, revision, branch))
         return {"release": target, "revision": revision, "branch": branch, "schema_warning": warning}
+
+    def _revisions_log(self, work: Work) -> str:
+        """What other tools deployed here; read with the rights of the app's user."""
+        account = accounts.account_of_uid(work.app.owner_uid)
+        user = FileUser(account.uid, account.gid) if self.host.uid == 0 else None
+        try:
+            with files_as(user):
+                fd = os.open(Layout(work.spec.deploy_to).revisions_log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        with os.fdopen(fd, "rb") as file:
+            return file.read(_REVISIONS_LOG_MAX_BYTES).decode("utf-8", "replace")
 
     def _peer_of(self, work: Work) -> Peer:
         return Peer(0, work.intent.uid, 0)

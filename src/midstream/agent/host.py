@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from midstream.agent import crashpoint, watching
 from midstream.agent.accounts import account_of_uid
@@ -60,6 +60,7 @@ from midstream.core.generation import GenerationState
 from midstream.core.instance import THROWAWAY_SLOT, Instance
 from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec, StandingOrder
 from midstream.core.names import SlotName, SpawnKey, parse_key
+from midstream.core.placeholders import fill
 from midstream.core.service import Service, durable, standing_orders, wake_s
 from midstream.core.spec import CommandStep, Readiness, ServiceSpec
 from midstream.errors import HostError, MidstreamError
@@ -454,11 +455,15 @@ class Host:
 
     def configure_logs(self, name: Name, service: ServiceSpec) -> None:
         app = self.apps.get(name[0])
+        log = service.log
+        if app is not None and log.path:
+            words = {"deploy_to": app.deploy_to, "shared": f"{app.deploy_to}/shared"}
+            log = replace(log, path=fill(log.path, words))
         if self.uid != 0:
-            self.logs.configure(*name, service.log)
+            self.logs.configure(*name, log)
             return
         owner = account_of_uid(app.owner_uid if app else self.uid)
-        self.logs.configure(*name, service.log, owner=FileUser(owner.uid, owner.gid), reader_gid=owner.gid)
+        self.logs.configure(*name, log, owner=FileUser(owner.uid, owner.gid), reader_gid=owner.gid)
 
     def _make_run_folder(self, path: str, uid: int, gid: int) -> None:
         if os.path.isdir(path):
@@ -654,7 +659,7 @@ class Host:
 
     def tree_of(self, key: SpawnKey, entry: ProcessEntry) -> list[int]:
         """The pids of an instance's tree, now."""
-        folder = f"{self.cgroup}/{cgroup_of(key)}" if self.cgroup else None
+        folder = f"{self.cgroup}/{cgroup_of(key)}.{key.attempt}" if self.cgroup else None
         mark = tree.TreeMark(str(key), self.keeper_id, entry.pid, entry.start_ticks, folder)
         return list(tree.members(mark))
 
@@ -825,6 +830,8 @@ class Host:
                 ended.setdefault(name, []).append(event)
             else:
                 pid = entry.pid
+                if entry.by == "order" and (*name, *place) not in self._live:
+                    self.note(*name, "start", "by the keeper, while the agent was away", key.generation, key.slot)
                 live.setdefault(name, []).append(Spawned(*place, pid))
                 old = self._live.get((*name, *place))
                 if old is None or old.entry.pid != pid:
@@ -875,6 +882,26 @@ class Host:
         live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
         if live is not None and self._was_ready(name, seen):
             live.ready.set()
+        await self._hear_what_was_said(name, seen, channel)
+
+    async def _hear_what_was_said(self, name: Name, seen: Spawned, channel: str) -> None:
+        """What the keeper took from the instance's notify socket and readiness pipe while there was no agent: READY=1
+        comes once, and may have come just then."""
+        if self.link is None:
+            raise KeeperLost("the keeper is away")
+        for said in await self.link.notices():
+            if said.name == channel and (socket := self._sockets.get(channel)) is not None:
+                for notice in said.notices:
+                    socket.replay(f"{notice.variable}={notice.value}".encode(), pid=notice.pid, uid=notice.uid)
+                await self.link.clear_notices([channel])
+        live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
+        try:
+            newline = await self.link.spool(f"{channel}/ready")
+        except KeeperRefused:  # it has none
+            return
+        if live is not None and b"\n" in newline.data:
+            live.ready.set()
+            self._remember_ready(name, (seen.generation, seen.slot, seen.attempt))
 
     async def _absorb_spool(self, log_name: ChannelName, channel: str) -> None:
         if self.link is None:

@@ -23,6 +23,7 @@ from midstream.core.messages import (
     PROTOCOL,
     READING,
     REPLIES,
+    SPECS_MAX,
     Acked,
     AckRequest,
     AgentCommandRequest,
@@ -515,7 +516,7 @@ def _batches(items: Sequence[T]) -> Iterator[list[T]]:
     size = 0
     for item in items:
         length = len(json.dumps(to_wire(item))) + 1
-        if batch and size + length > _BATCH_BYTES:
+        if batch and (size + length > _BATCH_BYTES or len(batch) == SPECS_MAX):
             yield batch
             batch, size = [], 0
         batch.append(item)

@@ -184,8 +184,11 @@ def _failure(work: Work, news: HandoverNews) -> AppError:
         work.intent.services[0] if work.intent.services else "",
     )
     lines = work.host.last_lines(work.intent.app, name, work.intent.generation)
+    reason = work.redacted(news.reason)
+    if "did not start" in reason:
+        reason += f"; the command is `{' '.join(work.spec.services[name].command)}`"
     return AppError(
-        f"release {work.intent.release} was not proven: {name}: {work.redacted(news.reason)}",
+        f"release {work.intent.release} was not proven: {name}: {reason}",
         where=f"service {name}, generation {work.intent.generation}",
         detail=work.redacted("\n".join(lines)),
         serving=work.serving(),
@@ -254,12 +257,19 @@ def _write_backup(host: Host, app: AppRecord) -> None:
         host.store.write_backup(app, [replace(item, instances=()) for item in mine], record)
 
 
+def _rollback_target(work: Work) -> str | None:
+    """Where a rollback from the new release would go, so that Capistrano's, which goes by mtime, goes there too."""
+    known = work.host.store.releases(work.intent.app)
+    older = [item for item, record in known.items() if record.state == "good" and item < work.intent.release]
+    return older[-1] if older else None
+
+
 async def _switch(work: Work) -> None:
     if work.done("deploy:symlink:release"):
         return
     try:
         with work.step("deploy:symlink:release"):
-            switch = steps.Switch(work.spec.deploy_to, work.intent.release, None, work.intent.previous or None)
+            switch = steps.Switch(work.spec.deploy_to, work.intent.release, None, _rollback_target(work))
             await work.run_step("switch", switch, label="deploy:symlink:release")
     except MidstreamError as error:
         raise AttentionError(
@@ -301,8 +311,22 @@ async def revert(work: Work, reason: str) -> None:
     ) or work.intent.made_release:
         _mark_bad(work, reason)
     await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
+    await _clear_disk(work)
     _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
     host.note(work.intent.app, "", "revert", work.redacted(reason), work.intent.generation)
+
+
+async def _clear_disk(work: Work) -> None:
+    """What a half-made release left goes; assets that the new release replaced come back. Best effort: what is left over is
+    swept by the next deploy."""
+    try:
+        if work.intent.steps.get("git:create_release") in ("begun", "begun-before"):
+            await work.run_step("discard", steps.Discard(work.spec.deploy_to, deploy_id=work.intent.id))
+        if work.spec.assets and work.app.release and "deploy:publish_assets" in work.intent.steps:
+            back = steps.PublishAssets(work.spec.deploy_to, work.app.release, work.spec.assets)
+            await work.run_step("publish_assets", back)
+    except MidstreamError as error:
+        work.warnings.append(error.what)
 
 
 def _mark_bad(work: Work, reason: str) -> None:

@@ -213,7 +213,8 @@ def _groups(service: ServiceSpec, account: Account) -> tuple[int, ...]:
 
 
 def cgroup_of(key: SpawnKey) -> str:
-    return f"{key.app}.{key.service.replace('+', '_')}.{key.generation}.{key.slot}.{key.attempt}"
+    """The cgroup folder of a slot; the keeper adds `.ATTEMPT` for each process."""
+    return f"{key.app}.{key.service.replace('+', '_')}.{key.generation}.{key.slot}"
 
 
 def command_spec(

@@ -96,7 +96,11 @@ class Work:
         try:
             yield
         except BaseException as error:
-            what = error.what if isinstance(error, MidstreamError) else f"{type(error).__name__}: {error}"
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, MidstreamError):
+                what = error.what
+                if self.app.release and self.app.release not in error.serving:
+                    error.serving = f"{self.serving()}; {error.serving}".removesuffix("; ")
             self._journal_failure(name, what)
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 PROTOCOL = 1
 MESSAGE_MAX_BYTES = 160 * 1024
 FDS_MAX = 250
+SPECS_MAX = 250  # in one spawn request
 
 
 class ProcessKind(enum.Enum):
@@ -498,3 +499,4 @@ class Refusal(enum.Enum):
     OS = "os"  # a system call failed; `errno` has its name, `holder` who has the address
     STOPPING = "stopping"  # the ordered stop has begun
     IMAGE = "image"  # the new keeper image was refused
+    BUG = "bug"  # the keeper failed where it should not; its log says where

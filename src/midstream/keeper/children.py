@@ -84,7 +84,7 @@ class Children:
             row = Row(spec.key, spec.kind, by, self._cgroup_for(spec))
             launch = self._launch(spec, row, passed)
         except Refused as error:
-            return SpawnResult(spec.key, ok=False, error=error.what)
+            return SpawnResult(spec.key[:200], ok=False, error=error.what[:300])
         try:
             child = spawn.launch(launch)
         except OSError as error:
@@ -172,7 +172,8 @@ class Children:
         if not spec.cgroup or "/" in spec.cgroup or spec.cgroup.startswith((".", "cgroup.")):
             raise Refused(Refusal.BAD_REQUEST, f"{spec.key}: not a cgroup folder name: {spec.cgroup!r}")
         try:
-            return cgroup.make(self._cgroup_root, spec.cgroup)
+            # One folder an attempt: what is left of the last one must not be taken for this one's, nor ended with it.
+            return cgroup.make(self._cgroup_root, f"{spec.cgroup}.{parse_key(spec.key).attempt}")
         except OSError as error:
             self._layout.note(f"no cgroup for {spec.key}: {error.strerror}; its tree is found by scanning /proc")
             return None
@@ -260,6 +261,11 @@ class Children:
             return
         self._emptying[path] = events_fd
         self._loop.add(events_fd, lambda _events: self._cgroup_changed(path), select.EPOLLPRI)
+
+    def sweep_cgroups(self) -> None:
+        """Folders that were waiting to become empty when the keeper before this one ended."""
+        for path in cgroup.children(self._cgroup_root) if self._cgroup_root is not None else ():
+            self._sweep_cgroup(path)
 
     def _cgroup_changed(self, path: str) -> None:
         events_fd = self._emptying[path]
