@@ -15,6 +15,7 @@ from midstream.core.spec import AppSpec
 from midstream.deploy.config_file import ProjectFile, open_project
 from midstream.deploy.order import Target
 from midstream.deploy.source import Source
+from midstream.errors import OperatorError
 from midstream.profiles import GENERIC, SERVERS
 
 HERE = "localhost"
@@ -94,5 +95,19 @@ def _project(
     if elsewhere and not (named_socket and len(stage.hosts) == 1):
         raise elsewhere_error(stage.name, elsewhere)
     specs = {host.address or HERE: config.resolve(stage.name, host) for host in stage.hosts}
+    _refuse_what_would_not_happen(file, specs)
     notes = (*config.notes, *stage.warnings, *(source.notes if source else ()))
     return Project(file, config, stage, specs, notes, target, source)
+
+
+def _refuse_what_would_not_happen(file: ProjectFile, specs: Mapping[str, AppSpec]) -> None:
+    """Hooks and holds are part of the file's language already, but nothing runs them yet: a deploy that passed over
+    them in silence would be worse than none."""
+    for key in ("hooks", "holds"):
+        if any(getattr(spec, key) for spec in specs.values()):
+            raise OperatorError(
+                f"this version does not run [[{key}]]",
+                where=f"{file.name}: {key}",
+                serving="unchanged: nothing was done yet",
+                remedy=f"take the [[{key}]] out, and do by hand what they did",
+            )
