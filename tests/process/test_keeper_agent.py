@@ -109,7 +109,13 @@ def test_an_agent_that_cannot_start_is_reported_and_tried_again(words, tmp_path)
     program = tmp_path / "agent"
     with running_keeper([str(program)]) as host:
         client = host.client()
-        assert any("agent" in note and "exec" in note for note in client.hello().notes)
+        pause = select.poll()
+        for _ in range(1000):  # until the first attempt has been reaped
+            if any("agent" in note and "exec" in note for note in client.hello().notes):
+                break
+            pause.poll(10)
+        else:
+            raise AssertionError("nobody is told")
         client.close()
         program.write_text(f"#!/bin/sh\necho came $$ 0 > {words.path}\nexec sleep 1000\n")
         program.chmod(0o755)

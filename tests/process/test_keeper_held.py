@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
 import select
 import socket
 import stat
@@ -29,9 +30,12 @@ from midstream.core.messages import (
     NameRequest,
     NoticesRequest,
     NotifyRequest,
+    OrdersRequest,
     PingRequest,
     Refusal,
+    ShutdownRequest,
     SpoolRequest,
+    StandingOrder,
     TakeRequest,
 )
 from midstream.linux import fds as fd_calls
@@ -479,3 +483,73 @@ def test_wrong_options_say_so(words):
         argv = [sys.executable, "-I", "-S", host.image, *words]
         refused = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert refused.returncode == 2 and "keeper" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("op", "request_"),
+    [
+        ("unlisten", NameRequest("\ud800")),
+        ("unnotify", NameRequest("../x")),
+        ("channel", ChannelRequest("..")),
+        ("channel", ChannelRequest("log", 2**40, 0)),
+        ("notify", NotifyRequest("x", -2, 0)),
+        ("listen", ListenRequest(ListenerSpec("web", "unix:///tmp/\ud800"))),
+        ("listen", ListenRequest(ListenerSpec("web", "private", mode=2**20))),
+        ("listen", ListenRequest(ListenerSpec("web", "private", backlog=2**40))),
+        ("listen", ListenRequest(ListenerSpec("web", "tcp://127.0.0.1:0", backlog=-1))),
+        ("shutdown", ShutdownRequest(float("nan"))),
+        ("shutdown", ShutdownRequest(-1.0)),
+        ("orders", OrdersRequest(revoke=("\0",), set=(StandingOrder("x", spec("x", "true")),))),
+    ],
+)
+def test_values_that_no_system_call_takes_are_refused(client, op, request_):
+    with pytest.raises(KeeperRefused) as refused:
+        client.do(op, request_)
+    assert refused.value.refusal is Refusal.BAD_REQUEST
+    assert client.do("inventory", InventoryRequest()).items == ()
+
+
+def test_without_a_descriptor_left_peers_are_turned_away_and_the_agent_is_served(host, client):
+    pid = host.process.pid
+    former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    count = open_count(pid)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, former[1]))
+    try:
+        late = host.client(hello=False)
+        with pytest.raises((KeeperLost, OSError)):
+            late.do("ping", PingRequest())
+        with pytest.raises(KeeperRefused) as refused:
+            client.do("channel", ChannelRequest("log"))
+        assert refused.value.errno == "EMFILE"
+        (result,) = client.spawn(spec("app/web/1/0/1", "true"))
+        assert not result.ok and "Too many open files" in result.error
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+    client.do("channel", ChannelRequest("log"))
+    assert open_count(pid) == count + 1
+
+
+def test_a_bug_in_one_callback_does_not_end_the_loop(capsys):
+    """The keeper is the parent of everything: what fails is logged, and what keeps failing is dropped."""
+    from midstream.keeper.loop import Loop
+
+    loop = Loop()
+    pipes = [os.pipe() for _ in range(2)]
+    seen: list[str] = []
+
+    def broken(_events: int) -> None:
+        seen.append("broken")
+        raise RuntimeError("a bug")
+
+    loop.add(pipes[0][0], broken)
+    loop.add(pipes[1][0], lambda _events: seen.append("good"))
+    loop.after(0, lambda: seen.append("timer"))
+    for _, write_fd in pipes:
+        os.write(write_fd, b"x")
+    for _ in range(15):
+        loop.turn()
+    for pair in pipes:
+        os.close(pair[0]), os.close(pair[1])
+    assert seen.count("good") == 15 and seen.count("timer") == 1
+    assert seen.count("broken") == 10
+    assert "a bug" in capsys.readouterr().err

@@ -5,11 +5,13 @@ Nothing here blocks: a reply that cannot be sent at once ends the connection, a 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import socket
 import struct
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from midstream.linux import fds
 
 _PEER = struct.Struct("=iII")
 _CONNECTIONS_MAX = 16
+_WHAT_MAX = 4000
 _BUFFER_BYTES = 4 * MESSAGE_MAX_BYTES
 
 
@@ -51,14 +54,17 @@ class Door:
         self._answer = answer
         self._on_closed = on_closed
         self._buffer = bytearray(MESSAGE_MAX_BYTES)
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.connections: set[Connection] = set()
         loop.add(sock.fileno(), self._accept)
 
     def _accept(self, _events: int) -> None:
         try:
             sock, _ = self.sock.accept()
-        except OSError:
-            return  # it has gone again; or no descriptor is left, and the next turn tries again
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
+            return  # otherwise it has gone again
         sock.setblocking(False)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         pid, uid, _ = _PEER.unpack(credentials)
@@ -66,6 +72,15 @@ class Door:
             sock.close()
             return
         self.adopt(Connection(sock, pid, uid))
+
+    def _turn_away(self) -> None:
+        """No descriptor is left: a peer that stayed in the queue would wake the loop for ever."""
+        os.close(self._spare_fd)
+        try:
+            self.sock.accept()[0].close()
+        except OSError:
+            pass
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def adopt(self, connection: Connection) -> None:
         """Serve a connection, also one that the former image of this process had accepted."""
@@ -105,8 +120,13 @@ class Door:
                 raise Refused(Refusal.BAD_REQUEST, "a request has a whole number as id")
             answer = self._answer(connection, message, packet.fds)
         except Refused as error:
-            refusal = {"code": error.code.value, "what": error.what, **error.extra}
+            refusal = {"code": error.code.value, "what": error.what[:_WHAT_MAX], **error.extra}
             self.reply(connection, {"id": number, "error": refusal})
+            return
+        except Exception:
+            traceback.print_exc()
+            bug = {"code": Refusal.BUG.value, "what": "the keeper failed at this request; its log says where"}
+            self.reply(connection, {"id": number, "error": bug})
             return
         if answer is not None:
             self.reply(connection, {"id": number, "ok": answer[0]}, answer[1])

@@ -30,13 +30,21 @@ SPOOL_MAX_BYTES = 256 * 1024
 SPOOL_ALL_MAX_BYTES = 16 * 1024 * 1024
 _NOTICES_MAX = 16  # variables for each socket
 _VALUE_MAX = 256
+_ID_MAX = 2**32 - 1  # the last is -1: "leave it as it is"
+_BACKLOG_MAX = 2**31 - 1
 _CREDENTIALS = struct.Struct("=iII")
 
 
 def check_name(name: str) -> str:
     if not _NAME.match(name):
-        raise Refused(Refusal.BAD_REQUEST, f"not a name for something held: {name!r}")
+        raise Refused(Refusal.BAD_REQUEST, f"not a name for something held: {name[:200]!r}")
     return name
+
+
+def _check_ids(*ids: int | None) -> None:
+    for number in ids:
+        if number is not None and not 0 <= number < _ID_MAX:
+            raise Refused(Refusal.BAD_REQUEST, f"not a user, group or mode: {number}")
 
 
 class Listener:
@@ -87,6 +95,9 @@ class Holdings:
     def listen(self, spec: ListenerSpec) -> Listener:
         """Bind it, or return the one that is held under this name. Raises Refused."""
         check_name(spec.name)
+        _check_ids(spec.uid, spec.gid, spec.mode)
+        if not 0 < spec.backlog <= _BACKLOG_MAX or (spec.mode is not None and spec.mode > 0o7777):
+            raise Refused(Refusal.BAD_REQUEST, f"listener {spec.name}: not a backlog or not a mode")
         held = self.listeners.get(spec.name)
         if held is not None:
             if held.spec.address != spec.address:
@@ -125,6 +136,7 @@ class Holdings:
         return held
 
     def unlisten(self, name: str) -> None:
+        check_name(name)
         self.lost_listeners.pop(name, None)
         self._layout.unlink(self._layout.held_record("listener", name))
         held = self.listeners.pop(name, None)
@@ -137,6 +149,7 @@ class Holdings:
 
     def open_channel(self, name: str, uid: int | None, gid: int | None) -> Channel:
         """The FIFO of this name, made or found. Raises Refused."""
+        _check_ids(uid, gid)
         held = self.channels.get(check_name(name))
         if held is not None:
             return held
@@ -189,6 +202,7 @@ class Holdings:
 
     def open_notify(self, name: str, uid: int | None, gid: int | None) -> NotifySocket:
         """The notify socket of this name, made or found. Raises Refused."""
+        _check_ids(uid, gid)
         held = self.notify_sockets.get(check_name(name))
         if held is not None:
             return held
@@ -208,6 +222,7 @@ class Holdings:
         return held
 
     def close_notify(self, name: str) -> None:
+        check_name(name)
         self.lost_notify.discard(name)
         self._layout.unlink(self._layout.held_record("notify", name))
         held = self.notify_sockets.pop(name, None)
@@ -279,6 +294,11 @@ class Holdings:
                 continue
             if variable in notify.notices or len(notify.notices) < _NOTICES_MAX:
                 notify.notices[variable[:64]] = Notice(variable[:64], text[:_VALUE_MAX], pid, uid, boottime_s())
+
+    def remove_paths(self) -> None:
+        """At the very end: nothing listens any more, so no path may say that something does."""
+        for name in list(self.listeners):
+            self.unlisten(name)
 
     # What there is
 

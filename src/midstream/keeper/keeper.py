@@ -87,6 +87,7 @@ class Keeper:
     def run(self) -> int:
         """Until the ordered stop is complete."""
         self._reap()
+        self.children.sweep_cgroups()
         if not self.agent.attached:
             self._attachment_changed(False)
         self.agent.ensure()
@@ -179,6 +180,7 @@ class Keeper:
 
     def _stopped(self) -> None:
         self._exit_code = self.main_status
+        self.held.remove_paths()
         self.layout.forget_everything()
         if self.cgroup_root is not None:
             cgroup.remove(self.cgroup_root)

@@ -161,6 +161,7 @@ class Layout:
 
     def note(self, text: str) -> None:
         """Something that does not work here and stops nothing; told at hello."""
+        text = text[:500]
         if text not in self.notes and len(self.notes) < 20:
             self.notes.append(text)
 

@@ -7,10 +7,12 @@ import os
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable
 
 READABLE = select.EPOLLIN
 _WAIT_MAX_S = 3600.0
+_FAILURES_MAX = 10
 
 
 class Timer:
@@ -36,6 +38,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
+        self._failures: dict[int, int] = {}
         self.after_events: list[Callable[[], None]] = []
 
     @property
@@ -52,6 +55,7 @@ class Loop:
 
     def remove(self, fd: int) -> None:
         """Forget it; before it is closed. One that is not there is no error."""
+        self._failures.pop(fd, None)
         if self._callbacks.pop(fd, None) is not None:
             try:
                 self._epoll.unregister(fd)
@@ -67,15 +71,31 @@ class Loop:
         """Wait for the next event or timer, run what is due, then everything in `after_events`."""
         for fd, events in self._epoll.poll(self._wait_s()):
             callback = self._callbacks.get(fd)
-            if callback is not None:  # an earlier callback of this turn may have removed it
-                callback(events)
+            if callback is not None and not self._survives(callback, events):
+                self._failed(fd)
         now = time.monotonic()
         while self._timers and self._timers[0].deadline_s <= now:
             due = heapq.heappop(self._timers)
             if due.callback is not None:
-                due.callback()
+                self._survives(due.callback)
         for callback_after in self.after_events:
-            callback_after()
+            self._survives(callback_after)
+
+    @staticmethod
+    def _survives(callback: Callable[..., None], *arguments: int) -> bool:
+        """A bug in one callback must not end the parent of everything: it is logged, and the loop goes on."""
+        try:
+            callback(*arguments)
+        except Exception:
+            traceback.print_exc()
+            return False
+        return True
+
+    def _failed(self, fd: int) -> None:
+        """A descriptor whose callback keeps failing stays readable: it would be tried for ever."""
+        self._failures[fd] = self._failures.get(fd, 0) + 1
+        if self._failures[fd] >= _FAILURES_MAX:
+            self.remove(fd)
 
     def _wait_s(self) -> float:
         while self._timers and self._timers[0].callback is None:

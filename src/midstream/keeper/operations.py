@@ -18,6 +18,7 @@ from midstream.core.messages import (
     PROTOCOL,
     READING,
     REQUESTS,
+    SPECS_MAX,
     Acked,
     AckRequest,
     AgentCommandRequest,
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 
 Reply = tuple[Any, Sequence[int]]
 _PAGE_BYTES = MESSAGE_MAX_BYTES - 4096
+_PIDS_MAX = 1000
+_TIMEOUT_MAX_S = 7 * 86400.0
 _STOPPED = frozenset({"spawn", "listen", "orders", "upgrade"})
 
 
@@ -140,6 +143,8 @@ def _fitting(items: Any) -> list[Any]:
 
 
 def _spawn(keeper: Keeper, _connection: Connection, wanted: SpawnRequest, passed: list[int]) -> Reply:
+    if len(wanted.specs) > SPECS_MAX:
+        raise Refused(Refusal.BAD_REQUEST, f"spawn: at most {SPECS_MAX} specs at a time")
     return Spawned(tuple(keeper.children.spawn(spec, passed) for spec in wanted.specs)), ()
 
 
@@ -156,7 +161,7 @@ def _kill_tree(keeper: Keeper, _connection: Connection, wanted: KillTreeRequest,
     except OSError as error:
         raise os_refusal(error, f"cannot kill {wanted.key}") from None
     strangers = keeper.children.strangers(keeper.agent.pid)
-    return TreeKilled(report.killed, tuple(sorted({*report.left, *strangers}))), ()
+    return TreeKilled(report.killed, tuple(sorted({*report.left, *strangers}))[:_PIDS_MAX]), ()
 
 
 def _ack(keeper: Keeper, _connection: Connection, wanted: AckRequest, _passed: list[int]) -> Reply:
@@ -277,6 +282,8 @@ def _agent_command(keeper: Keeper, _connection: Connection, wanted: AgentCommand
 
 
 def _shutdown(keeper: Keeper, _connection: Connection, wanted: ShutdownRequest, _passed: list[int]) -> Reply:
+    if not 0 <= wanted.timeout_s <= _TIMEOUT_MAX_S:
+        raise Refused(Refusal.BAD_REQUEST, f"shutdown: not a time-out: {wanted.timeout_s}")
     keeper.stop(wanted.timeout_s)
     return Done(), ()
 

@@ -71,10 +71,11 @@ class Orders:
 
     def revoke(self, slot: str, forget_record: bool = True) -> None:
         order = self.by_slot.pop(slot, None)
-        if order is not None:
-            self._by_place.pop(order.place, None)
-            if order.timer is not None:
-                order.timer.cancel()
+        if order is None:
+            return
+        self._by_place.pop(order.place, None)
+        if order.timer is not None:
+            order.timer.cancel()
         if forget_record:
             self._layout.unlink(self._layout.order_record(slot))
 

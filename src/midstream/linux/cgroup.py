@@ -62,14 +62,18 @@ def make(root: str, name: str) -> str:
 
 def _folders(path: str) -> Iterator[str]:
     """`path` and all below it, the deepest first (a service may make cgroups of its own)."""
-    try:
-        with os.scandir(path) as entries:
-            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return
-    for folder in below:
+    for folder in children(path):
         yield from _folders(folder)
     yield path
+
+
+def children(path: str) -> list[str]:
+    """The folders directly below."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def members(path: str) -> list[int]:
