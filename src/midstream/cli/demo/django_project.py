@@ -13,9 +13,9 @@ REQUIREMENTS = "Django==5.2.*\ngunicorn==27.0.1\nwhitenoise==6.*\n"
 
 _TOML = """\
 app = "shop"
-repository = "{repository}"
+repository = "${repository}"
 branch = "main"
-deploy_to = "{deploy_to}"
+deploy_to = "${deploy_to}"
 linked_dirs = ["db", "log"]
 
 [env]
@@ -25,8 +25,8 @@ DJANGO_SETTINGS_MODULE = "shop.settings"
 [[build]]                                   # a virtualenv for each release, from wheels fetched once
 env = { PIP_CONFIG_FILE = "/dev/null", PIP_DISABLE_PIP_VERSION_CHECK = "1" }
 run = [
-  "{python} -m venv --without-pip .venv",
-  "{pip} --python .venv install -q --no-compile --no-index --find-links {{shared}}/wheels -r requirements.txt",
+  "${python} -m venv --without-pip .venv",
+  "${pip} --python .venv install -q --no-compile --no-index --find-links {shared}/wheels -r requirements.txt",
   "python manage.py collectstatic --noinput",
 ]
 
@@ -35,7 +35,7 @@ run = "python manage.py migrate --noinput"
 
 [services.web]
 command = "gunicorn shop.wsgi:application --workers 2 --worker-class gthread --threads 4"
-listen = ["tcp://127.0.0.1:{port}"]
+listen = ["tcp://127.0.0.1:${port}"]
 health = { http = "/up", host = "shop.example.com" }
 
 [services.jobs]
@@ -44,7 +44,7 @@ handover = "drain"
 ready = "notify"
 
 [stages.production]
-secrets = { SECRET_KEY = { file = "{key_file}" } }
+secrets = { SECRET_KEY = { file = "${key_file}" } }
 """
 
 _SETTINGS = """\
@@ -280,7 +280,7 @@ class Command(BaseCommand):
                 quiet.wait(0.1)
                 continue
             processes.write("job", job=order.id)
-            threading.Event().wait(0.1)  # packing; goes on when TERM comes
+            threading.Event().wait(0.05)  # packing; goes on when TERM comes
             order.delivered = timezone.now()
             order.save(update_fields=["delivered"])
 '''
@@ -303,7 +303,7 @@ def _first() -> dict[str, str]:
         "manage.py": _MANAGE,
         "gunicorn.conf.py": _GUNICORN,
         "processes.py": PROCESSES,
-        ".gitignore": ".venv/\nstatic/\n__pycache__/\n",
+        ".gitignore": "/.venv/\n/static/\n__pycache__/\n",
         "shop/__init__.py": "",
         "shop/settings.py": _SETTINGS,
         "shop/middleware.py": _MIDDLEWARE,

@@ -30,7 +30,7 @@ _PATH_MAX_BYTES = 60  # of the folder, so that the sockets in it stay below the 
 
 
 class Place:
-    """One folder; everything of the demo is in it. Use `start`, and in the end always `leave`."""
+    """One folder; everything of the demo is in it. Use `start`, and in the end always `stop` and `remove`."""
 
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
@@ -77,17 +77,18 @@ class Place:
         await client.start(give_up_s=START_TIMEOUT_S)
         return client
 
-    async def leave(self, *, keep: bool) -> list[str]:
-        """Stops everything and removes the folder. Returns complaints: what had to be killed, what could not go."""
+    async def stop(self) -> list[str]:
+        """Ends every process. Returns complaints: what did not end as it should and had to be killed."""
         complaints = []
         if self._keeper is not None:
             complaints += await self._stop(self._keeper)
-        complaints += await self._kill_what_is_left()
-        if not keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if self.folder.exists():
-                complaints.append(f"{self.folder} could not be removed")
-        return complaints
+            self._keeper = None
+        return complaints + self._kill_what_is_left()
+
+    def remove(self) -> list[str]:
+        """Removes the folder; some thousand files, so it may take a moment. Returns a complaint if it stays."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return [f"{self.folder} could not be removed"] if self.folder.exists() else []
 
     async def _stop(self, keeper: asyncio.subprocess.Process) -> list[str]:
         """An ordered stop of the services, the agent and the keeper."""
@@ -102,7 +103,7 @@ class Place:
             return [f"the keeper did not stop within {STOP_TIMEOUT_S:g} s and was killed"]
         return []
 
-    async def _kill_what_is_left(self) -> list[str]:
+    def _kill_what_is_left(self) -> list[str]:
         """No process may outlive the demo; its folder's name is on each of them, in a path or in the environment."""
         complaints = []
         for pid, name in processes_of(str(self.folder)):

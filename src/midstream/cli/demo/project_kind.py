@@ -19,8 +19,8 @@ class Prospect(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One commit. files: path -> whole text; `{repository}`, `{deploy_to}`, `{port}`, `{python}`, `{pip}` and
-    `{key_file}` are filled in in midstream.toml."""
+    """One commit. files: path -> whole text; `${repository}`, `${deploy_to}`, `${port}`, `${python}`, `${pip}` and
+    `${key_file}` are filled in in midstream.toml."""
 
     subject: str
     prospect: Prospect

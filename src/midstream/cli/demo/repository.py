@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from string import Template
 
 from midstream.cli.demo.project_kind import Change
 from midstream.errors import HostError
@@ -31,7 +32,8 @@ class Repository:
         for name, text in change.files.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text.format_map(self._words) if name == "midstream.toml" else text, encoding="utf-8")
+            whole = Template(text).substitute(self._words) if name == "midstream.toml" else text
+            path.write_text(whole, encoding="utf-8")
         await self._git("add", "-A")
         await self._git(*_IDENTITY, "commit", "-q", "-m", change.subject)
         return await self._git("rev-parse", "HEAD")

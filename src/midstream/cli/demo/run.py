@@ -11,10 +11,8 @@ import random
 import signal
 import tempfile
 import webbrowser
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -28,7 +26,6 @@ from midstream.cli.demo.story import Ending, Story
 from midstream.cli.output import echo_json
 from midstream.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, MidstreamError
 
-T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,50 +44,51 @@ class Options:
 
 def run(options: Options) -> int:
     """The exit code. Raises MidstreamError where the demo could not be played to its end."""
+    place = Place()
     kind = small() if options.quick else DJANGO
-    return asyncio.run(_play(options, kind, Place()))
-
-
-async def _play(options: Options, kind: Any, place: Place) -> int:
     board = Board(kind.name, str(place.folder))
     screen = screen_for(board, terminal=options.terminal, as_json=options.as_json)
     story = Story(kind, place, board, random.Random(options.seed))
     screen.start()
-    ending: Ending | None = None
     try:
-        ending = await _until_signal(story.tell())
+        ending, complaints = asyncio.run(_tell(story, place, board))
+        screen.end()
+        for complaint in complaints:
+            click.echo(f"midstream demo: {complaint}", err=True)
+        if ending is None:
+            click.echo("midstream demo: interrupted; nothing is left running", err=True)
+            return EXIT_INTERRUPTED
+        _show(options, ending)
+        return EXIT_OK if ending.good and not complaints else EXIT_FAILED
     except MidstreamError as error:
         error.detail = f"{error.detail}\n{_tail(place)}".strip()
         raise
     finally:
-        board.say("cleaning up")
-        for number in _SIGNALS:  # a second ^C does not stop what takes things away
-            asyncio.get_running_loop().add_signal_handler(number, lambda: None)
-        complaints = await asyncio.shield(place.leave(keep=options.keep))
         screen.end()
-        for complaint in complaints:
-            click.echo(f"midstream demo: {complaint}", err=True)
-        if options.keep:
-            click.echo(f"kept: {place.folder}", err=True)
-    if ending is None:
-        click.echo("midstream demo: interrupted; nothing is left running", err=True)
-        return EXIT_INTERRUPTED
-    return _conclude(options, ending, complaints)
+        _leave(options, place)
 
 
-async def _until_signal(story: Coroutine[Any, Any, T]) -> T | None:
-    """The story's end, or None when a signal came first; then it was cancelled and has put its things in order."""
-    task = asyncio.ensure_future(story)
+async def _tell(story: Story, place: Place, board: Board) -> tuple[Ending | None, list[str]]:
+    """The story's end, or None when a signal came first; and complaints about what did not end well. No process is
+    left in any case: once the story is over a signal changes nothing, so that a second ^C does not stop what tidies."""
     loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(story.tell())
     for number in _SIGNALS:
         loop.add_signal_handler(number, task.cancel)
+    ending: Ending | None = None
     try:
-        return await task
+        ending = await task
     except asyncio.CancelledError:
-        return None
+        pass
+    finally:
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, lambda: None)
+        board.say("stopping the agent, its keeper and the services")
+        complaints = await place.stop()
+    return ending, complaints
 
 
-def _conclude(options: Options, ending: Ending, complaints: list[str]) -> int:
+def _show(options: Options, ending: Ending) -> None:
     path = _picture_path(options)
     path.write_text(picture.page(ending), encoding="utf-8")
     if options.as_json:
@@ -99,7 +97,6 @@ def _conclude(options: Options, ending: Ending, complaints: list[str]) -> int:
         click.echo(f"\n{report.text(ending)}\n\nlatency over time: {path.as_uri()}")
     if options.show or (options.show is None and options.terminal and _has_display()):
         webbrowser.open(path.as_uri())
-    return EXIT_OK if ending.good and not complaints else EXIT_FAILED
 
 
 def _picture_path(options: Options) -> Path:
@@ -112,6 +109,15 @@ def _picture_path(options: Options) -> Path:
 
 def _has_display() -> bool:
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _leave(options: Options, place: Place) -> None:
+    """The folder goes last: what there is to say has been said."""
+    if options.keep:
+        click.echo(f"kept: {place.folder}", err=True)
+        return
+    for complaint in place.remove():
+        click.echo(f"midstream demo: {complaint}", err=True)
 
 
 def _tail(place: Place) -> str:

@@ -17,7 +17,7 @@ from midstream.cli.demo.board import Board, Kill
 from midstream.cli.demo.place import is_of
 from midstream.cli.demo.watch import Watch
 
-PAUSE_S = (1.5, 4.0)
+PAUSE_S = (2.5, 6.0)
 WORKER = "jobs"
 
 

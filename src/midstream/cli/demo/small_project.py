@@ -12,19 +12,19 @@ from midstream.cli.demo.project_kind import Change, ProjectKind, Prospect, Traff
 
 _TOML = """\
 app = "shop"
-repository = "{repository}"
+repository = "${repository}"
 branch = "main"
-deploy_to = "{deploy_to}"
+deploy_to = "${deploy_to}"
 linked_dirs = ["log"]
 
 [services.web]
-command = "{python} web.py"
-listen = ["tcp://127.0.0.1:{port}"]
+command = "${python} web.py"
+listen = ["tcp://127.0.0.1:${port}"]
 ready = "notify"
 health = "/up"
 
 [services.jobs]
-command = "{python} work.py"
+command = "${python} work.py"
 handover = "drain"
 ready = "notify"
 """

@@ -26,9 +26,11 @@ from midstream.cli.demo.repository import Repository
 from midstream.cli.demo.saboteur import Saboteur
 from midstream.cli.demo.traffic import Group
 from midstream.cli.demo.watch import Watch
-from midstream.errors import HostError
+from midstream.errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_OK, HostError
 
 DRAIN_TIMEOUT_S = 30.0
+# What a deploy of a bad release may end with: 1, or 5 when migrations of the new release have been run before.
+REFUSED = (EXIT_FAILED, EXIT_ATTENTION)
 CALM_S = 1.5  # traffic before the first handover and after the last one, for comparison
 
 
@@ -171,7 +173,7 @@ class Story:
             handover.decided = time.monotonic()
         error = summary.get("error") or next((row for row in done.rows if row.get("type") == "error"), None) or {}
         handover.reason = str(error.get("what", "")) or ("" if done.code == 0 else done.stderr.strip())
-        handover.as_meant = done.code == (0 if handover.prospect is Prospect.GOOD else 1)
+        handover.as_meant = done.code in ((EXIT_OK,) if handover.prospect is Prospect.GOOD else REFUSED)
         self._conclude(scene, handover, summary)
 
     def _heed(self, row: dict[str, Any], handover: Handover, kill_agent: bool) -> None:
@@ -241,9 +243,9 @@ class Story:
         """When the old web generation of each handover was gone."""
         offset = self._board.wall_offset_s
         retired = [fact.time - offset for fact in facts if fact.service == "web" and fact.text == "draining -> retired"]
-        for handover in self._board.handovers:
+        for handover in self._board.handovers[1:]:  # the first replaced nothing
             if handover.committed:
-                handover.drained = next((time_ for time_ in retired if time_ > handover.begin > 0), 0.0)
+                handover.drained = next((moment for moment in retired if moment > handover.begin), 0.0)
 
 
 def _is_decision(row: dict[str, Any]) -> bool:
@@ -257,11 +259,11 @@ def groups_of(kind: ProjectKind) -> tuple[Group, ...]:
     """The clients that are sent to the project: fast pages, a slow page so that a request is always in hand, orders."""
     traffic = kind.traffic
     groups = [
-        Group("page", traffic.page, keep_alive=4, closing=4, pause_s=0.06),
+        Group("page", traffic.page, keep_alive=4, closing=4, pause_s=0.12),
         Group("slow page", traffic.slow_page, keep_alive=1, closing=1, pause_s=0.1),
     ]
     if traffic.order:
-        groups.append(Group("order", traffic.order, keep_alive=1, closing=1, pause_s=0.4, method="POST"))
+        groups.append(Group("order", traffic.order, keep_alive=1, closing=1, pause_s=0.8, method="POST"))
     return tuple(groups)
 
 

@@ -1,18 +1,23 @@
 """What the Django project needs from the package index: fetched once, into a folder that each build installs from.
 
-Runs pip. Finds one that can install into a virtualenv from outside (pip 22.3), or makes one.
+Runs pip. Finds one that can install into a virtualenv from outside (pip 22.3), or makes one. Django's wheel is made
+smaller: two thirds of its files are translations into languages that the demo does not speak, and they would be written
+and removed five times.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from midstream.errors import HostError
 
+_TRANSLATION = re.compile(r"/locale/(?!en/)[A-Za-z_]+/")
 _ENOUGH = (22, 3)  # the first pip that knows --python
 
 
@@ -39,7 +44,24 @@ async def fetch(pip: list[str], requirements: str, folder: Path) -> list[str]:
         *("-r", str(wanted)),
         remedy="the demo needs the package index (PyPI) once; `midstream demo --quick` needs nothing",
     )
+    for wheel in folder.glob("[Dd]jango-*.whl"):
+        await asyncio.to_thread(drop_translations, wheel)
     return sorted(path.name for path in folder.glob("*.whl"))
+
+
+def drop_translations(wheel: Path) -> None:
+    """Rewrites the wheel without the folders `locale/XX` but for English, and without their lines in its RECORD."""
+    slim = wheel.with_suffix(".slim")
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(slim, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as kept:
+        for item in whole.infolist():
+            if _TRANSLATION.search(item.filename):
+                continue
+            data = whole.read(item)
+            if item.filename.endswith(".dist-info/RECORD"):
+                lines = data.decode().splitlines(keepends=True)
+                data = "".join(line for line in lines if not _TRANSLATION.search(line)).encode()
+            kept.writestr(item, data, zipfile.ZIP_DEFLATED, 1)
+    slim.replace(wheel)
 
 
 async def _version(pip: list[str]) -> tuple[int, ...]:
