@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "process"))
 
-from profile_servers import Child, Yard, listener_at, program, yard_in
-from server_commands import APPS, CASES, OWN_ADDRESS, Case
+from profile_servers import DRAIN_SERVER, Child, Yard, listener_at, program, yard_in
+from server_commands import APPS, CASES, COMPARED, OWN_ADDRESS, Case
 
 from midstream.agent.health import address_of, check
 from midstream.agent.proof import Verdict, identified_check, tree_membership
@@ -120,10 +122,11 @@ async def handovers(case: Case, yard: Yard, count: int) -> tuple[Tally, float]:
     profile = profile_named(case.profile)
     listener = listener_at(backlog=2048)
     private = listener_at() if profile.second_listener else None
+    folder = DRAIN_SERVER.parent if case.profile == "generic" else APPS
 
     async def generation(number: int) -> Child:
         env = {"MIDSTREAM_RELEASE": str(number), "PYTHONDONTWRITEBYTECODE": "1"}
-        child = yard.serve(case.command, {"web": listener}, private=private, env=env, cwd=APPS)
+        child = yard.serve(case.command, {"web": listener}, private=private, env=env, cwd=folder)
         while True:
             proof = await identified_check(
                 SPEC, address_of(private or listener), tree_membership(child.tree), attempts=500, timeout_s=20
@@ -180,10 +183,13 @@ async def replacements(case: Case, yard: Yard, count: int) -> tuple[Tally, float
 
 
 def version_of(name: str) -> str:
+    """Of the Python package, else what the program says."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return ""
+        said = subprocess.run([name, "--version"], capture_output=True, text=True, check=False).stdout
+        found = re.search(r"[0-9]+(\.[0-9]+)+", said)
+        return found.group() if found else ""
 
 
 def main() -> None:
@@ -193,17 +199,17 @@ def main() -> None:
     options = parser.parse_args()
     print("| profile | version | requests | lost on kept-alive | lost on new | refused | worst answer | longest stop |")
     print("|---|---|---|---|---|---|---|---|")
-    for case in (*CASES, *OWN_ADDRESS):
-        if options.profiles and case.profile not in options.profiles:
+    for case in (*CASES, *COMPARED, *OWN_ADDRESS):
+        if options.profiles and (case.label or case.profile) not in options.profiles:
             continue
         if program(case.needs) is None:
-            print(f"| {case.profile} | not installed | | | | | | |")
+            print(f"| {case.label or case.profile} | not installed | | | | | | |")
             continue
         run = replacements if case in OWN_ADDRESS else handovers
         with tempfile.TemporaryDirectory() as folder, yard_in(Path(folder)) as yard:
             tally, longest = asyncio.run(run(case, yard, options.handovers))
         print(
-            f"| {case.profile} | {version_of(case.needs.removesuffix('-serve'))} | {tally.requests} | "
+            f"| {case.label or case.profile} | {version_of(case.needs.removesuffix('-serve'))} | {tally.requests} | "
             f"{tally.lost_kept} "
             f"| {tally.lost_first} | {tally.refused} | {tally.worst_s * 1000:.0f} ms | {longest:.1f} s |",
             flush=True,

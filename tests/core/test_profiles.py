@@ -101,7 +101,6 @@ PLACED = [
     ("hypercorn a:b -b 0.0.0.0:80", "hypercorn a:b --bind fd://3 --bind fd://4"),
     ("hypercorn a:b --bind fd://{fd}", "hypercorn a:b --bind fd://3 --bind fd://4"),
     ("puma -C x", "puma -C x --bind-to-activated-sockets only"),
-    ("unicorn -l /run/u.sock -p8080 -c u.rb", "unicorn -c u.rb"),
     ("node server.js {fd}", "node server.js 3"),
     ("node -e 'listen({fd:3})'", "node -e 'listen({fd:3})'"),
     ("./serve --run {run}/x --fd {fd}", "./serve --run {run}/x --fd 3"),
@@ -112,6 +111,12 @@ PLACED = [
 def test_listeners_are_put_where_the_server_takes_them(line: str, expected: str) -> None:
     command = argv(line)
     assert place_listeners(recognise(command), command, {"web": 3}, private=4) == argv(expected)
+
+
+def test_unicorn_binds_nothing_of_its_own() -> None:
+    placed = place_listeners(profile_named("unicorn"), argv("unicorn -l /run/u.sock -p8080 -c u.rb"), {"web": 3})
+    assert placed[:4] == ("unicorn", "-c", "u.rb", "-e")
+    assert "bind_new_listeners!" in placed[4]
 
 
 def test_uwsgi_keeps_its_protocol_and_gets_a_graceful_term() -> None:

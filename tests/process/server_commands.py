@@ -19,6 +19,7 @@ class Case:
     imports: str = ""
     blocking: bool = False  # one request at a time in a worker: held connections keep others waiting
     keeps_alive: bool = True  # answers a second request on a connection
+    label: str = ""  # in the benchmark, where it is not the profile's name
 
 
 CASES = (
@@ -49,4 +50,14 @@ CASES = (
 OWN_ADDRESS = (
     Case("granian", ("granian", "--interface", "wsgi", "wsgi_app:application", "--port", "{port}"), "granian"),
     Case("waitress", ("waitress-serve", "--listen=127.0.0.1:{port}", "wsgi_app:application"), "waitress-serve"),
+)
+# What Midstream warns of, and a server that drains as it should, for comparison.
+COMPARED = (
+    Case(
+        "hypercorn",
+        ("hypercorn", "asgi_app:application", "-w", "2", "--graceful-timeout", "20"),
+        "hypercorn",
+        label="hypercorn -w 2",
+    ),
+    Case("generic", ("python3", "drain_server.py"), "python3", label="drain_server.py"),
 )

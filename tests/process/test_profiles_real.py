@@ -9,7 +9,6 @@ import asyncio
 import fcntl
 import importlib.util
 import os
-import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from server_commands import APPS, CASES, OWN_ADDRESS, Case
 from midstream.agent.health import address_of, check
 from midstream.agent.proof import Holding, Verdict, holding, identified_check, tree_membership, why_not_accepting
 from midstream.core.spec import HandoverPolicy, HealthSpec
-from midstream.linux.sockets import inode_of, peer_inode, sockets_of_tree, who_listens
+from midstream.linux.sockets import inode_of, listeners_of, peer_inode, sockets_of_tree, who_listens
 from midstream.profiles import Profile, profile_named, recognise
 
 ROOT = HealthSpec(http="/", timeout_s=10.0)
@@ -172,6 +171,29 @@ def test_a_throw_away_on_a_private_listener_leaves_the_shared_address_alone(yard
             shared.accept()
 
 
+@pytest.mark.parametrize("name", ["unicorn", "puma"])
+def test_a_throw_away_leaves_an_address_in_the_configuration_file_alone(
+    yard: Yard, shared: socket.socket, name: str
+) -> None:
+    """Nearly every unicorn.rb and many a puma.rb names the address, and keeps its meaning for the real instance."""
+    case = next(one for one in CASES if one.profile == name)
+    require(case)
+    address = shared.getsockname()
+    plain = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+    url = f"unix://{plain}" if isinstance(address, str) else f"tcp://{plain}"
+    line = {"unicorn": f'worker_processes 1\nlisten "{plain}", backlog: 77\n', "puma": f'bind "{url}"\n'}[name]
+    (yard.folder / "own.rb").write_text(line)
+    command = {"unicorn": ("unicorn", "-c", "own.rb"), "puma": ("puma", "-C", "own.rb")}[name]
+    with listener_at() as private:
+        trying = yard.serve(command, {"web": private}, env={"MIDSTREAM_RELEASE": "1"})
+        assert get(private.getsockname(), "/").body == b"1\n", trying.output()
+        assert set(listeners_of(trying.tree())) == {inode_of(private.fileno())}
+        real = yard.serve(command, {"web": shared}, private=private, env={"MIDSTREAM_RELEASE": "2"})
+        trying.destroy()
+        assert get(address, "/").body == b"2\n", real.output()
+        assert set(listeners_of(real.tree())) == {inode_of(private.fileno()), inode_of(shared.fileno())}
+
+
 @EACH
 def test_a_quick_stop_ends_it_at_once(yard: Yard, case: Case) -> None:
     require(case)
@@ -293,12 +315,3 @@ def test_keep_alive_is_as_the_case_says(yard: Yard, case: Case) -> None:
                 except ConnectionError:
                     kept = False
             assert kept == case.keeps_alive
-
-
-def test_the_page_of_servers_names_every_profile_and_no_other() -> None:
-    from midstream.profiles import SERVERS
-
-    page = (Path(__file__).parents[2] / "docs/servers.md").read_text()
-    section = page.partition("## What each profile says")[2].partition("\n## ")[0]
-    named = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))
-    assert named == {profile.name for profile in SERVERS}

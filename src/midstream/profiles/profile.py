@@ -108,7 +108,7 @@ class Profile:
     proof: Proof = Proof.THROWAWAY
     unsafe: tuple[UnsafeOption, ...] = ()
     notes: tuple[str, ...] = ()  # what an operator must know, whatever the arguments
-    min_version: str = ""
+    min_version: str = ""  # the first that takes listeners so, by its change log; "" : not looked up
 
     def policy(self, has_listeners: bool) -> HandoverPolicy:
         """The default policy of a service. Without a listener of ours a server binds its own address, so two

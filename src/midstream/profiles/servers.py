@@ -52,7 +52,10 @@ _GUNICORN_NOTES = (
 )
 
 
-_CLOSES_IDLE = "idle keep-alive connections are closed at once: a request sent at that very moment is lost"
+_CLOSES_IDLE = (
+    "idle keep-alive connections, and new ones without a request yet, are closed at once: a request sent at that very "
+    "moment is lost"
+)
 _ANSWERS_LATE = (
     "nothing: idle connections live on for `--keep-alive` (2 s), and a late request is answered with "
     "`Connection: close`"
@@ -64,7 +67,6 @@ def _gunicorn(
     loss: str,
     mode: tuple[tuple[str, str], ...] = (),
     answers_late: bool | None = None,
-    quick_signal: str = "QUIT",
 ) -> Profile:
     return Profile(
         name=name,
@@ -74,7 +76,9 @@ def _gunicorn(
         second_listener=True,
         drain_signal="TERM",
         stop_signal="TERM",
-        quick_signal=quick_signal,
+        # QUIT lets the workers of gevent and uvicorn and the threads of gthread go on for `--graceful-timeout`, and it
+        # was seen to be lost while the master forks its workers.
+        quick_signal="KILL",
         reload_signal="HUP",
         reload_unsafe=_GUNICORN_RELOAD,
         readiness_note=_GUNICORN_READY,
@@ -84,24 +88,21 @@ def _gunicorn(
         proof=Proof.SECOND,
         unsafe=_GUNICORN_UNSAFE,
         notes=_GUNICORN_NOTES,
-        min_version="19.9",
+        min_version="19.7",
     )
 
 
-# QUIT lets the workers of gevent and uvicorn and the threads of gthread go on for `--graceful-timeout`: not quick.
 GUNICORN_GEVENT = _gunicorn(
     "gunicorn-gevent",
     _ANSWERS_LATE,
     (("-k", "gevent.*|.*GeventWorker"), ("--worker-class", "gevent.*|.*GeventWorker")),
     answers_late=True,
-    quick_signal="KILL",
 )
 GUNICORN_UVICORN = _gunicorn(
     "gunicorn-uvicorn",
     _CLOSES_IDLE,
     (("-k", r"uvicorn.*"), ("--worker-class", r"uvicorn.*")),
     answers_late=False,
-    quick_signal="KILL",
 )
 GUNICORN_ASGI = _gunicorn(
     "gunicorn-asgi", _ANSWERS_LATE, (("-k", "asgi"), ("--worker-class", "asgi")), answers_late=True
@@ -111,7 +112,6 @@ GUNICORN_GTHREAD = _gunicorn(
     _ANSWERS_LATE,
     (("-k", "gthread"), ("--worker-class", "gthread"), ("--threads", "[2-9]|[1-9][0-9]+")),
     answers_late=True,
-    quick_signal="KILL",
 )
 GUNICORN = _gunicorn("gunicorn", "nothing: the sync worker closes each connection after its answer")
 
@@ -135,7 +135,6 @@ UVICORN_WORKERS = Profile(
     notes=(
         "without `--timeout-graceful-shutdown` it waits for its last request without end; the stop time-out cuts it",
     ),
-    min_version="0.23",
 )
 UVICORN = Profile(
     name="uvicorn",
@@ -149,7 +148,6 @@ UVICORN = Profile(
     non_blocking_listener=True,
     unsafe=_UVICORN_UNSAFE,
     notes=UVICORN_WORKERS.notes,
-    min_version="0.23",
 )
 
 HYPERCORN = Profile(
@@ -178,7 +176,6 @@ HYPERCORN = Profile(
         ),
     ),
     notes=("requests longer than `--graceful-timeout` (3 s by default) are cut at a graceful stop: set it higher",),
-    min_version="0.14",
 )
 
 GRANIAN = Profile(
@@ -232,7 +229,6 @@ UWSGI = Profile(
         "TERM means `brutal reload` unless told otherwise, so Midstream adds the hook that makes it a graceful stop",
         "an address bound in an ini file cannot be taken out by Midstream: leave it out there",
     ),
-    min_version="2.0.19",
 )
 
 WAITRESS = Profile(
@@ -272,10 +268,16 @@ PUMA = Profile(
     min_version="5.1",
 )
 
+# Unicorn takes what it inherits and then binds those of its `listen` lines that it did not inherit. In a throw-away
+# instance that is the shared address: EADDRINUSE, and nearly every unicorn.rb has such a line. This leaves the lines
+# their options (backlog, tcp_nopush) for a listener of the same name, and takes the binding from them.
+_UNICORN_BINDS_NOTHING = "class Unicorn::HttpServer; def bind_new_listeners!; NEW_LISTENERS.clear; end; end"
+
 UNICORN = Profile(
     name="unicorn",
     programs=("unicorn", "unicorn_rails"),
     second_listener=True,
+    listener_append=("-e", _UNICORN_BINDS_NOTHING),
     bind_options=(
         BindOption(("-l", "--listen")),
         BindOption(("-o", "--host")),
@@ -298,12 +300,10 @@ UNICORN = Profile(
         UnsafeOption(("-P", "--pid"), _PID_FILE),
     ),
     notes=(
-        "a `listen` line in unicorn.rb must name the listener's very address or be absent: any other is "
-        "bound as well, "
-        "and in the proof's throw-away instance it fails with EADDRINUSE",
+        "`listen` lines in unicorn.rb bind nothing (by a line of Ruby given with `-e`): the service's `listen` counts, "
+        "and a line of the same address lends it its options",
         "a `before_fork` that sends QUIT to the pid in `.oldbin` is not needed and should go",
     ),
-    min_version="5.0",
 )
 
 NODE = Profile(
