@@ -16,6 +16,7 @@ from pathlib import Path
 FOR_TESTS = {
     "git": "git",
     "nginx": "nginx-light",
+    "haproxy": "haproxy",
     "unicorn": "unicorn",
     "puma": "puma",
     "cap": "capistrano",

@@ -299,7 +299,9 @@ start_timeout = "20s"
     def write(self, **files: str) -> None:
         """`write(config=…)` writes midstream.toml; other names are file names with `__` for `/` and `_dot_` for `.`."""
         for name, text in files.items():
-            path = self.folder / ("midstream.toml" if name == "config" else name.replace("_dot_", ".").replace("__", "/"))
+            path = self.folder / (
+                "midstream.toml" if name == "config" else name.replace("_dot_", ".").replace("__", "/")
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 

@@ -18,7 +18,9 @@ def test_first_deploy_makes_capistranos_layout_and_serves(project: Project, mach
     assert (folder / "releases" / release / "REVISION").read_text().strip() == sha
     line = (folder / "revisions.log").read_text().splitlines()[-1]
     assert line.startswith(f"Branch main (at {sha}) deployed as release {release} by ")
-    assert sorted(os.listdir(folder)) == sorted([".midstream", "current", "releases", "repo", "revisions.log", "shared"])
+    assert sorted(os.listdir(folder)) == sorted(
+        [".midstream", "current", "releases", "repo", "revisions.log", "shared"]
+    )
 
 
 def test_replaced_under_load_without_one_failed_request(project: Project, machine: Machine) -> None:

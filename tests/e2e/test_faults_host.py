@@ -95,12 +95,13 @@ def test_services_live_without_an_agent_for_a_minute(machine: Machine, project: 
     restarted when the agent returns, no line or exit status is lost."""
     chatty = f"""
 [services.chatty]
-command = ["{sys.executable}", "-uc", "import itertools, time\\nfor n in itertools.count(): print('line', n, flush=True); time.sleep(0.002)"]
+command = "{sys.executable} chatty.py"
 handover = "replace"
 stop_timeout = "2s"
 """
     project.write(config=project.config(project.web() + chatty))
-    project.commit("chatty")
+    counting = "import itertools, time\nfor n in itertools.count():\n  print('line', n, flush=True)\n  time.sleep(0.002)\n"
+    project.commit("chatty", chatty_dot_py=counting)
     good = project.deployed()
     web, chat = machine.pids("web"), machine.pids("chatty")
     log = machine.state / "log" / "shop" / "chatty.log"

@@ -18,7 +18,9 @@ def served() -> Iterator[tuple[Machine, Project, str]]:
     with new_machine() as machine:
         project = new_project(machine)
         quick = 'healthy_deadline = "4s"'
-        project.write(config=project.config(project.web(quick).replace('start_timeout = "20s"', 'start_timeout = "4s"')))
+        project.write(
+            config=project.config(project.web(quick).replace('start_timeout = "20s"', 'start_timeout = "4s"'))
+        )
         project.commit("good")
         good = project.deployed()
         yield machine, project, good
@@ -145,14 +147,12 @@ def test_linked_file_missing(served: tuple[Machine, Project, str]) -> None:
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        ('[[build]]\nrun = ["sh -c \'echo compiling; exit 7\'"]\n', ["exit 7", "compiling", "build step 1"]),
+        ("[[build]]\nrun = [\"sh -c 'echo compiling; exit 7'\"]\n", ["exit 7", "compiling", "build step 1"]),
         ('[[build]]\nrun = ["sleep 3600"]\ntimeout = "1s"\n', ["was stopped after 1 s"]),
         ('[migrate]\nrun = "false"\n', ["migration", "exit 1"]),
     ],
 )
-def test_build_and_migration_that_fail(
-    served: tuple[Machine, Project, str], build: str, expected: list[str]
-) -> None:
+def test_build_and_migration_that_fail(served: tuple[Machine, Project, str], build: str, expected: list[str]) -> None:
     machine, project, _ = served
     before = (project.folder / "midstream.toml").read_text()
     project.commit("build", config=before + build)
@@ -165,10 +165,10 @@ def test_build_and_migration_that_fail(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (('instances = 1', 'instances = "many"'), ["services.web.instances"]),
+        (("instances = 1", 'instances = "many"'), ["services.web.instances"]),
         (('health = "/up"', 'helath = "/up"'), ["helath", "health"]),
         (('app = "shop"', 'app = "Shop!"'), ["Shop!"]),
-        (('[services.web]', '[services.web'), ["midstream.toml:5: not valid TOML"]),
+        (("[services.web]", "[services.web"), ["midstream.toml:5: not valid TOML"]),
     ],
 )
 def test_configuration_mistakes_change_nothing(

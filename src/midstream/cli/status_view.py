@@ -77,7 +77,7 @@ def _row(
         state += f", {instance['state']}"
     words = (instance.get("status_text"), generation.get("note"), _service_note(service))
     notes = [clean(str(text)) for text in words if text]
-    if runs != expected:
+    if runs != expected and instance.get("pid"):
         notes.insert(0, f"DRIFT: should run {expected}")
     return (
         f"{service['service']}/{instance['slot']}",
@@ -133,10 +133,8 @@ def _drift(row: dict[str, Any]) -> str:
 
 
 def problems(status: dict[str, Any]) -> list[str]:
-    """Why `status --check` should not be content: what does not run though it should, and all drift.
-
-    A service that was stopped by hand or is held is as its operator wants it.
-    """
+    """Why `status --check` should not be content: what does not run (also when it was stopped by hand, as LSB's status
+    has it), and all drift. A held service is judged by its processes alone."""
     found = []
     for app in status["apps"]:
         lines = drift_lines(app)
@@ -147,7 +145,8 @@ def problems(status: dict[str, Any]) -> list[str]:
 
 
 def _service_problems(app: dict[str, Any], service: dict[str, Any]) -> Iterator[str]:
-    if service.get("want") == "down" or service["state"] == "held":
+    if service.get("want") == "down":
+        yield f"{service['service']} was stopped by hand"
         return
     if service["state"] in ("stopped", "failed", "backoff", "degraded"):
         yield f"{service['service']} is {service['state']}"
