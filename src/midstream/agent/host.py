@@ -113,7 +113,8 @@ class Host:
         self._dirty: set[Name] = set()
         self._wakes: dict[Name, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._orders: dict[str, str] = {}  # slot -> key it was set with
+        self._orders: dict[Name, dict[str, str]] = {}  # service -> slot -> key its order was set with
+        self._reorder: set[Name] = set()  # services whose orders may have to change
         self._sockets: dict[str, NoticeSocket] = {}
         self._channels: set[str] = set()
         self._seq = 0
@@ -175,6 +176,7 @@ class Host:
                 touched[name] = after
             self.services[name] = after
             self._wakes.pop(name, None)
+            self._reorder.add(name)
             effects.extend((name, effect) for effect in more)
         self._dirty |= touched.keys()
         self._save_dirty()
@@ -283,8 +285,9 @@ class Host:
             if revoked:
                 # Acknowledged before anything is stopped: or the keeper would start it again behind our back.
                 await self.link.orders((), tuple(revoked))
-                for slot in revoked:
-                    self._orders.pop(slot, None)
+                for name in after:
+                    for slot_name in revoked:
+                        self._orders.get(name, {}).pop(slot_name, None)
             self._point("before the transaction")
             with self.store.transaction():
                 for service in after.values():
@@ -293,6 +296,7 @@ class Host:
             self._point("after the transaction")
             self._dirty -= after.keys()
             self.services.update(after)
+            self._reorder |= after.keys()
             for name in after:
                 self._wakes.pop(name, None)
             try:
@@ -309,12 +313,10 @@ class Host:
         for name, service in after.items():
             keep = standing_orders(service)
             committed = service.committed
-            for slot, key in list(self._orders.items()):
-                parsed = parse_key(key)
-                if (parsed.app, parsed.service) != name:
-                    continue
-                if parsed.slot not in keep or committed is None or committed.number != parsed.generation:
-                    revoked.append(slot)
+            for slot_name, text in self._orders.get(name, {}).items():
+                key = parse_key(text)
+                if key.slot not in keep or committed is None or committed.number != key.generation:
+                    revoked.append(slot_name)
         return revoked
 
     # -- effects -----------------------------------------------------------------------------------------------------
@@ -584,33 +586,36 @@ class Host:
             socket.close()
 
     async def _sync_orders(self) -> None:
-        """Makes the keeper's standing orders what the services ask for: level-triggered, one message."""
+        """Makes the keeper's standing orders what the services that changed ask for: level-triggered, few messages."""
         if self.link is None:
             return
-        wanted: dict[str, tuple[Name, Instance]] = {}
-        for name, service in self.services.items():
-            for slot, instance in standing_orders(service).items():
-                wanted[str(SlotName(*name, slot))] = (name, instance)
-        revoke = tuple(slot for slot in self._orders if slot not in wanted)
-        orders = []
-        for ordered, (name, instance) in wanted.items():
-            key = str(self.key(name, (instance.generation, instance.slot, instance.attempt)))
-            if self._orders.get(ordered) == key:
-                continue
-            try:
-                spec = await self._prepared(name, (instance.generation, instance.slot, instance.attempt))
-            except KeeperLost:
-                raise
-            except (MidstreamError, KeeperRefused, OSError):
-                continue
-            orders.append(StandingOrder(ordered, spec))
-            self._orders[ordered] = key
-        for start in range(0, max(len(orders), 1), 16):
-            part = tuple(orders[start : start + 16])
-            if part or (revoke and start == 0):
-                await self.link.orders(part, revoke if start == 0 else ())
-        for gone in revoke:
-            self._orders.pop(gone, None)
+        orders: list[StandingOrder] = []
+        revoke: list[str] = []
+        for name in sorted(self._reorder):
+            wanted = {}
+            if name in self.services:
+                for slot, instance in standing_orders(self.services[name]).items():
+                    wanted[str(SlotName(*name, slot))] = (instance.generation, instance.slot, instance.attempt)
+            have = self._orders.setdefault(name, {})
+            revoke += [slot for slot in have if slot not in wanted]
+            for slot_name, place in wanted.items():
+                if have.get(slot_name) == str(self.key(name, place)):
+                    continue
+                try:
+                    orders.append(StandingOrder(slot_name, await self._prepared(name, place)))
+                except KeeperLost:
+                    raise
+                except (MidstreamError, KeeperRefused, OSError):
+                    continue
+        if orders or revoke:
+            await self.link.orders(orders, revoke)
+        for order in orders:
+            key = parse_key(order.spec.key)
+            self._orders[key.app, key.service][order.slot] = order.spec.key
+        for name in self._reorder:
+            for slot_name in revoke:
+                self._orders[name].pop(slot_name, None)
+        self._reorder.clear()
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
@@ -868,6 +873,7 @@ class Host:
         effects: list[tuple[Name, Effect]] = []
         now_s = clock.boottime_s()
         async with self._acting:
+            self._reorder |= self.services.keys()
             for name, service in list(self.services.items()):
                 after, more = turn.restore(
                     durable(service), tuple(live.get(name, ())), tuple(ended.get(name, ())), now_s
@@ -907,7 +913,7 @@ class Host:
         live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
         if live is not None and self._was_ready(name, seen):
             live.ready.set()
-        # BROKEN-FOR-A-MOMENT
+        await self._hear_what_was_said(name, seen, channel)
 
     async def _hear_what_was_said(self, name: Name, seen: Spawned, channel: str) -> None:
         """What the keeper took from the instance's notify socket and readiness pipe while there was no agent: READY=1
