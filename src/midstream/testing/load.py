@@ -1,9 +1,9 @@
 """Load for tests, benchmarks and the demo: closing and keep-alive HTTP clients that count every failure.
 
-A request fails when it gets no complete answer, or one whose status is not 2xx. A keep-alive client reconnects without a
-failure only where HTTP allows it: after an answer that said `Connection: close`, or when the server closed an *idle*
-connection before the first byte of the next request was sent. A reset or an end of file after the request was sent is a
-failure. Runs in the caller's event loop, or as a program: `python -m midstream.testing.load ADDRESS [OPTIONS]`.
+A request fails when it gets no complete answer, or one whose status is not 2xx. A keep-alive client reconnects without
+a failure only where HTTP allows it: after an answer that said `Connection: close`, or when the server closed an *idle*
+connection before the first byte of the next request was sent. A reset or an end of file after the request was sent is
+a failure. Runs in the caller's event loop, or as a program: `python -m midstream.testing.load ADDRESS [OPTIONS]`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class Tally:
 
 
 class Load:
-    """`address`: `tcp://HOST:PORT` or `unix:///PATH`. Start it, stop it, read `tally`."""
+    """`address`: `tcp://HOST:PORT` or `unix:///PATH`. Start it, stop it, read `tally`.
+
+    body_bytes: of each request that is no GET; its second half follows the first after `upload_s`, so that servers see
+    requests whose body is still on its way.
+    """
 
     def __init__(
         self,
@@ -53,12 +57,16 @@ class Load:
         pause_s: float = 0.0,
         timeout_s: float = 30.0,
         method: str = "GET",
+        body_bytes: int = 0,
+        upload_s: float = 0.0,
     ) -> None:
         self.tally = Tally()
         self._address = address
         self._counts = (keep_alive, closing)
         self._path = path
         self._method = method
+        self._body = b"x" * body_bytes
+        self._upload_s = upload_s
         self._host = host
         self._pause_s = pause_s
         self._timeout_s = timeout_s
@@ -86,7 +94,8 @@ class Load:
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         close = "" if keep_alive else "Connection: close\r\n"
         head = f"{self._method} {self._path} HTTP/1.1\r\nHost: {self._host}\r\n{close}"
-        request = (head + ("" if self._method == "GET" else "Content-Length: 0\r\n") + "\r\n").encode()
+        length = "" if self._method == "GET" else f"Content-Length: {len(self._body)}\r\n"
+        request = (head + length + "\r\n").encode()
         while not self._stop.is_set():
             if streams is not None and streams[0].at_eof():
                 self.tally.stray_idle_closes += 1
@@ -98,7 +107,7 @@ class Load:
                 async with asyncio.timeout(self._timeout_s):
                     if streams is None:
                         streams = await self._connect()
-                    streams[1].write(request)
+                    await self._send(streams[1], request)
                     status, headers = await _answer(streams[0])
                 ok, what = 200 <= status < 300, f"status {status}"
                 release = headers.get("x-release", "")
@@ -113,6 +122,13 @@ class Load:
                 await asyncio.sleep(self._pause_s)
         if streams is not None:
             streams[1].close()
+
+    async def _send(self, writer: asyncio.StreamWriter, request: bytes) -> None:
+        half = len(self._body) // 2
+        writer.write(request + self._body[:half])
+        if self._upload_s:
+            await asyncio.sleep(self._upload_s)
+        writer.write(self._body[half:])
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._address.startswith("unix://"):
