@@ -1,7 +1,7 @@
 """The benchmarks: `python tests/bench/run.py [NAME...] [--quick] [--json FILE] [--page FILE]`.
 
-Prints each number beside its peers and its budget. Run as root or not, on an idle machine; everything stays on loopback
-and in temporary folders, and every process started is gone in the end.
+Prints each number beside its peers and its budget; a complete run also writes `docs/benchmarks.md`. Run as root or not,
+on an idle machine; everything stays on loopback and in temporary folders, and every process started is gone in the end.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ def main() -> int:
         if options.json:
             Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
     print(report.table(record))
-    if options.page:
-        Path(options.page).write_text(report.page(record))
+    page = options.page or (str(PAGE) if _is_complete(options) else "")
+    if page:
+        Path(page).write_text(report.page(record))
     return 0
+
+
+def _is_complete(options: argparse.Namespace) -> bool:
+    """Whether all was measured at full length: then the page is written without asking."""
+    return not (options.names or options.only or options.services or options.quick or options.render)
 
 
 def _options() -> argparse.Namespace:
