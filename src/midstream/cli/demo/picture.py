@@ -75,6 +75,7 @@ def page(ending: Ending) -> str:
     """The whole HTML page."""
     frame = _frame(ending)
     failed = ending.failed
+    title = html.escape(ending.board.title[:1].upper() + ending.board.title[1:])
     verdict = f'<span class="{"bad" if failed else "good"}">{failed} failed</span>'
     parts = (
         _bands(ending, frame),
@@ -91,13 +92,15 @@ def page(ending: Ending) -> str:
 <title>midstream demo: latency over time</title>
 <style>{_STYLE}</style>
 <h1>{ending.requests:,} requests, {verdict}</h1>
-<p>{html.escape(ending.board.title)}, deployed by Midstream under load. Each dot is a request, placed at the moment it
+<p>{title}, deployed by Midstream under load. Each dot is a request, placed at the moment it
 was sent; the scale of its latency is logarithmic.</p>
 <svg viewBox="0 0 {WIDTH} {HEIGHT - 50}" role="img" aria-label="Latency of requests over time, handovers marked">
 {drawing}
 </svg>
 {_legend(ending)}
 {_table(ending)}
+{_handover_table(ending)}
+<p>{_words(ending)}</p>
 </html>
 """
 
@@ -180,7 +183,7 @@ def _labels(ending: Ending, frame: Frame) -> str:
     parts, free_from = [], [0.0, 0.0]
     for x, first, second, kind in sorted(words):
         storey = 0 if x >= free_from[0] else 1
-        width = max(len(first), len(second)) * _LABEL_PX + 10
+        width = max(len(first), len(second)) * _LABEL_PX + 16
         start = min(x, RIGHT - width)
         free_from[storey] = start + width
         y = TOP - 24 - storey * 34
@@ -281,6 +284,35 @@ def _legend(ending: Ending) -> str:
 def _table(ending: Ending) -> str:
     head = "".join(f"<th>{word}</th>" for word in ("clients", "requests", "failed", "median", "p99", "slowest"))
     return f"<table><tr>{head}</tr>{''.join(_rows(ending.seen))}</table>"
+
+
+def _handover_table(ending: Ending) -> str:
+    head = "".join(f"<th>{word}</th>" for word in ("handover", "ended", "took", "requests", "failed", "slowest"))
+    rows = []
+    for handover in ending.board.handovers:
+        within = ending.during(handover)
+        failed = sum(not sample.ok for sample in within)
+        cells = (
+            html.escape(handover.label),
+            "committed" if handover.committed else f"put back: {html.escape(handover.prospect.value)}",
+            f"{handover.took_s:.1f} s",
+            f"{len(within):,}",
+            f'<span class="{"bad" if failed else "good"}">{failed}</span>',
+            f"{max((sample.seconds for sample in within), default=0.0) * 1000:.0f} ms",
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _words(ending: Ending) -> str:
+    verdict = ending.verdict
+    words = (
+        f"{verdict.processes} processes were started, {len(verdict.stale)} of them on code that was not committed; "
+        f"{verdict.jobs:,} jobs were taken, {len(verdict.stale_jobs)} of them by such code."
+    )
+    if ending.orders is not None:
+        words += f" {ending.orders.placed:,} orders were placed, {ending.orders.lost} of them lost."
+    return words
 
 
 def _rows(all_seen: Iterable[Seen]) -> Iterable[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from midstream.cli.demo.board import Handover
-from midstream.cli.demo.clients import Sample, Seen
+from midstream.cli.demo.clients import Seen
 from midstream.cli.demo.evidence import Reign
 from midstream.cli.demo.story import Ending
 from midstream.cli.output import clean, table
@@ -53,7 +53,7 @@ def _ms(seconds: float) -> str:
 def _handovers(ending: Ending) -> str:
     rows = []
     for handover in ending.board.handovers:
-        within = during(ending, handover)
+        within = ending.during(handover)
         rows.append(
             (
                 handover.label,
@@ -73,19 +73,6 @@ def _end_of(handover: Handover) -> str:
     if handover.committed:
         return "committed" if handover.as_meant else "committed, which it was not to be"
     return f"put back: {handover.prospect.value}" if handover.as_meant else "failed"
-
-
-def during(ending: Ending, handover: Handover) -> list[Sample]:
-    """The requests that were in hand at some moment of the handover, its drain included."""
-    if not handover.begin:
-        return []
-    end = max(handover.decided, handover.drained)
-    return [
-        sample
-        for seen in ending.seen
-        for sample in seen.samples
-        if sample.start < end and sample.start + sample.seconds > handover.begin
-    ]
 
 
 def _facts(ending: Ending) -> str:
@@ -173,7 +160,7 @@ def _client_wire(seen: Seen) -> dict[str, Any]:
 
 
 def _handover_wire(ending: Ending, handover: Handover) -> dict[str, Any]:
-    within = during(ending, handover)
+    within = ending.during(handover)
     return {
         "label": handover.label,
         "command": handover.command,

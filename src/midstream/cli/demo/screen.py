@@ -16,7 +16,8 @@ from midstream.cli.output import clean, span
 
 REFRESH_HZ = 5
 SPARK = "▁▂▃▄▅▆▇█"
-_LINES = 9
+_LINES = (4, 14)  # of the story, at least and at most
+_OTHER_ROWS = 17
 _MARKS = {
     SceneState.WAITING: ("·", "bright_black"),
     SceneState.RUNNING: ("▶", "yellow"),
@@ -60,8 +61,9 @@ class LiveScreen:
         from rich.live import Live
 
         self._board = board
+        self._console = Console(highlight=False)
         self._live = Live(
-            console=Console(highlight=False),
+            console=self._console,
             refresh_per_second=REFRESH_HZ,
             transient=True,
             get_renderable=self._render,
@@ -123,16 +125,17 @@ class LiveScreen:
         text.append(f"  {board.rate:.0f}/s   ")
         text.append(f"{board.failed} failed", style="bold red" if board.failed else "bold green")
         text.append(f"   median {board.p50_ms:.0f} ms\n")
-        width = max(10, self._live.console.width - 22)
+        width = max(10, self._console.width - 27)
         text.append(sparkline(list(board.history)[-width:]), style="red" if board.failed else "cyan")
-        text.append("  slowest, per ¼ s", style="bright_black")
+        text.append("  slowest page, per ¼ s", style="bright_black")
         return _framed(text, "traffic")
 
     def _story(self) -> Any:
         from rich.text import Text
 
         text = Text(no_wrap=True, overflow="ellipsis")
-        for line in list(self._board.lines)[-_LINES:]:
+        fitting = min(max(self._console.height - _OTHER_ROWS, _LINES[0]), _LINES[1])
+        for line in list(self._board.lines)[-fitting:]:
             text.append(f"{line.time:5.1f}  ", style="bright_black")
             text.append(clean(line.text).partition("\n")[0] + "\n", style=line.style)
         text.rstrip()

@@ -17,7 +17,7 @@ from typing import Any
 
 from midstream.cli.demo import commands, wheels
 from midstream.cli.demo.board import Board, Handover, Scene, SceneState
-from midstream.cli.demo.clients import Clients, Seen
+from midstream.cli.demo.clients import Clients, Sample, Seen
 from midstream.cli.demo.evidence import Fact, Reign, Verdict, judge, read_log, reigns
 from midstream.cli.demo.orders import OrderBook, read_orders
 from midstream.cli.demo.place import Place, free_port, python
@@ -60,6 +60,16 @@ class Ending:
         story = all(handover.as_meant for handover in self.board.handovers)
         stale = self.verdict.stale or self.verdict.stale_jobs or self.drift
         return bool(self.requests) and not self.failed and not stale and orders and story
+
+    def during(self, handover: Handover) -> list[Sample]:
+        """The requests that were in hand at some moment of the handover, its drain included."""
+        end = max(handover.decided, handover.drained)
+        return [
+            sample
+            for seen in self.seen
+            for sample in seen.samples
+            if handover.begin and sample.start < end and sample.start + sample.seconds > handover.begin
+        ]
 
 
 class Story:
@@ -260,7 +270,7 @@ def groups_of(kind: ProjectKind) -> tuple[Group, ...]:
     traffic = kind.traffic
     groups = [
         Group("page", traffic.page, keep_alive=4, closing=4, pause_s=0.12),
-        Group("slow page", traffic.slow_page, keep_alive=1, closing=1, pause_s=0.1),
+        Group("slow page", traffic.slow_page, keep_alive=1, closing=1, pause_s=0.1, slow=True),
     ]
     if traffic.order:
         groups.append(Group("order", traffic.order, keep_alive=1, closing=1, pause_s=0.8, method="POST"))

@@ -22,7 +22,8 @@ TELL_EVERY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Clients that do the same. Counts of connections; pause_s between two requests of one client."""
+    """Clients that do the same. Counts of connections; pause_s between two requests of one client; slow: by intention,
+    so that its latency would hide that of the others on the screen."""
 
     name: str
     path: str
@@ -30,6 +31,7 @@ class Group:
     closing: int
     pause_s: float
     method: str = "GET"
+    slow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class Glimpse:
-    """What was seen in the last quarter of a second, and so far."""
+    """What was seen so far (requests, failed), and since the last one: recent answers, latencies of all but slow pages."""
 
     requests: int
     failed: int
@@ -55,24 +57,29 @@ class Glimpse:
 
 
 class _Teller:
-    def __init__(self, loads: list[Load]) -> None:
+    def __init__(self, loads: list[Load], groups: tuple[Group, ...]) -> None:
         self._loads = loads
+        self._groups = groups
         self._told = [0] * len(loads)
         self._told_failures = [0] * len(loads)
 
     def glimpse(self) -> Glimpse:
         seconds: list[float] = []
+        recent = 0
         failures: list[str] = []
         for index, load in enumerate(self._loads):
             tally = load.tally
-            seconds += [sample[1] for sample in tally.samples[self._told[index] :]]
+            fresh = tally.samples[self._told[index] :]
+            recent += len(fresh)
+            if not self._groups[index].slow:
+                seconds += [sample[1] for sample in fresh]
             failures += tally.failures[self._told_failures[index] :]
             self._told[index] = len(tally.samples)
             self._told_failures[index] = len(tally.failures)
         return Glimpse(
             sum(load.tally.requests for load in self._loads),
             sum(load.tally.failed for load in self._loads),
-            len(seconds),
+            recent,
             percentile(seconds, 0.5) * 1000,
             max(seconds, default=0.0) * 1000,
             failures,
@@ -93,7 +100,7 @@ async def send(orders: Orders) -> None:
         )
         for group in orders.groups
     ]
-    teller = _Teller(loads)
+    teller = _Teller(loads, orders.groups)
     over = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     for load in loads:
         load.start()
