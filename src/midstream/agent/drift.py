@@ -23,7 +23,8 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
             continue
         for generation in service.generations:
             for instance in service.of(generation.number):
-                found.extend(_instance(record.deploy_to, name, generation.release, instance))
+                pids = host.pids_of(app, name, instance)
+                found.extend(_instance(record.deploy_to, name, generation.release, instance, pids))
         committed = service.committed
         if committed is not None and service.want_up and service.hold is None:
             alive = {item.slot for item in service.of(committed.number) if item.state in ALIVE}
@@ -40,19 +41,24 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
     return found
 
 
-def _instance(deploy_to: str, service: str, release: str, instance: Instance) -> list[dict[str, Any]]:
+def _instance(
+    deploy_to: str, service: str, release: str, instance: Instance, pids: list[int]
+) -> list[dict[str, Any]]:
+    """Every process of the instance's tree: a worker may run other code than its master."""
     if instance.state not in ALIVE or not instance.pid:
         return []
-    seen = runs(instance.pid, deploy_to)
-    if seen.release is None:
-        if seen.certain or not os.path.exists(f"/proc/{instance.pid}"):
-            return []  # it has just ended, or runs nothing of a release (a command that leaves its folder)
-        return [_row(service, instance.slot, instance.pid, "unknown", release, "; ".join(seen.evidence))]
-    if seen.release != release:
-        return [_row(service, instance.slot, instance.pid, "release", release, seen.release)]
-    if seen.deleted:
-        return [_row(service, instance.slot, instance.pid, "deleted", release, "its files are gone from the disk")]
-    return []
+    found = []
+    for pid in sorted({instance.pid, *pids}):
+        seen = runs(pid, deploy_to)
+        if seen.release is None:
+            if seen.certain or not os.path.exists(f"/proc/{pid}"):
+                continue  # it has just ended, or runs nothing of a release (a command that leaves its folder)
+            found.append(_row(service, instance.slot, pid, "unknown", release, "; ".join(seen.evidence)))
+        elif seen.release != release:
+            found.append(_row(service, instance.slot, pid, "release", release, seen.release))
+        elif seen.deleted:
+            found.append(_row(service, instance.slot, pid, "deleted", release, "its files are gone from the disk"))
+    return found
 
 
 def _current(deploy_to: str, release: str) -> list[dict[str, Any]]:

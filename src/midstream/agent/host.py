@@ -693,6 +693,12 @@ class Host:
         mark = tree.TreeMark(str(key), self.keeper_id, entry.pid, entry.start_ticks, folder)
         return list(tree.members(mark))
 
+    def pids_of(self, app: str, service: str, instance: Instance) -> list[int]:
+        """The processes of an instance's tree; none when it is not known to run."""
+        place = (instance.generation, instance.slot, instance.attempt)
+        live = self._live.get((app, service, *place))
+        return self.tree_of(self.key((app, service), place), live.entry) if live is not None else []
+
     async def _command_check(
         self, record: GenerationRecord, name: Name, argv: tuple[str, ...], timeout_s: float
     ) -> HealthResult:

@@ -122,50 +122,60 @@ def _failed(work: Work) -> HandoverNews | None:
     return None
 
 
+class _Turns:
+    """Whose turn it is: services with `replace` and those that depend on others wait for their word (`Go`)."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._policies = {name: plan_of(work.spec.services[name]).policy for name in work.intent.services}
+        self._after = {
+            name: [other for other in work.spec.services[name].depends_on if other in self._policies]
+            for name in self._policies
+        }
+        self.gone: set[str] = set()  # services that were given their word
+
+    def proven(self) -> set[str]:
+        passed = (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
+        return {name for name in self._policies if _phase_of(self._work, name) in passed}
+
+    def may_go(self, proven: set[str]) -> list[str]:
+        """Queued services whose time has come."""
+        first = {name for name, policy in self._policies.items() if policy != "replace" and not self._after[name]}
+        all_first = first <= proven
+        return [
+            name
+            for name, after in self._after.items()
+            if name not in self.gone
+            and (all(other in proven for other in after) if after else all_first)
+            and _phase_of(self._work, name) is Phase.QUEUED
+        ]
+
+
 async def _until_proven(work: Work) -> None:
     """Gives queued services their word in turn, and raises when one fails or the time is up."""
+    turns = _Turns(work)
     told: set[str] = set()
-    gone: set[str] = set()  # services that were given their word
     deadline = time.monotonic() + work.spec.progress_timeout_s
-
-    def proven(name: str) -> bool:
-        return _phase_of(work, name) in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
-
-    def may_go(name: str) -> bool:
-        if name in gone or _phase_of(work, name) is not Phase.QUEUED:
-            return False
-        service = work.spec.services[name]
-        if service.depends_on:
-            return all(proven(other) for other in service.depends_on if other in work.intent.services)
-        return all(proven(other) or _is_replace(work, other) for other in work.intent.services)
-
-    while not all(proven(name) for name in work.intent.services):
-        for name in work.intent.services:
-            if proven(name) and name not in told:
-                told.add(name)
-                work.tell("handover", "line", line=f"{name}: proven", service=name)
-            if may_go(name):
-                gone.add(name)
-                work.host.post((work.intent.app, name), Go())
+    while True:
+        proven = turns.proven()
+        for name in sorted(proven - told):
+            work.tell("handover", "line", line=f"{name}: proven", service=name)
+        told |= proven
         _raise_if_failed(work)
+        if len(proven) == len(work.intent.services):
+            return
+        for name in turns.may_go(proven):
+            turns.gone.add(name)
+            work.host.post((work.intent.app, name), Go())
         if time.monotonic() > deadline:
-            waiting = [name for name in work.intent.services if not proven(name)]
+            waiting = [name for name in work.intent.services if name not in proven]
             raise AppError(f"{', '.join(waiting)} made no progress within {work.spec.progress_timeout_s:g} s")
-        before = [_phase_of(work, name) for name in work.intent.services]
 
-        def changed(before: list[Phase | None] = before) -> bool:
-            return (
-                [_phase_of(work, name) for name in work.intent.services] != before
-                or _failed(work) is not None
-                or any(may_go(name) for name in work.intent.services)
-            )
+        def moved(before: set[str] = proven) -> bool:
+            now = turns.proven()
+            return now != before or _failed(work) is not None or bool(turns.may_go(now))
 
-        await work.host.until(changed, timeout_s=5.0)
-    _raise_if_failed(work)
-
-
-def _is_replace(work: Work, name: str) -> bool:
-    return plan_of(work.spec.services[name]).policy == "replace"
+        await work.host.until(moved, timeout_s=5.0)
 
 
 def _raise_if_failed(work: Work) -> None:

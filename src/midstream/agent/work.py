@@ -97,6 +97,8 @@ class Work:
             yield
         except BaseException as error:
             what = f"{type(error).__name__}: {error}"
+            if isinstance(error, asyncio.CancelledError):
+                what = "interrupted"
             if isinstance(error, MidstreamError):
                 what = error.what
                 if self.app.release and self.app.release not in error.serving:
