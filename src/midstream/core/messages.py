@@ -92,7 +92,8 @@ class ProcessEntry:
 class ListenerSpec:
     """A socket to be bound by the keeper and held for life. `address`: `tcp://HOST:PORT`, `tcp://[V6]:PORT`,
     `unix:///PATH` or `private` (an abstract-free unix socket in the runtime folder, or loopback TCP port 0 with
-    `tcp://127.0.0.1:0`). mode/uid/gid are for unix sockets."""
+    `tcp://127.0.0.1:0`). The rest is for unix sockets: mode and owner of the file, and as_uid/as_gid, whose rights apply
+    on the way to it (None: the keeper's own)."""
 
     name: str
     address: str
@@ -100,6 +101,8 @@ class ListenerSpec:
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
+    as_uid: int | None = None
+    as_gid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

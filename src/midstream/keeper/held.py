@@ -24,6 +24,7 @@ from midstream.keeper.refusal import Refused, os_refusal
 from midstream.keeper.snapshot import ChannelState
 from midstream.linux import fds, listen
 from midstream.linux.clock import boottime_s
+from midstream.linux.file_identity import FileUser
 
 _NAME = re.compile(r"[A-Za-z0-9_+@-][A-Za-z0-9_.+@/-]{0,179}\Z")
 SPOOL_MAX_BYTES = 256 * 1024
@@ -45,6 +46,13 @@ def _check_ids(*ids: int | None) -> None:
     for number in ids:
         if number is not None and not 0 <= number < _ID_MAX:
             raise Refused(Refusal.BAD_REQUEST, f"not a user, group or mode: {number}")
+
+
+def _actor(spec: ListenerSpec) -> FileUser | None:
+    """Whose rights apply on the way to a unix socket."""
+    if spec.as_uid is None:
+        return None
+    return FileUser(spec.as_uid, spec.as_uid if spec.as_gid is None else spec.as_gid)
 
 
 class Listener:
@@ -95,7 +103,7 @@ class Holdings:
     def listen(self, spec: ListenerSpec) -> Listener:
         """Bind it, or return the one that is held under this name. Raises Refused."""
         check_name(spec.name)
-        _check_ids(spec.uid, spec.gid, spec.mode)
+        _check_ids(spec.uid, spec.gid, spec.mode, spec.as_uid, spec.as_gid)
         if not 0 < spec.backlog <= _BACKLOG_MAX or (spec.mode is not None and spec.mode > 0o7777):
             raise Refused(Refusal.BAD_REQUEST, f"listener {spec.name}: not a backlog or not a mode")
         held = self.listeners.get(spec.name)
@@ -110,7 +118,7 @@ class Holdings:
             raise Refused(Refusal.BAD_REQUEST, str(error)) from None
         mode = 0o600 if private and spec.mode is None else spec.mode
         try:
-            sock = listen.bind_listener(address, spec.backlog, mode, spec.uid, spec.gid)
+            sock = listen.bind_listener(address, spec.backlog, mode, spec.uid, spec.gid, _actor(spec))
         except OSError as error:
             holder = listen.holder_of(address) if error.errno == errno.EADDRINUSE else None
             raise os_refusal(error, f"cannot listen on {spec.address}", holder=str(holder) if holder else "") from None
@@ -143,7 +151,7 @@ class Holdings:
         if held is not None:
             os.close(held.fd)
             if held.address.startswith("unix://"):
-                self._layout.unlink(held.address.removeprefix("unix://"))
+                listen.remove_path(held.address.removeprefix("unix://"), _actor(held.spec))
 
     # Channels
 

@@ -1,7 +1,8 @@
 """Binding a listening socket or a datagram socket by address, and saying who has the address. Any process; no blocking.
 
 Only numeric addresses: resolving a name would block. A unix path left behind by a dead listener is replaced, one that
-a live socket is bound to never is.
+a live socket is bound to never is. A path that a user chose is bound, replaced and removed with his rights, whatever
+links he puts on the way; with root's only where the way is root's alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import stat
 from dataclasses import dataclass
 
 from midstream.linux import process
+from midstream.linux.file_identity import FileUser, files_as
+from midstream.linux.root_owned import is_root_owned, require_root_owned
 
 UNIX_PATH_MAX = 107  # sizeof(sun_path) - 1, unix(7)
 
@@ -74,16 +77,22 @@ def text_of(sock: socket.socket) -> str:
 
 
 def bind_listener(
-    address: Address, backlog: int, mode: int | None = None, uid: int | None = None, gid: int | None = None
+    address: Address,
+    backlog: int,
+    mode: int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    actor: FileUser | None = None,
 ) -> socket.socket:
     """A listening stream socket, close-on-exec, blocking (servers set what they need). mode, uid, gid: unix only.
+    actor: whose rights on the path apply; None: our own.
 
     Raises OSError; EADDRINUSE also when a live unix socket is bound to the path.
     """
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         if address.family == socket.AF_UNIX:
-            _bind_path(sock, address.path, 0o666 if mode is None else mode, uid, gid)
+            _bind_path(sock, address.path, 0o666 if mode is None else mode, uid, gid, actor)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if address.family == socket.AF_INET6:
@@ -106,23 +115,71 @@ def bind_datagrams(path: str, uid: int | None, gid: int | None) -> socket.socket
             os.unlink(path)
         except FileNotFoundError:
             pass
-        _bind_path(sock, path, 0o600, uid, gid)
+        _bind_path(sock, path, 0o600, uid, gid, None)
     except OSError:
         sock.close()
         raise
     return sock
 
 
-def _bind_path(sock: socket.socket, path: str, mode: int, uid: int | None, gid: int | None) -> None:
-    _unlink_stale(path)
-    os.fchmod(sock.fileno(), mode)  # bind(2) takes the mode from the socket: no chmod of a path others may exchange
-    umask = os.umask(0)
+def remove_path(path: str, actor: FileUser | None) -> None:
+    """Removes the socket file that was bound, and nothing that is no socket. Best effort: a file that stays is replaced by
+    the next one who binds there."""
+    user = actor
+    if user is None and os.geteuid() == 0 and not is_root_owned(os.path.dirname(path)):
+        return
+    for rights in (user, None):
+        try:
+            with files_as(rights):
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
+            return
+        except PermissionError:
+            if not is_root_owned(os.path.dirname(path)):
+                return
+        except OSError:
+            return
+
+
+def _bind_path(
+    sock: socket.socket, path: str, mode: int, uid: int | None, gid: int | None, actor: FileUser | None
+) -> None:
     try:
-        sock.bind(path)
-    finally:
-        os.umask(umask)
+        _bind_as(sock, path, mode, actor)
+    except PermissionError:
+        if actor is None or actor.uid == os.geteuid():
+            raise
+        # A folder such as /run/shop, which root allowed to the app and keeps for itself.
+        require_root_owned(os.path.dirname(path))
+        actor = None
+        _bind_as(sock, path, mode, None)
     if uid is not None or gid is not None:
-        os.chown(path, -1 if uid is None else uid, -1 if gid is None else gid, follow_symlinks=False)
+        _give_away(path, uid, gid, actor)
+
+
+def _bind_as(sock: socket.socket, path: str, mode: int, actor: FileUser | None) -> None:
+    os.fchmod(sock.fileno(), mode)  # bind(2) takes the mode from the socket: no chmod of a path others may exchange
+    with files_as(actor):
+        _unlink_stale(path)
+        umask = os.umask(0)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(umask)
+
+
+def _give_away(path: str, uid: int | None, gid: int | None, actor: FileUser | None) -> None:
+    """chown of what was just bound, by a descriptor: the name may have been exchanged for another file meanwhile."""
+    with files_as(actor):
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != (os.geteuid() if actor is None else actor.uid):
+            raise PermissionError(errno.EPERM, "it was exchanged while it was made", path)
+        if (found.st_uid, found.st_gid) != (uid, gid):
+            os.chown(f"/proc/self/fd/{fd}", -1 if uid is None else uid, -1 if gid is None else gid)
+    finally:
+        os.close(fd)
 
 
 def _unlink_stale(path: str) -> None:
