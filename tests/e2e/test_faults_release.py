@@ -57,7 +57,7 @@ def refused(served: tuple[Machine, Project, str], *expected: str, code: int = 1)
         ("unhealthy", ["answered 500", "the database is not there"]),
         ("picky", ["400", "host"]),
         ("redirect", ["302", "X-Forwarded-Proto"]),
-        ("own-port", ["of its own"]),
+        ("own-port", ["which it bound itself"]),
     ],
 )
 def test_misbehaving_release(served: tuple[Machine, Project, str], misbehaviour: str, expected: list[str]) -> None:
@@ -117,7 +117,7 @@ def test_command_that_is_not_there(served: tuple[Machine, Project, str]) -> None
 def test_wrapper_that_swallows_the_listener(served: tuple[Machine, Project, str]) -> None:
     """`sh -c` without exec keeps its own pid, so LISTEN_PID does not fit and the server binds a port of its own."""
     line = f"{sys.executable} server.py; true"
-    changed_command(served, f"['sh', '-c', '{line}']", "of its own")
+    changed_command(served, f"['sh', '-c', '{line}']", "which it bound itself")
 
 
 def test_port_in_use_names_who_has_it(served: tuple[Machine, Project, str]) -> None:

@@ -26,6 +26,7 @@ from midstream.agent.logs.follow import last_lines
 from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal
 from midstream.agent.oneshots import OneShots, exit_text
 from midstream.agent.plans import profile_of, readiness_of
+from midstream.agent.proof import why_not_accepting
 from midstream.agent.spawning import (
     Place,
     account_for,
@@ -67,7 +68,6 @@ from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock, tree
 from midstream.linux.drift import usage
 from midstream.linux.file_identity import FileUser
-from midstream.profiles.profile import warnings
 
 _MEMORY_INTERVAL_S = 5.0
 
@@ -655,7 +655,7 @@ class Host:
             start_timeout_s=spec.start_timeout_s,
             healthy_timeout_s=spec.healthy_timeout_s,
             min_uptime_s=spec.min_uptime_s,
-            warnings=warnings(profile, spec.command, shell=spec.shell),
+            explain=lambda tree, given: why_not_accepting(profile, spec.command, tree, given, shell=spec.shell),
             pids=pids,
             said_ready=said_ready,
             run_command=run_command,

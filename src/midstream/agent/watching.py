@@ -14,11 +14,10 @@ from midstream.agent.health import Address, HealthResult, check, command_check
 from midstream.agent.proof import Holding, Verdict, holding, identified_check, tree_membership
 from midstream.core.events import Event, Healthy, Ready, Refuted, Unhealthy
 from midstream.core.spec import HealthSpec, Readiness
-from midstream.linux.sockets import sockets_of_tree, tcp_rows
+from midstream.linux.sockets import listeners_of
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
-_LISTEN = "0A"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +27,7 @@ class Subject:
     shared: inode -> address of the listeners it was given. private: address (and inode) only it was given, or None.
     alone: no other generation has the shared listeners, so whoever answers there is this one. tried: a throw-away
     instance of the same generation was proven. provisional: its generation is not committed. pids: its tree, now.
+    explain: why a tree (pids) that binds its own does not serve what it was given (inodes).
     """
 
     generation: int
@@ -44,7 +44,7 @@ class Subject:
     start_timeout_s: float
     healthy_timeout_s: float
     min_uptime_s: float
-    warnings: tuple[str, ...]
+    explain: Callable[[Collection[int], Collection[int]], str]
     pids: Callable[[], Collection[int]]
     said_ready: Callable[[], Awaitable[None]]
     run_command: Callable[[tuple[str, ...], float], Awaitable[HealthResult]]
@@ -226,21 +226,11 @@ async def _periodic(subject: Subject, report: Callable[[Event], None]) -> None:
 
 
 def _explained(subject: Subject, reason: str) -> str:
-    """The reason, with what the process listens on instead, and what in the command is known to cause that."""
-    lines = [reason]
-    own = _ports_of_its_own(subject)
-    if own and (subject.shared or subject.private):
-        given = ", ".join(str(address) for address in subject.shared.values())
-        if subject.private is not None:
-            given = given or str(subject.private[0])
-        lines.append(f"it was given {given} and listens on {', '.join(own)} of its own instead")
-    lines.extend(subject.warnings)
-    return "; ".join(lines)
-
-
-def _ports_of_its_own(subject: Subject) -> list[str]:
+    """The reason and, where its processes bound something of their own, what swallowed the listener."""
     given = set(subject.shared)
     if subject.private is not None:
         given.add(subject.private[1])
-    held = set(sockets_of_tree(subject.pids()).by_inode) - given
-    return sorted({f"port {row.local[1]}" for row in tcp_rows() if row.state == _LISTEN and row.inode in held})
+    pids = subject.pids()
+    if given and any(inode not in given for inode in listeners_of(pids)):
+        return f"{reason}; {subject.explain(pids, given)}"
+    return reason
