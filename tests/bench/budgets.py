@@ -45,7 +45,7 @@ BUDGETS = (
     Budget("handover_p99_ratio", "p99 within a handover / steady p99", "≤ 1.2 with a core free for it", 1.2),
     Budget("handover_worst_ms", "slowest request within a handover", ""),
     Budget("steady_p99_ms", "p99 between handovers", ""),
-    Budget("handover_s", "from the trigger to the last answer of the old code", ""),
+    Budget("handover_s", "from the trigger until only new code answers", ""),
 )
 
 

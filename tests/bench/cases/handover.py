@@ -103,10 +103,7 @@ def _measured(server: Server, box: Sandbox, scale: Scale) -> list[Measurement]:
 
 
 def _judged(name: str, timeline: Timeline, samples: list[Sample]) -> list[Measurement]:
-    lasted = [
-        max([0.0, *(sample.due + sample.seconds - asked for sample in samples if sample.version == str(number))])
-        for number, asked in enumerate(timeline.asked)
-    ]
+    lasted = [_lasted(samples, number, asked) for number, asked in enumerate(timeline.asked)]
     windows = [(asked, asked + seconds + 0.1) for asked, seconds in zip(timeline.asked, lasted, strict=True)]
     within = _latencies_ms(samples, windows)
     steady_ms = percentile(_latencies_ms(samples, timeline.steady), 0.99)
@@ -120,6 +117,13 @@ def _judged(name: str, timeline: Timeline, samples: list[Sample]) -> list[Measur
         Measurement("steady_p99_ms", name, steady_ms, "ms"),
         Measurement("handover_s", name, statistics.median(lasted), "s"),
     ]
+
+
+def _lasted(samples: list[Sample], old: int, asked: float) -> float:
+    """Seconds until the old code gave its last answer and the new its first: some programs overlap, others pause."""
+    last_old = max((sample.due + sample.seconds for sample in samples if sample.version == str(old)), default=asked)
+    first_new = min(sample.due + sample.seconds for sample in samples if sample.version == str(old + 1))
+    return max(last_old, first_new) - asked
 
 
 def _latencies_ms(samples: list[Sample], windows: list[tuple[float, float]]) -> list[float]:
