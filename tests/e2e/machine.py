@@ -107,7 +107,10 @@ class Machine:
                 cwd=self.root,
                 start_new_session=True,
             )
-        wait_for("the agent to answer", self.answers)
+        try:
+            wait_for("the agent to answer", self.answers)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.out()[-3000:]}") from None
 
     def answers(self) -> bool:
         try:

@@ -301,6 +301,46 @@ def test_disk_full(small_disk: Path, full: str) -> None:
                 subprocess.run(["umount", "-l", str(target)], check=False)
 
 
+@pytest.mark.parametrize("phase", ["build", "migrate", "handover"])
+def test_disk_of_the_agent_fills_in_the_middle_of_a_deploy(small_disk: Path, phase: str) -> None:
+    """The agent's own state cannot be written any more: what was begun is put back, and space makes it work again."""
+    with new_machine() as machine:
+        project = new_project(machine)
+        machine.stop()
+        import shutil
+
+        shutil.rmtree(machine.state)
+        machine.state.symlink_to(small_disk)
+        machine.start()
+        before = project.config()
+        project.write(config=before)
+        project.commit("good")
+        good = project.deployed()
+        pids = machine.pids()
+        fill = f"dd if=/dev/zero of={small_disk}/ballast bs=4096 || true"
+        if phase == "build":
+            changed = before + f'[[build]]\nrun = "{fill}"\nshell = true\n'
+        elif phase == "migrate":
+            changed = before + f'[migrate]\nrun = "{fill}"\nshell = true\n'
+        else:
+            slow = f"sh -c '{fill}; exec {sys.executable} server.py'"
+            changed = before.replace(f'"{sys.executable} server.py"', f'"{slow}"')
+            assert changed != before
+        project.commit("fills the disk", config=changed)
+        with under_load(project.address, "--pause", "0.005") as load:
+            result = project.deploy()
+            tally = load()
+        assert tally["failed"] == 0, tally["failures"]
+        assert result.code in (1, 5), result.text
+        assert "full" in result.text or "space" in result.text, result.text
+        assert good in result.text
+        assert machine.pids() == pids and machine.app()["release"] == good
+        wait_for("nothing to be locked", lambda: machine.app()["deploy"] is None)
+        (small_disk / "ballast").unlink()
+        project.commit("mended", config=before)
+        assert project.deployed() != good
+
+
 def _fill(folder: Path) -> None:
     ballast = os.open(folder / "ballast", os.O_WRONLY | os.O_CREAT)
     try:
