@@ -42,6 +42,12 @@ def value(item: Summary, worst: bool = False) -> str:
     return text
 
 
+def reason(item: Measurement) -> str:
+    """Why it was not measured, on one line; of a long text the beginning and, where errors tell most, the end."""
+    text = " ".join(item.missing.split())
+    return text if len(text) < 300 else f"{text[:100]} ... {text[-200:]}"
+
+
 def digits(number: float) -> str:
     """Three digits that mean something."""
     if number == int(number):
@@ -63,7 +69,7 @@ def table(record: Record) -> str:
             lines.append(f"    budget {budget}" + (f"  -> {word}" if word else ""))
         if others:
             lines.append(f"    {others}")
-    missing = {f"{item.subject}: {item.missing}" for item in measurements(record) if item.missing}
+    missing = {f"{item.subject}: {reason(item)}" for item in measurements(record) if item.missing}
     return "\n".join([*lines, *sorted(missing)])
 
 
@@ -104,7 +110,7 @@ def _not_measured(record: Record) -> list[str]:
     reasons: dict[str, str] = {}
     for item in measurements(record):
         if item.missing:
-            reasons.setdefault(f"{item.subject}, {item.metric}", item.missing.splitlines()[0])
+            reasons.setdefault(f"{item.subject}, {item.metric}", reason(item))
     if not reasons:
         return []
     return ["Not measured:", "", *(f"- {what}: {why}" for what, why in reasons.items()), ""]

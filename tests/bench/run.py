@@ -81,7 +81,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
             for item in CASES[name](scale, frozenset(options.only or ())):
                 print(
                     f"[{number + 1}/{scale.runs}] {item.metric} {item.subject}: "
-                    + (item.missing.splitlines()[0] if item.missing else f"{report.digits(item.value)} {item.unit}"),
+                    + (report.reason(item) if item.missing else f"{report.digits(item.value)} {item.unit}"),
                     file=sys.stderr,
                     flush=True,
                 )
