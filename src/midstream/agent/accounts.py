@@ -3,7 +3,8 @@
 Lives here: the rules, each a function that raises NotAllowedError with the remedy. Not here: any effect. Runs in the
 agent. When the agent is not root there is one user, and all of his apps are his own.
 
-A grant is a root-owned file `/etc/midstream/apps.d/APP.toml`, written by `midstream agent install --allow …`:
+A grant is a root-owned file `/etc/midstream/apps.d/APP.toml`, written by `midstream agent allow …`. It counts for that
+owner in that folder, for nobody else who has an app of the name:
 
     owner = "deploy"            # who may deploy the app
     deploy_to = "/srv/shop"     # where
@@ -21,13 +22,19 @@ import os
 import pwd
 import stat
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from midstream.core.spec import AppSpec, ServiceSpec
+from midstream.core.layout import Layout
+from midstream.core.placeholders import fill
+from midstream.core.spec import AppSpec, ListenSpec, ServiceSpec
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import NotAllowedError, OperatorError
 
 GRANTS_FOLDER = "/etc/midstream/apps.d"
+GRANTS_VARIABLE = (
+    "MIDSTREAM_GRANTS"  # set by `agent run --grants`; it comes with the keeper's environment, so from root
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,31 +107,56 @@ def gid_named(name: str, where: str) -> int:
         raise OperatorError(f"there is no group {name!r} on this host", where=where) from None
 
 
-def read_grant(app: str, folder: str = GRANTS_FOLDER) -> Grant | None:
+def grants_folder() -> str:
+    """Where grants are on this host."""
+    return os.environ.get(GRANTS_VARIABLE) or GRANTS_FOLDER
+
+
+def read_grant(app: str, folder: str = "") -> Grant | None:
     """The grant of the app, None where there is none. A file that others than root may write is refused."""
+    folder = folder or grants_folder()
     path = os.path.join(folder, f"{app}.toml")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        _require_roots(os.lstat(folder), folder)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise NotAllowedError(f"the grant cannot be read: {error.strerror}", where=path) from error
     with os.fdopen(fd, "rb") as file:
-        info = os.fstat(file.fileno())
-        if info.st_uid != 0 or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        found = os.fstat(file.fileno())
+        _require_roots(found, path)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             raise NotAllowedError(
-                "the grant may be written by others than root, so it grants nothing",
+                "the grant is no plain file with one name, so it grants nothing",
                 where=path,
-                remedy=f"chown root:root {path} && chmod 0644 {path}",
+                remedy="write it anew: midstream agent allow",
             )
         try:
             body = tomllib.load(file)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise NotAllowedError(f"the grant is not valid TOML: {error}", where=path) from error
     try:
         return from_wire(Grant, body)
     except WireError as error:
         raise NotAllowedError(f"the grant is not valid: {error}", where=path) from error
+
+
+def _require_roots(found: os.stat_result, path: str) -> None:
+    if found.st_uid != 0 or stat.S_ISLNK(found.st_mode) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NotAllowedError(
+            "the grant may be written by others than root, so it grants nothing",
+            where=path,
+            remedy=f"chown root:root {path} && chmod go-w {path}",
+        )
+
+
+def _grant_to(spec: AppSpec, owner: Account, folder: str) -> Grant:
+    """What root allowed this owner for this app in this folder; nothing where the grant is somebody else's."""
+    grant = read_grant(spec.app, folder)
+    if grant is None or grant.owner != owner.name or grant.deploy_to.rstrip("/") != spec.deploy_to:
+        return Grant()
+    return grant
 
 
 def require_owner(peer: Peer, owner_uid: int, agent_uid: int, app: str) -> None:
@@ -137,7 +169,7 @@ def require_owner(peer: Peer, owner_uid: int, agent_uid: int, app: str) -> None:
     )
 
 
-def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = GRANTS_FOLDER) -> int:
+def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = "") -> int:
     """The uid that will own an app which this host does not know yet. Raises NotAllowedError.
 
     Root may name any `user`. A user becomes owner where a grant says so, or where the folder (or the nearest one above
@@ -151,6 +183,7 @@ def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = G
         if spec.user:
             return account_named(spec.user, "user").uid
         return _owner_of(spec.deploy_to)
+    folder = folder or grants_folder()
     grant = read_grant(spec.app, folder)
     if grant is not None:
         if grant.owner == peer.name and grant.deploy_to.rstrip("/") == spec.deploy_to:
@@ -164,41 +197,48 @@ def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = G
         return peer.uid
     raise NotAllowedError(
         f"{peer.name} may not deploy to {spec.deploy_to}",
-        remedy=f"as root: midstream agent install --allow {peer.name}:{spec.app}:{spec.deploy_to}",
+        remedy=f"as root: midstream agent allow {peer.name}:{spec.app}:{spec.deploy_to}",
     )
 
 
+def may_make_as_root(peer: Peer, spec: AppSpec, owner: Account, folder: str = "") -> bool:
+    """Whether root himself chose `deploy_to`: by asking, or by a grant."""
+    return peer.uid == 0 or bool(_grant_to(spec, owner, folder).deploy_to)
+
+
 def _owner_of(path: str) -> int:
-    """Who owns the folder, or the nearest existing one above it. Links are not followed at the end."""
+    """Who owns the folder, or the nearest existing one above it; links on the way are followed, as the kernel will."""
+    path = os.path.realpath(path)
     while True:
         try:
             return os.lstat(path).st_uid
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             above = os.path.dirname(path)
             if above == path:
                 return 0
             path = above
 
 
-def check_spec(spec: AppSpec, owner_uid: int, peer: Peer, agent_uid: int, folder: str = GRANTS_FOLDER) -> None:
-    """Whether the configuration asks for no more than its owner may have. Raises NotAllowedError naming the key.
+def check_spec(spec: AppSpec, owner_uid: int, peer: Peer, agent_uid: int, folder: str = "") -> None:
+    """Whether the configuration asks for no more than who sent it may have. Raises NotAllowedError naming the key.
 
-    Checked at every deploy and rollback, and again before each generation is recorded.
+    Checked at every deploy. At a rollback `peer` is the owner, whoever asked: the stored configuration lies in his folder.
     """
     if agent_uid != 0:
         for service in spec.services.values():
             _rootless(service, agent_uid)
         return
-    if peer.uid == 0 and owner_uid == 0:
-        return
-    grant = read_grant(spec.app, folder) or Grant()
     owner = account_of_uid(owner_uid)
-    if spec.user and account_named(spec.user, "user").uid != owner_uid:
+    if spec.user and owner_uid != 0 and account_named(spec.user, "user").uid != owner_uid:
         raise NotAllowedError(
             f"app {spec.app!r} belongs to {owner.name}; its configuration asks for user {spec.user!r}",
             where="user",
-            remedy="leave `user` out, or deploy as root",
+            remedy=f"leave `user` out, or begin anew as root: midstream app remove {spec.app}",
         )
+    if peer.uid == 0:
+        return
+    folder = folder or grants_folder()
+    grant = _grant_to(spec, owner, folder)
     for service in spec.services.values():
         _check_service(spec, service, owner, grant, f"{folder}/{spec.app}.toml")
 
@@ -219,40 +259,60 @@ def _check_service(spec: AppSpec, service: ServiceSpec, owner: Account, grant: G
 
     def refuse(key: str, what: str, line: str) -> None:
         raise NotAllowedError(
-            f"{what} needs a grant", where=f"{where}.{key}", remedy=f"as root, put `{line}` into {grant_file}"
+            f"{what} needs a grant",
+            where=f"{where}.{key}",
+            remedy=f"as root, put `{line}` into {grant_file} (owner = {owner.name!r}, deploy_to = {spec.deploy_to!r})",
         )
 
     if service.user and service.user != owner.name and service.user not in grant.run_as:
         refuse("user", f"running as {service.user!r}", f'run_as = ["{service.user}"]')
-    allowed = {grp.getgrgid(gid).gr_name for gid in owner.groups if _has_group(gid)} | set(grant.groups)
+    runs_as = account_named(service.user, f"{where}.user") if service.user else owner
+    allowed = _group_names({*owner.groups, *runs_as.groups}) | set(grant.groups)
     for group in (*([service.group] if service.group else []), *service.groups):
         if group not in allowed:
             refuse("groups", f"group {group!r}", f'groups = ["{group}"]')
     for listen in service.listen:
-        _check_listen(spec, listen.address, listen.owner, owner, grant, refuse)
+        _check_listen(spec, listen, owner, grant, allowed, refuse)
     limits = service.limits
     raised = limits.nice is not None and limits.nice < 0
     raised = raised or any(_above_hard(name, pair[1]) for name, pair in limits.rlimits.items())
     if raised and not grant.raise_limits:
         refuse("limits", "raising limits or priority", "raise_limits = true")
     if service.log.path:
-        refuse("log.path", "a log file of its own choosing, written by root,", "deploy it as root; no key allows this")
+        raise NotAllowedError(
+            "a log file of its own choosing is for apps that root deploys",
+            where=f"{where}.log.path",
+            remedy="leave it out: midstream logs shows the agent's own; or deploy it as root",
+        )
 
 
-def _check_listen(spec: AppSpec, address: str, socket_owner: str, owner: Account, grant: Grant, refuse: object) -> None:
-    assert callable(refuse)
+def _check_listen(
+    spec: AppSpec,
+    listen: ListenSpec,
+    owner: Account,
+    grant: Grant,
+    groups: set[str],
+    refuse: Callable[[str, str, str], None],
+) -> None:
+    address = fill(listen.address, {"deploy_to": spec.deploy_to, "shared": Layout(spec.deploy_to).shared})
     if address.startswith("tcp://"):
         port = int(address.rsplit(":", 1)[1])
         if 0 < port < 1024 and port not in grant.ports:
             refuse("listen", f"port {port}, below 1024,", f"ports = [{port}]")
-    elif address.startswith("unix://"):
-        path = os.path.normpath(address.removeprefix("unix://"))
-        homes = (spec.deploy_to, *grant.paths)
-        if not any(path.startswith(home.rstrip("/") + "/") for home in homes):
-            refuse("listen", f"a socket at {path}", f'paths = ["{os.path.dirname(path)}"]')
-        named = socket_owner.split(":")[0]
-        if named and named != owner.name and named not in grant.run_as:
-            refuse("listen", f"a socket owned by {named!r}", f'run_as = ["{named}"]')
+        return
+    path = os.path.normpath(address.removeprefix("unix://"))
+    homes = (spec.deploy_to, *grant.paths)
+    if not any(path.startswith(home.rstrip("/") + "/") for home in homes):
+        refuse("listen", f"a socket at {path}", f'paths = ["{os.path.dirname(path)}"]')
+    user, _, group = listen.owner.partition(":")
+    if user and user != owner.name and user not in grant.run_as:
+        refuse("listen", f"a socket owned by {user!r}", f'run_as = ["{user}"]')
+    if group and group not in groups:
+        refuse("listen", f"a socket of group {group!r}", f'groups = ["{group}"]')
+
+
+def _group_names(gids: set[int]) -> set[str]:
+    return {grp.getgrgid(gid).gr_name for gid in gids if _has_group(gid)}
 
 
 def _has_group(gid: int) -> bool:

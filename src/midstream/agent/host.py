@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from midstream.agent import crashpoint, watching
@@ -548,7 +548,7 @@ class Host:
                     except KeeperRefused:
                         pass
         await self.drop_unused_listeners()
-        shutil.rmtree(self.place(app, service, number).run, ignore_errors=True)
+        remove_tree(self.place(app, service, number).run)
         used = {item.number for key, value in self.services.items() if key[0] == app for item in value.generations}
         record = self.apps.get(app)
         if number not in used and (record is None or number != record.committed_generation):
@@ -991,3 +991,20 @@ def _event_of(entry: ProcessEntry, place: Place3) -> Spawned | Ended | None:
     if entry.state is ProcessState.STARTING:
         return None
     return Ended(*place, exit_text(entry), entry.code)
+
+
+def remove_tree(path: str) -> None:
+    """Removes a run folder with all in it, links never followed; what cannot be removed stays. (shutil would bring lzma and
+    bz2 into the agent's memory.)"""
+    for folder, folders, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
+        del folder
+        for name in files:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=fd)
+        for name in folders:
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=fd)
+            with suppress(OSError):
+                os.unlink(name, dir_fd=fd)
+    with suppress(OSError):
+        os.rmdir(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from midstream.agent.accounts import Account, account_named, gid_named
 from midstream.agent.health import Address, parse_address
@@ -52,9 +52,12 @@ class ListenerTable:
     async def open_service(self, spec: AppSpec, service: ServiceSpec, owner_uid: int) -> None:
         """Binds what the service listens on and is not bound yet. Raises HostError (in use: by whom), OperatorError."""
         account = account_for(spec, owner_uid, self._uid, service)
+        actor = account_for(spec, owner_uid, self._uid)
         for listen in service.listen:
-            address = address_of(spec, listen)
-            await self._bind(_listener_spec(spec, service, listen, address, account, self._uid), service.name)
+            listener = _listener_spec(spec, service, listen, account, actor)
+            if self._uid != 0:
+                listener = replace(listener, uid=None, gid=None, as_uid=None, as_gid=None)
+            await self._bind(listener, service.name)
 
     async def for_instance(
         self, record: GenerationRecord, service: ServiceSpec, slot: int, owner_uid: int
@@ -169,19 +172,22 @@ def _private_spec(name: str, like: ListenSpec) -> ListenerSpec:
 
 
 def _listener_spec(
-    spec: AppSpec, service: ServiceSpec, listen: ListenSpec, address: str, account: Account, agent_uid: int
+    spec: AppSpec, service: ServiceSpec, listen: ListenSpec, account: Account, actor: Account
 ) -> ListenerSpec:
+    """account: whose socket it is; actor: who chose the path, so whose rights apply there."""
+    address = address_of(spec, listen)
     name = listener_key(spec.app, service.name, address)
     if not address.startswith("unix://"):
         return ListenerSpec(name, address, listen.backlog)
-    uid: int | None = account.uid
-    gid: int | None = account.gid
-    if listen.owner:
-        user, _, group = listen.owner.partition(":")
-        where = f"services.{service.name}.listen"
-        uid = account_named(user, where).uid if user else account.uid
-        gid = gid_named(group, where) if group else account.gid
-    if agent_uid != 0:
-        uid = gid = None
-    mode = _DEFAULT_MODE if listen.mode is None else listen.mode
-    return ListenerSpec(name, address, listen.backlog, mode, uid, gid)
+    user, _, group = listen.owner.partition(":")
+    where = f"services.{service.name}.listen"
+    return ListenerSpec(
+        name,
+        address,
+        listen.backlog,
+        mode=_DEFAULT_MODE if listen.mode is None else listen.mode,
+        uid=account_named(user, where).uid if user else account.uid,
+        gid=gid_named(group, where) if group else account.gid,
+        as_uid=actor.uid,
+        as_gid=actor.gid,
+    )

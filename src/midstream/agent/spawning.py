@@ -6,9 +6,9 @@ Runs in the agent.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ def address_of(spec: AppSpec, listen: ListenSpec) -> str:
 def listener_key(app: str, service: str, address: str) -> str:
     """The keeper's name for a listener: it goes with the address, so that a changed one is a new socket."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", address)[:60]
-    return f"{app}/{service}/{readable}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"
+    return f"{app}/{service}/{readable}-{zlib.crc32(address.encode()):08x}"
 
 
 def channel_of(key: SpawnKey) -> str:
