@@ -151,8 +151,10 @@ def test_a_silent_agent_is_killed_only_when_it_is_attached_and_overdue(host):
     loop = JumpingLoop()
     watch = AgentWatch(Layout(host.state, host.runtime), loop, Inherited((1024, 4096), 0o022), lambda attached: None)
     sleeper = subprocess.Popen(["sleep", "1000"])
+    ours, _theirs = socket.socketpair()
     try:
-        watch.attach(sleeper.pid)
+        watch.expect(sleeper.pid, process.read_stat(sleeper.pid).start_ticks)
+        watch.attach(sleeper.pid, ours)
         loop.offset_s = 59.0
         watch._check_silence()
         assert sleeper.poll() is None

@@ -182,5 +182,5 @@ def _adopt_agent(keeper: Keeper) -> None:
         return
     if not keeper.agent.argv:
         keeper.agent.command(argv)
-    if pid and process.is_alive(pid, ticks) and keeper.agent.is_agent(pid):
-        keeper.agent.expect(pid)
+    if pid and keeper.agent.is_agent(pid):
+        keeper.agent.expect(pid, ticks)

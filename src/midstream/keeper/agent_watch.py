@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 
 from midstream.keeper.children import Inherited
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop, Timer
 from midstream.keeper.snapshot import AgentState
-from midstream.linux import process, spawn
+from midstream.linux import fds, process, spawn
 from midstream.linux.clock import boottime_us
 from midstream.linux.spawn import RLIMITS, Launch, Placement
 from midstream.linux.tree import KEEPER_VARIABLE, KEY_VARIABLE
@@ -138,29 +139,32 @@ class AgentWatch:
             self._loop.add(self.foreign_pidfd, self._foreign_ended)
         self._watch_silence()
 
-    def expect(self, pid: int) -> None:
+    def expect(self, pid: int, start_ticks: int) -> None:
         """An agent that is not our child lives and will attach: start no other unless it dies."""
-        if pid not in self.pids:
-            self._watch_foreign(pid)
+        pidfd = process.open_pidfd(pid, start_ticks)
+        if pidfd is not None:
+            self._watch_foreign(pid, pidfd)
 
     # The attachment
 
-    def attach(self, pid: int) -> int:
-        """An agent said hello: it gets the next epoch."""
+    def attach(self, pid: int, sock: socket.socket) -> int:
+        """The agent at the other end of `sock` said hello: it gets the next epoch."""
         self.epoch += 1
         self._heard_s = self._loop.now_s
         was_attached, self.attached_pid = self.attached, pid
-        self.expect(pid)
+        if pid not in self.pids:
+            pidfd = fds.peer_pidfd(sock)
+            if pidfd is None:
+                pidfd = process.open_pidfd(pid)
+            if pidfd is not None:
+                self._watch_foreign(pid, pidfd)
         if not was_attached:
             self._on_attachment(True)
         self._watch_silence()
         return self.epoch
 
-    def _watch_foreign(self, pid: int) -> None:
+    def _watch_foreign(self, pid: int, pidfd: int) -> None:
         self._forget_foreign()
-        pidfd = process.open_pidfd(pid)
-        if pidfd is None:
-            return
         self.foreign_pid, self.foreign_pidfd = pid, pidfd
         self._loop.add(pidfd, self._foreign_ended)
         self._watch_silence()

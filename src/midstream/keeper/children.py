@@ -310,8 +310,7 @@ class Children:
 
     def strangers(self, agent_pid: int) -> tuple[int, ...]:
         """Orphans below us that no key explains."""
-        known = frozenset((*self._table.by_pid, agent_pid))
-        return tree.orphans_of(os.getpid(), known, self.keeper_id)
+        return tuple(pid for pid in tree.strangers(self._table.by_pid, self.keeper_id) if pid != agent_pid)
 
     # Standing orders
 

@@ -102,7 +102,7 @@ class Keeper:
 
     def attach(self, connection: Connection) -> int:
         """An agent said hello on this connection; it gets the epoch in force."""
-        connection.epoch = self.agent.attach(connection.pid)
+        connection.epoch = self.agent.attach(connection.pid, connection.sock)
         self.attached = connection
         self.write_agent()
         return connection.epoch

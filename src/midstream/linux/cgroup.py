@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 
-def find_mount(mountinfo: str) -> str | None:
-    """The mount point of cgroup2 in the text of /proc/PID/mountinfo; None where there is none. Pure."""
+def find_mount(mountinfo: str) -> tuple[str, str] | None:
+    """(mount point, the folder of the hierarchy that is mounted there) of cgroup2 in the text of /proc/PID/mountinfo.
+
+    None where there is none. The folder is not `/` in a container without a cgroup namespace. Pure.
+    """
     for line in mountinfo.splitlines():
         before, separator, after = line.partition(" - ")
         fields = before.split()
         if separator and after.split(" ", 1)[0] == "cgroup2" and len(fields) > 4:
-            return fields[4].replace("\\040", " ")
+            return _unescaped(fields[4]), _unescaped(fields[3])
     return None
+
+
+def _unescaped(text: str) -> str:
+    """Blanks and backslashes are octal in mountinfo (proc_pid_mountinfo(5))."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def own_path(cgroup: str) -> str | None:
@@ -40,7 +49,9 @@ def make_root(name: str) -> tuple[str | None, str]:
         return None, f"no cgroup: {error}"
     if mount is None or path is None:
         return None, "no cgroup: no cgroup2 file system is mounted"
-    root = f"{mount}{'' if path == '/' else path}/{name}"
+    point, mounted = mount
+    below = path.removeprefix(mounted.rstrip("/")).strip("/")
+    root = "/".join(part for part in (point.rstrip("/"), below, name) if part)
     try:
         os.makedirs(root, mode=0o755, exist_ok=True)
         if not os.access(f"{root}/cgroup.procs", os.W_OK):

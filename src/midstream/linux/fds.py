@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SCM_MAX_FD = 253  # the kernel's limit for one message (unix(7))
+_SO_PEERPIDFD = 77  # the same number on every architecture but parisc and sparc
 _CONTROL_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * 4)
 _ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -52,6 +53,14 @@ def receive(sock: socket.socket, buffer: bytearray) -> Packet | None:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     truncated = bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC))
     return Packet(bytes(memoryview(buffer)[:size]), fds.tolist(), truncated)
+
+
+def peer_pidfd(sock: socket.socket) -> int | None:
+    """A pidfd of the process that connected (SO_PEERPIDFD, Linux 6.5): its number may be somebody else's by now."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -116,6 +116,13 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
+def own_children() -> list[int] | None:
+    """The pids of our children, zombies included, for a process of one thread; None where the kernel does not list them
+    (CONFIG_PROC_CHILDREN)."""
+    text = _read(f"/proc/self/task/{os.getpid()}/children")
+    return [int(pid) for pid in text.split()] if text is not None else None
+
+
 def is_alive(pid: int, start_ticks: int) -> bool:
     """Whether that very process (not a later one with its number) exists and is no zombie."""
     stat = read_stat(pid)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from midstream.linux import cgroup, process
@@ -139,13 +139,17 @@ def kill(mark: TreeMark) -> KillReport:
     return KillReport(killed, left)
 
 
-def orphans_of(parent: int, known: frozenset[int], keeper_id: str) -> tuple[int, ...]:
-    """Live children of `parent` (a subreaper) that it did not start and whose environment does not say whose."""
+def strangers(known: Container[int], keeper_id: str) -> tuple[int, ...]:
+    """Our live children that we did not start (we are a subreaper) and whose environment does not say whose they are."""
+    children = process.own_children()
+    if children is None:
+        children = [stat.pid for stat in snapshot().values() if stat.ppid == os.getpid()]
     found = []
-    for stat in snapshot().values():
-        if stat.ppid != parent or stat.pid in known:
+    for pid in children:
+        stat = process.read_stat(pid) if pid not in known else None
+        if stat is None or not stat.is_live:
             continue
-        stamp = stamp_of(stat.pid)
+        stamp = stamp_of(pid)
         if stamp is None or stamp[0] != keeper_id:
-            found.append(stat.pid)
+            found.append(pid)
     return tuple(sorted(found))
