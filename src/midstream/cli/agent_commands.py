@@ -1,4 +1,4 @@
-"""`midstream agent run|connect|stop|upgrade`: the agent of this machine."""
+"""`midstream agent run|connect|allow|stop|upgrade`: the agent of this machine."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def agent() -> None:
 @click.option("--state", metavar="DIR", default="", help="State folder (default /var/lib/midstream, or XDG's).")
 @click.option("--runtime", metavar="DIR", default="", help="Runtime folder (default /run/midstream, XDG's, STATE/run).")
 @click.option("--socket", metavar="PATH", default="", help="Control socket (default RUNTIME/agent.sock).")
+@click.option("--grants", metavar="DIR", default="", help="Folder of grants (default /etc/midstream/apps.d); for root.")
 @click.option("--main", "main_service", metavar="SERVICE", default="", help="Exit when this service does.")
-def run(state: str, runtime: str, socket: str, main_service: str) -> int:
+def run(state: str, runtime: str, socket: str, grants: str, main_service: str) -> int:
     """Run keeper and agent in the foreground: this process becomes the keeper. TERM or INT stops all in order.
 
     Exit code 4: a keeper runs with that state folder already.
     """
+    from midstream.agent.accounts import GRANTS_VARIABLE
     from midstream.cli.private_agent import build_image
     from midstream.cli.programs import keeper_argv
 
@@ -57,6 +59,10 @@ def run(state: str, runtime: str, socket: str, main_service: str) -> int:
     image = build_image(here.state)
     extra = ("--main", main_service) if main_service else ()
     argv = keeper_argv(image, here, extra)
+    # Who runs the agent says where its grants are, here alone: a variable that was in the environment says nothing.
+    os.environ.pop(GRANTS_VARIABLE, None)
+    if grants:
+        os.environ[GRANTS_VARIABLE] = os.path.abspath(grants)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(argv[0], argv)
@@ -109,6 +115,35 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+@agent.command(
+    "allow",
+    cls=ManCommand,
+    exits=(0, 1, 2),
+    examples="""
+    midstream agent allow deploy:shop:/srv/shop
+    midstream agent allow deploy:shop:/srv/shop:run-as=www-data:port=80,443
+    """,
+)
+@click.argument("allowance", metavar="USER:APP:PATH[:run-as=USER][:group=GROUP][:port=N][:path=FOLDER][:raise-limits]")
+@click.option("--grants", metavar="DIR", default="", help="Folder of grants (default /etc/midstream/apps.d).")
+@json_option
+def allow(allowance: str, grants: str, as_json: bool) -> int:
+    """As root: allow a user to deploy an app to a folder, and what its configuration may ask for beyond his own rights.
+
+    It counts from the app's next deploy on. What was allowed before stays allowed; remove the file to take it back.
+    """
+    from midstream.agent.accounts import GRANTS_FOLDER
+    from midstream.cli.grants import parse_allowance, write_grant
+
+    app, grant = parse_allowance(allowance)
+    path = write_grant(app, grant, os.path.abspath(grants or GRANTS_FOLDER))
+    if as_json:
+        echo_json({"app": app, "grant": path})
+    else:
+        click.echo(f"{grant.owner} may deploy {app} to {grant.deploy_to}: {path}")
+    return 0
 
 
 @agent.command(
