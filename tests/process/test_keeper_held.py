@@ -261,7 +261,8 @@ def test_a_channel_is_for_its_user_alone(host, client):
     out = f"{host.runtime}/out"
     assert as_nobody("sh", "-c", f"echo hello > {out}/mine") == 0
     assert as_nobody("sh", "-c", f"echo hello > {out}/roots 2>/dev/null") != 0
-    assert as_nobody("sh", "-c", f"ls {out} 2>/dev/null") != 0
+    for folder in (out, host.runtime, f"{host.runtime}/n", f"{host.runtime}/l"):
+        assert as_nobody("sh", "-c", f"ls {folder} 2>/dev/null") != 0
     for path in ("pids", "held", "orders", "keeper.sock"):
         assert as_nobody("sh", "-c", f"cat {host.runtime}/{path} {host.runtime}/{path}/* 2>/dev/null") != 0
 

@@ -148,19 +148,24 @@ def mark_of(child: subprocess.Popen[bytes], key: str) -> tree.TreeMark:
 
 
 def test_members_by_ancestry_session_and_stamp_and_nobody_else():
-    one = stamped("a/b/1/0/1", "sh", "-c", "sleep 1000 & env -i sleep 1000 & setsid sleep 1000 & echo up; wait")
+    children = "sleep 1000 & env -i sleep 1000 & setsid sleep 1000 & setsid env -i sleep 1000 & echo up; wait"
+    one = stamped("a/b/1/0/1", "sh", "-c", children)
     two = stamped("a/b/1/0/2", "sleep", "1000")
     try:
         assert one.stdout.readline() == b"up\n"
         mark = mark_of(one, "a/b/1/0/1")
-        wait_for(lambda: len(tree.members(mark)) == 4)
+        wait_for(lambda: len(sessions(tree.members(mark))) == 3)
+        (washed,) = [pid for pid in tree.members(mark) if os.getsid(pid) == pid and tree.stamp_of(pid) is None]
+        assert len(tree.members(mark)) == 5
         assert one.pid in tree.members(mark) and two.pid not in tree.members(mark)
         both = tree.members_of_keeper("test-keeper", [mark, mark_of(two, "a/b/1/0/2")])
         assert {*tree.members(mark), two.pid} == set(both)
         one.kill()
         one.wait(PATIENCE_S)
         left = tree.members(mark)
-        assert len(left) == 3, "the washed one is known by its session, the one with a session of its own by its stamp"
+        assert len(left) == 3, "one washed is known by its session, one with a session of its own by its stamp"
+        assert washed not in left, "with neither, it was known by its parent alone"
+        os.kill(washed, signal.SIGKILL)
         assert tree.kill(mark).killed == 3
         wait_for(lambda: not tree.members(mark))
         assert two.poll() is None
@@ -170,6 +175,10 @@ def test_members_by_ancestry_session_and_stamp_and_nobody_else():
             child.kill()
             child.wait(PATIENCE_S)
             child.stdout.close()
+
+
+def sessions(stats: dict[int, process.ProcStat]) -> set[int]:
+    return {stat.sid for stat in stats.values()}
 
 
 def wait_for(claim: object) -> None:

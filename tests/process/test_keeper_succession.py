@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import select
@@ -468,6 +469,24 @@ def test_children_that_end_and_signals_that_come_during_an_upgrade_are_not_lost(
     client.do("upgrade", UpgradeRequest(host.image))
     found = client.until(lambda entries: all(entry.state is ProcessState.EXITED for entry in entries.values()))
     assert {entry.code for entry in found.values()} == {6} and len(found) == 20
+
+
+def test_a_term_that_comes_while_the_new_image_starts_is_an_ordered_stop(host):
+    """Between the exec and the new handlers a TERM would kill: it stays pending until they are in place."""
+    client = host.client()
+    client.spawn(spec("app/web/1/0/1", "sleep", "1000"))
+    client.until_running("app/web/1/0/1")
+    newer = altered(host, "keeper/snapshot", "FORMAT = 1", "FORMAT = 1\nimport time; time.sleep(0.3)")
+    message = {"id": 1, "op": "upgrade", "path": newer, "epoch": client.epoch}
+    client.send_raw(json.dumps(message).encode())
+    pause = select.poll()
+    while newer not in process.read_argv(host.process.pid):
+        pause.poll(1)
+    os.kill(host.process.pid, signal.SIGTERM)
+    assert "ok" in client.reply()[0]
+    assert client.until_ended("app/web/1/0/1").signum == signal.SIGTERM
+    client.close()
+    assert host.wait() == 0
 
 
 @pytest.mark.parametrize(
