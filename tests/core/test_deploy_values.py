@@ -298,7 +298,7 @@ def a_status(state: str = "running", want: str = "up", runs: str = R1, **app: ob
         (a_status("backoff"), True),
         (a_status("degraded"), True),
         (a_status("stopped"), True),
-        (a_status("stopped", want="down"), False),
+        (a_status("stopped", want="down"), True),
         (a_status("held"), False),
         (a_status("handover"), False),
         (a_status(runs=R2), True),

@@ -139,7 +139,7 @@ stop_timeout = "2s"
     assert machine.pids("chatty") == chat, "restarted without cause"
     assert machine.pids("web") != web and len(machine.pids("web")) == 1
     assert machine.app()["drift"] == []
-    assert "while the agent was away" in project.cli("why", "web").out
+    assert "by the keeper's standing order" in project.cli("why", "web").out
     numbers = [int(line.rsplit(" ", 1)[1]) for line in log.read_text().splitlines() if " line " in line]
     dropped = [line for line in log.read_text().splitlines() if "midstream:" in line]
     missing = set(range(numbers[0], numbers[-1])) - set(numbers)

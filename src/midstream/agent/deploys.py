@@ -12,12 +12,13 @@ import base64
 import binascii
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from midstream.agent import accounts, publishing
 from midstream.agent.accounts import Peer
+from midstream.agent.admission import read_spec
 from midstream.agent.drift import drift_of
 from midstream.agent.host import Host
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
@@ -27,15 +28,18 @@ from midstream.core import releases, steps
 from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
 from midstream.core.intent import Intent, IntentEvent, IntentState
 from midstream.core.layout import Layout
-from midstream.core.names import is_name, is_release
+from midstream.core.names import is_release
 from midstream.core.spec import AppSpec
-from midstream.core.wire import WireError, from_wire
 from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.linux import clock
 from midstream.linux.file_identity import FileUser, files_as
+from midstream.linux.root_owned import require_root_owned
+
+T = TypeVar("T")
 
 LEASE_S = 15.0
 _PACK_MAX_BYTES = 8 << 30
+_SPARE_BYTES = 256 << 20
 _REVISIONS_LOG_MAX_BYTES = 4 << 20
 
 
@@ -58,6 +62,7 @@ class Deploys:
         self._incoming = os.path.join(state_folder, "incoming")
         self._works: dict[str, Work] = {}  # by app
         self._closed: dict[str, str] = {}
+        self._outlive: set[asyncio.Task[Any]] = set()
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
 
     # -- begin, attach, lease ----------------------------------------------------------------------------------------
@@ -65,44 +70,55 @@ class Deploys:
     def of(self, app: str) -> Work | None:
         return self._works.get(app)
 
-    async def open(self, peer: Peer, opening: Opening, tell: Callable[[Progress], None]) -> dict[str, Any]:
-        """Takes the lock (or waits for it), checks everything that can be checked before anything is done."""
-        spec = self._read_spec(opening.spec)
+    async def open(
+        self,
+        peer: Peer,
+        opening: Opening,
+        tell: Callable[[Progress], None],
+        begun: Callable[[Work], None] = lambda work: None,
+    ) -> dict[str, Any]:
+        """Takes the lock (or waits for it), checks everything that can be checked before anything is done.
+
+        begun: told of the deploy once it has the lock. A caller that is cancelled before that leaves nothing behind; after
+        it, the deploy is settled when its lease runs out.
+        """
+        spec = read_spec(opening.spec)
         owner_uid = self._authorise(peer, spec)
+        self._refuse_used_id(opening.deploy_id, spec.app)
         while True:
             work = self._works.get(spec.app)
             if work is None:
                 break
             if work.intent.id == opening.deploy_id:
                 accounts.require_owner(peer, self.host.apps[spec.app].owner_uid, self.host.uid, spec.app)
-                return await self._facts(work, tell)
+                begun(work)
+                return await self._outliving(self._facts(peer, work, tell))
             if not opening.wait:
                 raise self._locked(work)
             gone = work
             await self.host.until(lambda gone=gone: self._works.get(spec.app) is not gone, timeout_s=2.0)  # type: ignore[misc]
+        owner_uid = self._authorise(peer, spec)  # while we waited, the app may have been removed, and made by another
         self._refuse_manual_lock(spec.app, peer)
         work = self._begin(peer, opening, spec, owner_uid)
+        begun(work)
+        return await self._outliving(self._first_facts(peer, work, tell))
+
+    async def _outliving(self, work: Coroutine[Any, Any, T]) -> T:
+        """It goes on when its caller goes away."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._outlive.add(task)
+        task.add_done_callback(self._outlive.discard)
+        return await asyncio.shield(task)
+
+    async def _first_facts(self, peer: Peer, work: Work, tell: Callable[[Progress], None]) -> dict[str, Any]:
+        """The facts of a deploy that was just begun, which ends at once when something is wrong."""
         try:
-            return await self._facts(work, tell)
+            return await self._facts(peer, work, tell)
         except BaseException as error:
             what = error.what if isinstance(error, MidstreamError) else str(error)
             await publishing.revert(work, what)
             self._close(work)
             raise
-
-    def _read_spec(self, body: dict[str, Any]) -> AppSpec:
-        try:
-            spec = from_wire(AppSpec, body, "spec")
-        except WireError as error:
-            raise OperatorError(f"the configuration that was sent does not fit this agent: {error}") from error
-        names = [spec.app, *spec.services]
-        bad = next((name for name in names if not is_name(name)), None)
-        if bad is not None:
-            raise OperatorError(f"{bad!r} is no name: lower case, digits, - and _, a letter first", where="app")
-        path = spec.deploy_to
-        if not path.startswith("/") or os.path.normpath(path) != path or path == "/":
-            raise OperatorError(f"{path!r} is not an absolute, plain path", where="deploy_to")
-        return spec
 
     def _authorise(self, peer: Peer, spec: AppSpec) -> int:
         record = self.host.apps.get(spec.app)
@@ -121,6 +137,14 @@ class Deploys:
                 )
         accounts.check_spec(spec, owner_uid, peer, self.host.uid)
         return owner_uid
+
+    def _refuse_used_id(self, deploy_id: str, app: str) -> None:
+        """An id names one app's deploy for ever: with another's, his record would be replaced and his journal shown."""
+        if len(deploy_id) > 100 or not deploy_id.isascii() or not deploy_id.isprintable():
+            raise OperatorError("not an id for a deploy", where="deploy_id")
+        intent = self.host.store.intent(deploy_id)
+        if intent is not None and intent.app != app:
+            raise OperatorError("this deploy_id was used already", where="deploy_id", remedy="begin again")
 
     def _refuse_shared_folder(self, spec: AppSpec) -> None:
         for other in self.host.apps.values():
@@ -159,7 +183,7 @@ class Deploys:
             app=spec.app,
             kind=opening.kind,
             state=IntentState.OPEN,
-            user=opening.user or peer.name,
+            user=" ".join(opening.user.split())[:100] or peer.name,
             token=record.token,
             uid=peer.uid,
             started_wall_s=time.time(),
@@ -175,7 +199,7 @@ class Deploys:
         host.note(spec.app, "", opening.kind, f"begun by {intent.user}", who=intent.user)
         return work
 
-    async def _facts(self, work: Work, tell: Callable[[Progress], None]) -> dict[str, Any]:
+    async def _facts(self, peer: Peer, work: Work, tell: Callable[[Progress], None]) -> dict[str, Any]:
         """What the deployer has to know. For a deploy the folders are made and checked on the way."""
         spec = work.spec
         work.listeners.append(tell)
@@ -186,7 +210,7 @@ class Deploys:
                     request: object = steps.Prepare(
                         spec.deploy_to, spec.linked_dirs, spec.linked_files, spec.min_free_bytes
                     )
-                    self._make_folder(work)
+                    self._make_folder(peer, work)
                     facts = await work.run_step("prepare", request, label="deploy:check")
                     await self._try_ports(work)
                 else:
@@ -208,17 +232,35 @@ class Deploys:
             "warnings": work.warnings,
         }
 
-    def _make_folder(self, work: Work) -> None:
-        """deploy_to itself: the one folder that the agent makes, when the owner could not. Its parent is not his."""
+    def _make_folder(self, peer: Peer, work: Work) -> None:
+        """deploy_to itself: the one folder that the agent makes, when the owner cannot. Where he can, it is made with his
+        rights; with root's only where root named the path and nobody else can change where it leads."""
         path, owner = work.spec.deploy_to, accounts.account_of_uid(work.app.owner_uid)
-        if os.path.lexists(path) or self.host.uid != 0 or owner.uid == 0:
+        if self.host.uid != 0 or owner.uid == 0:
             return
         try:
+            with files_as(FileUser(owner.uid, owner.gid)):
+                os.makedirs(path, exist_ok=True)
+            return
+        except PermissionError as error:
+            if not accounts.may_make_as_root(peer, work.spec, owner):
+                raise HostError(f"{path} cannot be made: {error.strerror}", where="deploy_to") from error
+        except OSError:
+            return  # the step that prepares it will say what is wrong there
+        try:
+            require_root_owned(os.path.dirname(path))
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.mkdir(path, 0o755)
             os.chown(path, owner.uid, owner.gid, follow_symlinks=False)
+        except FileExistsError:
+            return
         except OSError as error:
-            raise HostError(f"{path} cannot be made: {error.strerror}", where="deploy_to") from error
+            raise HostError(
+                f"{path} cannot be made: {error.strerror}",
+                where="deploy_to",
+                detail=str(error.filename or ""),
+                remedy=f"as root: install -d -o {owner.name} {path}",
+            ) from error
 
     async def _try_ports(self, work: Work) -> None:
         """A port that is taken is found before the build, not after it. What nothing refers to yet is let go again."""
@@ -314,6 +356,7 @@ class Deploys:
             raise OperatorError("deploy.upload: data is not base64") from error
         if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
             raise OperatorError("deploy.upload: the pack is too large")
+        self._refuse_full_disk(work, len(raw))
         try:
             fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -332,6 +375,18 @@ class Deploys:
                 remedy="free some space, then deploy again",
             ) from error
         return {"offset": offset + len(raw)}
+
+    def _refuse_full_disk(self, work: Work, size_bytes: int) -> None:
+        """Packs lie on the agent's own disk: the last of it is not for them."""
+        disk = os.statvfs(self._incoming)
+        spare_bytes = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
+        if disk.f_bavail * disk.f_frsize < size_bytes + spare_bytes:
+            raise HostError(
+                "the objects could not be stored: no space left on the disk of the agent's state",
+                where=self._incoming,
+                serving=work.serving(),
+                remedy="free some space, then deploy again",
+            )
 
     async def update(
         self, work: Work, request: UpdateRequest, spec: AppSpec, secrets: dict[str, str]
@@ -381,10 +436,11 @@ class Deploys:
         warning = self._check_schema(work, known, target, force)
         stored = await work.run_step("read_spec", steps.ReadSpec(deploy_to, target))
         body = stored.get("spec")
-        spec = self._read_spec(body) if body else work.spec
+        spec = read_spec(body) if body else work.spec
         if body is None:
             work.warnings.append(f"release {target} has no stored configuration (another tool made it): using today's")
-        accounts.check_spec(spec, work.app.owner_uid, self._peer_of(work), self.host.uid)
+        # It lay in a folder of the owner's: whoever asks for the rollback, these are the owner's words.
+        accounts.check_spec(spec, work.app.owner_uid, Peer(0, work.app.owner_uid, 0), self.host.uid)
         if spec.deploy_to != deploy_to or spec.app != work.intent.app:
             raise OperatorError("the stored configuration belongs to another app", where=target)
         work.spec = spec
@@ -406,9 +462,6 @@ class Deploys:
             return ""
         with os.fdopen(fd, "rb") as file:
             return file.read(_REVISIONS_LOG_MAX_BYTES).decode("utf-8", "replace")
-
-    def _peer_of(self, work: Work) -> Peer:
-        return Peer(0, work.intent.uid, 0)
 
     def _check_schema(self, work: Work, known: dict[str, ReleaseRecord], target: str, force: bool) -> str:
         """Whether the old code may run on the schema that newer migrations left (DESIGN 6.5)."""

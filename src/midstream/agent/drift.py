@@ -41,9 +41,7 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
     return found
 
 
-def _instance(
-    deploy_to: str, service: str, release: str, instance: Instance, pids: list[int]
-) -> list[dict[str, Any]]:
+def _instance(deploy_to: str, service: str, release: str, instance: Instance, pids: list[int]) -> list[dict[str, Any]]:
     """Every process of the instance's tree: a worker may run other code than its master."""
     if instance.state not in ALIVE or not instance.pid:
         return []

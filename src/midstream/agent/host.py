@@ -62,7 +62,7 @@ from midstream.core.instance import THROWAWAY_SLOT, Instance
 from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec, StandingOrder
 from midstream.core.names import SlotName, SpawnKey, parse_key
 from midstream.core.placeholders import fill
-from midstream.core.service import Service, durable, standing_orders, wake_s
+from midstream.core.service import Service, at_once, durable, standing_orders, wake_s
 from midstream.core.spec import CommandStep, Readiness, ServiceSpec
 from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock, tree
@@ -113,7 +113,7 @@ class Host:
         self._dirty: set[Name] = set()
         self._wakes: dict[Name, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._orders: dict[Name, dict[str, str]] = {}  # service -> slot -> key its order was set with
+        self._orders: dict[Name, dict[str, tuple[str, bool]]] = {}  # service -> slot -> (key, at_once) of its order
         self._reorder: set[Name] = set()  # services whose orders may have to change
         self._sockets: dict[str, NoticeSocket] = {}
         self._channels: set[str] = set()
@@ -313,7 +313,7 @@ class Host:
         for name, service in after.items():
             keep = standing_orders(service)
             committed = service.committed
-            for slot_name, text in self._orders.get(name, {}).items():
+            for slot_name, (text, _) in self._orders.get(name, {}).items():
                 key = parse_key(text)
                 if key.slot not in keep or committed is None or committed.number != key.generation:
                     revoked.append(slot_name)
@@ -592,17 +592,18 @@ class Host:
         orders: list[StandingOrder] = []
         revoke: list[str] = []
         for name in sorted(self._reorder):
-            wanted = {}
+            wanted: dict[str, tuple[Place3, bool]] = {}
             if name in self.services:
                 for slot, instance in standing_orders(self.services[name]).items():
-                    wanted[str(SlotName(*name, slot))] = (instance.generation, instance.slot, instance.attempt)
+                    place = (instance.generation, instance.slot, instance.attempt)
+                    wanted[str(SlotName(*name, slot))] = (place, at_once(self.services[name], instance))
             have = self._orders.setdefault(name, {})
             revoke += [slot for slot in have if slot not in wanted]
-            for slot_name, place in wanted.items():
-                if have.get(slot_name) == str(self.key(name, place)):
+            for slot_name, (place, quick) in wanted.items():
+                if have.get(slot_name) == (str(self.key(name, place)), quick):
                     continue
                 try:
-                    orders.append(StandingOrder(slot_name, await self._prepared(name, place)))
+                    orders.append(StandingOrder(slot_name, await self._prepared(name, place), quick))
                 except KeeperLost:
                     raise
                 except (MidstreamError, KeeperRefused, OSError):
@@ -611,7 +612,7 @@ class Host:
             await self.link.orders(orders, revoke)
         for order in orders:
             key = parse_key(order.spec.key)
-            self._orders[key.app, key.service][order.slot] = order.spec.key
+            self._orders[key.app, key.service][order.slot] = (order.spec.key, order.at_once)
         for name in self._reorder:
             for slot_name in revoke:
                 self._orders[name].pop(slot_name, None)
@@ -834,7 +835,7 @@ class Host:
                 known.entry = entry
         if event is not None:
             if isinstance(event, Spawned) and entry.by == "order":
-                self.note(*name, "start", "by the keeper, while the agent was away", key.generation, key.slot)
+                self.note(*name, "start", "by the keeper's standing order", key.generation, key.slot)
             self.post(name, event)
 
     async def attach(self, link: KeeperLink) -> None:
@@ -867,7 +868,7 @@ class Host:
             else:
                 pid = entry.pid
                 if entry.by == "order" and (*name, *place) not in self._live:
-                    self.note(*name, "start", "by the keeper, while the agent was away", key.generation, key.slot)
+                    self.note(*name, "start", "by the keeper's standing order", key.generation, key.slot)
                 live.setdefault(name, []).append(Spawned(*place, pid))
                 old = self._live.get((*name, *place))
                 if old is None or old.entry.pid != pid:

@@ -13,6 +13,7 @@ from typing import Any
 
 from midstream import __version__
 from midstream.agent import accounts, reports
+from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
 from midstream.agent.host import Host, Name
@@ -27,13 +28,14 @@ from midstream.core.instance import ALIVE, InstanceState
 from midstream.core.names import SpawnKey
 from midstream.core.phases import Hold
 from midstream.core.service import Service
-from midstream.core.spec import AppSpec, CommandStep
+from midstream.core.spec import CommandStep
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import HostError, LockedError, NotAllowedError, OperatorError
 from midstream.linux import clock
 
 PROTOCOL = 1
 _HOLD_MAX_S = 86400.0
+_SECONDS_MAX = 1e7
 
 
 class Methods:
@@ -110,6 +112,8 @@ class Methods:
 
     def _chosen(self, app: str, params: dict[str, Any]) -> list[Service]:
         wanted = params.get("services") or []
+        if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
+            raise OperatorError("services must be a list of names", where="services")
         mine = {name: service for (owner, name), service in self.host.services.items() if owner == app}
         missing = [name for name in wanted if name not in mine]
         if missing:
@@ -122,7 +126,10 @@ class Methods:
 
     async def hello(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         asked = params.get("protocol", [PROTOCOL, PROTOCOL])
-        low, high = (asked, asked) if isinstance(asked, int) else (int(asked[0]), int(asked[1]))
+        words = asked if isinstance(asked, list) and len(asked) == 2 else [asked, asked]
+        if not all(isinstance(word, int) for word in words):
+            raise OperatorError("protocol is a number, or the lowest and the highest", where="protocol")
+        low, high = words
         if not low <= PROTOCOL <= high:
             raise OperatorError(
                 f"this agent ({__version__}) speaks protocol {PROTOCOL}; the client speaks {low} to {high}",
@@ -158,7 +165,7 @@ class Methods:
 
     async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
-        return reports.why(self.host, record.app, _text(params, "service"), int(params.get("limit", 50)))
+        return reports.why(self.host, record.app, _text(params, "service"), _whole(params, "limit", 50, 1, 1000))
 
     async def releases(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         return reports.releases(self.host, self._app(connection, params).app)
@@ -175,7 +182,7 @@ class Methods:
         queue: asyncio.Queue[EventRow] = asyncio.Queue()
         if params.get("follow"):
             self._followers.add(queue)
-        last = int(params.get("after", 0))
+        last = _whole(params, "after", 0, 0, 2**62)
         try:
             for row in self.host.store.events(app=app, after=last, limit=1000):
                 last = max(last, row.id)
@@ -193,7 +200,7 @@ class Methods:
         record = self._app(connection, params)
         chosen = [service.name for service in self._chosen(record.app, params)]
         lines = self.host.logs.follow(
-            record.app, chosen, int(params.get("lines", 100)), follow=bool(params.get("follow"))
+            record.app, chosen, _whole(params, "lines", 100, 0, 100_000), follow=bool(params.get("follow"))
         )
         async with aclosing(lines) as stream:  # type: ignore[type-var]
             async for line in stream:
@@ -248,7 +255,7 @@ class Methods:
         def all_good() -> bool:
             return all(name not in self.host.services or good(self.host.services[name]) for name in names)
 
-        timeout_s = float(params.get("timeout_s") or 120.0)
+        timeout_s = _seconds(params, "timeout_s", 120.0)
         if not await self.host.until(all_good, timeout_s):
             late = [name for _, name in names if not good(self.host.services[_, name])]
             raise HostError(
@@ -302,12 +309,12 @@ class Methods:
     async def signal(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
         wanted = _text(params, "signal").upper().removeprefix("SIG")
-        if not hasattr(signal, f"SIG{wanted}"):
+        if f"SIG{wanted}" not in signal.Signals.__members__:
             raise OperatorError(f"there is no signal {wanted!r}")
-        slot = params.get("slot")
+        slot = None if params.get("slot") is None else _whole(params, "slot", 0, 0, 10_000)
         pids: list[int] = []
         for service in self._chosen(record.app, params):
-            pids.extend(await self._send(service, wanted, None if slot is None else int(slot)))
+            pids.extend(await self._send(service, wanted, slot))
             self.host.note(record.app, service.name, "signal", f"SIG{wanted} on request", who=connection.peer.name)
         return {"pids": pids}
 
@@ -331,7 +338,7 @@ class Methods:
         """Answered when no start is in flight and none will be made while it lasts."""
         record = self._app(connection, params)
         service = self._one(record.app, params)
-        ttl_s = float(params.get("ttl_s", 900.0))
+        ttl_s = _seconds(params, "ttl_s", 900.0)
         if not 0 < ttl_s <= _HOLD_MAX_S:
             raise OperatorError(f"a hold lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
         owner = str(params.get("owner") or connection.peer.name)
@@ -401,7 +408,9 @@ class Methods:
         argv = params.get("argv")
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
             raise OperatorError("run: argv must be a list of words")
-        step = CommandStep(tuple(argv), shell=bool(params.get("shell")), timeout_s=float(params.get("timeout_s", 3600)))
+        step = CommandStep(
+            tuple(argv), shell=bool(params.get("shell")), timeout_s=_seconds(params, "timeout_s", 3600.0)
+        )
         key = SpawnKey(record.app, "+run", self.host.store.next_number("run"), 0, 0)
         spec = command_spec(stored, step, key, self.host.place(record.app, "+run", stored.number), self.host.uid)
         self.host.note(record.app, "", "run", " ".join(argv)[:200], who=connection.peer.name)
@@ -429,7 +438,7 @@ class Methods:
 
     async def agent_stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         self._root(connection)
-        await self._stop_all(float(params.get("timeout_s", 30.0)))
+        await self._stop_all(_seconds(params, "timeout_s", 30.0))
         return {}
 
     async def agent_upgrade(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -452,8 +461,8 @@ class Methods:
 
     def gone(self, connection: Connection) -> None:
         """A client went away: what it kept alive begins to run out."""
-        for app, deploy_id in connection.deploys:
-            self.deploys.connection_lost(app, deploy_id)
+        while connection.deploys:
+            self.deploys.connection_lost(*connection.deploys.pop())
 
     async def deploy_open(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         opening = Opening(
@@ -465,33 +474,31 @@ class Methods:
         )
         if opening.kind not in ("deploy", "rollback", "configure"):
             raise OperatorError(f"there is no kind of deploy {opening.kind!r}")
-        task = asyncio.ensure_future(self.deploys.open(connection.peer, opening, self._teller(connection)))
-        try:
-            answer = await asyncio.shield(task)
-        finally:
-            app = str((params.get("spec") or {}).get("app", ""))
-            work = self.deploys.of(app)
-            if work is not None and work.intent.id == opening.deploy_id:
-                self._keep_alive(connection, work)
-                if connection.is_gone:
-                    self.gone(connection)
-        return answer
+        # `begun` is called as soon as the lock is taken: from then on this connection keeps the deploy alive, and what was
+        # begun goes on when the client goes away; while it waits for the lock, going away ends it.
+        return await self.deploys.open(
+            connection.peer, opening, self._teller(connection), lambda work: self._keep_alive(connection, work)
+        )
 
     def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
-        work = self.deploys.work_for(connection.peer, _text(params, "deploy_id"), int(params.get("token", -1)))
+        work = self.deploys.work_for(
+            connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
+        )
         self._keep_alive(connection, work)
         return work
 
     async def deploy_upload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
-        return self.deploys.upload(work, int(params["offset"]), _text(params, "data"), bool(params.get("last")))
+        return self.deploys.upload(
+            work, _whole(params, "offset", 0, 0, 2**62), _text(params, "data"), bool(params.get("last"))
+        )
 
     async def deploy_update(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
         known = UpdateRequest.__dataclass_fields__
         try:
             request = from_wire(UpdateRequest, {key: value for key, value in params.items() if key in known})
-            spec = from_wire(AppSpec, params.get("spec"), "spec") if params.get("spec") else work.spec
+            spec = read_spec(params["spec"]) if params.get("spec") else work.spec
             secrets = from_wire(dict[str, str], params.get("secrets") or {}, "secrets")
         except WireError as error:
             raise OperatorError(f"deploy.update: {error}") from error
@@ -566,3 +573,20 @@ def _text(params: dict[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise OperatorError(f"{name} is missing, or no text")
     return value
+
+
+def _whole(params: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = params.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise OperatorError(f"{name} must be a whole number between {low} and {high}", where=name)
+    return value
+
+
+def _seconds(params: dict[str, Any], name: str, default: float) -> float:
+    """A number of seconds; 0 and nothing are the default. NaN and infinity would spoil every other deadline."""
+    value = params.get(name) or default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _SECONDS_MAX:
+        raise OperatorError(f"{name} must be a number of seconds, at most {_SECONDS_MAX:g}", where=name)
+    return float(value)

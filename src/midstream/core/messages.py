@@ -108,10 +108,12 @@ class ListenerSpec:
 @dataclass(frozen=True, slots=True)
 class StandingOrder:
     """While no agent is attached, an instance of this slot that dies is started again from `spec`, at most once a
-    second, with the next attempt number in its key."""
+    second, with the next attempt number in its key. at_once: the first time also while an agent is attached, if the
+    process ran over a second."""
 
     slot: str  # str(SlotName)
     spec: SpawnSpec
+    at_once: bool = False
 
 
 class Held(enum.Enum):

@@ -53,6 +53,9 @@ def wake_s(service: Service) -> float | None:
             times.append(max(item.due_s, service.hold.deadline_s if service.hold else 0.0))
         elif item.deadline_s and item.state in ALIVE:
             times.append(item.deadline_s)
+        elif item.streak and item.state is InstanceState.READY and item.healthy_since_s:
+            plan = next(one.plan for one in service.generations if one.number == item.generation)
+            times.append(item.healthy_since_s + plan.backoff_reset_s)
     if service.hold is not None:
         times.append(service.hold.deadline_s)
     handover = service.handover
@@ -81,6 +84,17 @@ def standing_orders(service: Service) -> dict[int, Instance]:
         for item in service.of(committed.number)
         if item.slot < committed.plan.instances and item.state is not InstanceState.ENDED
     }
+
+
+def at_once(service: Service, instance: Instance) -> bool:
+    """Whether the next crash of the instance is answered without a pause, so that the keeper may do it by itself."""
+    committed = service.committed
+    return (
+        committed is not None
+        and instance.state is InstanceState.READY
+        and instance.streak == 0
+        and committed.plan.backoff_first_s == 0
+    )
 
 
 def durable(service: Service) -> Service:

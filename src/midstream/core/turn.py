@@ -273,7 +273,7 @@ class _Turn:
         self._apply(instance, kind, why)
 
     def _is_newer(self, event: Spawned) -> bool:
-        """A process that the keeper started by its standing order while the agent was away."""
+        """A process that the keeper started by its standing order."""
         generation = self.service.generation(event.generation)
         known = next(
             (i for i in self.service.instances if (i.generation, i.slot) == (event.generation, event.slot)),
@@ -297,7 +297,7 @@ class _Turn:
                 attempt=event.attempt,
                 pid=event.pid,
                 restarts=restarts,
-                why="started by the keeper while the agent was away",
+                why="started by the keeper's standing order",
             ),
             InstanceEvent.SPAWNED,
         )
@@ -450,6 +450,12 @@ class _Turn:
         for instance in self.service.instances:
             if instance.deadline_s and instance.deadline_s <= self.now_s and instance.state in ALIVE:
                 self._deadline(instance)
+        for instance in self.service.instances:
+            generation = self.service.generation(instance.generation)
+            if not instance.streak or not instance.healthy_since_s or generation is None:
+                continue
+            if self.now_s >= instance.healthy_since_s + generation.plan.backoff_reset_s:
+                self._put(replace(instance, streak=0))
 
     def _deadline(self, instance: Instance) -> None:
         generation = self.service.generation(instance.generation)

@@ -1,5 +1,8 @@
 """Standing orders: while no agent is attached, an instance of an ordered slot that dies is started again.
 
+With `at_once` the order is also carried out, a single time, while an agent is attached, for a process that ran over a
+second: the agent would do the same, two round trips later. What follows (back-off) is the agent's.
+
 Decided: an order acts at once, at most once a second for each slot, with no grace for an agent that is just restarting.
 The returning agent finds the new attempt in the table (`by` is `order`) before it can start one of its own, because one
 thread serves both; a grace would only be time without service.
@@ -19,6 +22,7 @@ from midstream.core.wire import WireError, from_wire, to_wire
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop, Timer
 from midstream.keeper.table import Row, Table
+from midstream.linux.clock import boottime_s
 
 _INTERVAL_S = 1.0
 _ENDED_KEPT = 32  # ends by order for each slot while nobody acknowledges: a crash loop must not fill the memory
@@ -27,9 +31,10 @@ _ENDED_KEPT = 32  # ends by order for each slot while nobody acknowledges: a cra
 class Order:
     """One slot's order. `place` and `attempt`: the newest key known, by whomever it was started."""
 
-    __slots__ = ("attempt", "ended", "place", "started_at_s", "text", "timer")
+    __slots__ = ("at_once", "attempt", "ended", "place", "started_at_s", "text", "timer")
 
-    def __init__(self, key: SpawnKey, text: bytes) -> None:
+    def __init__(self, key: SpawnKey, text: bytes, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.place = str(key).rpartition("/")[0]
         self.attempt = key.attempt
         self.text = text
@@ -64,7 +69,7 @@ class Orders:
     def put(self, order: StandingOrder, text: bytes, attempt: int = 0) -> None:
         """As `set`, without writing the record. `attempt`: the newest that the order has started so far."""
         self.revoke(order.slot, forget_record=False)
-        made = Order(parse_key(order.spec.key), text)
+        made = Order(parse_key(order.spec.key), text, order.at_once)
         made.attempt = max(made.attempt, attempt)
         self.by_slot[order.slot] = made
         self._by_place[made.place] = (order.slot, made)
@@ -99,9 +104,14 @@ class Orders:
 
     def process_ended(self, row: Row) -> None:
         order = self._by_place.get(row.place)
-        if order is None or not self._alone:
+        if order is None:
             return
         slot, found = order
+        if not self._alone:
+            if found.at_once and boottime_s() - row.started_s > _INTERVAL_S:
+                found.at_once = False
+                self._start_next(slot, found)
+            return
         if row.by == "order":
             found.ended.append(row.key)
             if len(found.ended) > _ENDED_KEPT:
@@ -117,12 +127,18 @@ class Orders:
         if wait_s > 0:
             order.timer = self._loop.after(wait_s, lambda: self._again(slot, order))
             return
+        self._start_next(slot, order)
+
+    def _start_next(self, slot: str, order: Order) -> None:
+        if order.place in self._table.live_places:
+            return
         order.started_at_s = self._loop.now_s
         order.attempt = max(order.attempt, self._table.last_attempts.get(order.place, 0)) + 1
         key = f"{order.place}/{order.attempt}"
         result = self._start(from_wire(StandingOrder, json.loads(order.text)), key)
         if not result.ok:
             self._layout.note(f"standing order {slot}: {result.error}")
+        if not result.ok and self._alone:
             order.timer = self._loop.after(_INTERVAL_S, lambda: self._again(slot, order))
 
     def _again(self, slot: str, order: Order) -> None:
