@@ -16,7 +16,7 @@ $(VENV)/.dev: pyproject.toml
 
 # The main job on a fresh machine: no root, no server, nothing but the package index. `make demo ARGS=--quick` is short.
 demo: $(VENV)/.demo
-	$(BIN)/midstream demo $(ARGS)
+	$(BIN)/midstream demo --picture $(VENV)/demo.html $(ARGS)
 
 # All tests. Real servers come from Debian when this may install them (root, apt-get, no MIDSTREAM_NO_INSTALL); tests of
 # programs that are missing skip and say so.
