@@ -6,7 +6,7 @@ truth about its processes: what was spawned, was signalled, has ended; the agent
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ from midstream.core.generation import (
     IllegalTransition,
     Park,
 )
-from midstream.core.instance import ALIVE, THROWAWAY_SLOT, InstanceState
+from midstream.core.instance import ALIVE, SERVING, THROWAWAY_SLOT, InstanceState
 from midstream.core.phases import Hold, Phase
 from midstream.core.service import Service, cleared, durable, soaks, standing_orders, wake_s
 from midstream.core.turn import restore, step
@@ -61,8 +61,8 @@ PLANS = st.builds(
     throwaway=st.booleans(),
     confirm=st.booleans(),
     min_healthy_s=st.sampled_from((0.0, 2.0)),
-    soak_s=st.sampled_from((0.0, 20.0)),
-    park=st.sampled_from((Park.PAUSE, Park.MIXED)),
+    soak_s=st.sampled_from((0.0, 20.0, 20.0)),
+    park=st.sampled_from((Park.PAUSE, Park.PAUSE, Park.MIXED)),
     park_signal=st.just("WINCH"),
     unpark_signal=st.just("TTIN"),
     drain_signal=st.just("QUIT"),
@@ -78,6 +78,7 @@ class Process:
     seen: bool = False  # Spawned was delivered
     ready: bool = False
     healthy: bool = False
+    parked: bool = False
     unwell: bool = False  # the service was told that it is unhealthy
     told: bool = False
 
@@ -104,6 +105,8 @@ class OneService(RuleBasedStateMachine):
             assert self.service is before
             return ()
         self.service = after
+        if before.committed is not None and not isinstance(event, Commit | Remove):
+            assert after.committed is not None and after.committed.number == before.committed.number
         self.moved(before)
         self.act(before, effects)
         return effects
@@ -141,6 +144,10 @@ class OneService(RuleBasedStateMachine):
         assert generation is not None
         if generation.state is GenerationState.COMMITTED:
             assert service.want_up and service.hold is None and not cleared(service)
+            for other, item in self.processes.items():
+                newer = service.generation(other[0])
+                if item.alive and newer is not None and newer.number > number and newer.plan.policy == "replace":
+                    raise AssertionError(f"{name} was started beside {other}, which must be the only one")
         else:
             assert handover is not None and handover.generation == number and generation.state in PROVISIONAL
             assert handover.phase not in (Phase.QUEUED, Phase.CLEARING)
@@ -156,6 +163,8 @@ class OneService(RuleBasedStateMachine):
         process = self.processes[name]
         generation = self.service.generation(effect.generation)
         assert generation is not None
+        if effect.signal in ("WINCH", "TTIN"):
+            process.parked = effect.signal == "WINCH"
         if effect.signal == "WINCH":
             assert soaks(self.service) and generation.state is GenerationState.COMMITTED
         elif effect.signal == "TTIN":
@@ -177,9 +186,48 @@ class OneService(RuleBasedStateMachine):
 
     # who gives orders
 
-    @initialize(plan=PLANS)
-    def a_first_release(self, plan: GenerationPlan) -> None:
-        self.begin(replace(plan, policy="overlap"), False)
+    @initialize(plan=PLANS, committed=st.booleans())
+    def a_first_release(self, plan: GenerationPlan, committed: bool) -> None:
+        self.begin(plan, False)
+        if committed:
+            self.go_on_to_the_end()
+            assert self.service.committed is not None
+
+    @precondition(lambda self: self.service.handover is not None)
+    @rule()
+    def go_on(self) -> None:
+        """What a deploy that goes well would bring next; random events alone would hardly ever commit."""
+        handover = self.service.handover
+        if handover is None:
+            return
+        match handover.phase:
+            case Phase.QUEUED:
+                self.take(Go())
+            case Phase.TRYING | Phase.STARTING:
+                self.all_get_well()
+                self.now_s += 2.0
+                self.take(Tick())
+            case Phase.CLEARING:
+                self.all_that_were_told_end()
+            case Phase.PROVEN:
+                self.take(Soak())
+            case Phase.SOAKING:
+                self.now_s += 20.0
+                self.take(Tick())
+            case Phase.SOAKED:
+                self.take(Commit())
+
+    @rule()
+    def go_on_to_the_end(self) -> None:
+        for _ in range(15):
+            self.go_on()
+
+    @rule(plan=PLANS, rounds=st.integers(1, 7))
+    def deploy(self, plan: GenerationPlan, rounds: int) -> None:
+        """Some way into a handover."""
+        self.begin(plan, False)
+        for _ in range(rounds):
+            self.go_on()
 
     @rule(plan=PLANS, queued=st.booleans())
     def begin(self, plan: GenerationPlan, queued: bool) -> None:
@@ -202,13 +250,29 @@ class OneService(RuleBasedStateMachine):
     def order(self, event: Event) -> None:
         self.take(event)
 
-    @rule()
-    def remove(self) -> None:
-        self.take(Remove())
+    @rule(seldom=st.integers(0, 9))
+    def remove(self, seldom: int) -> None:
+        if seldom == 0:
+            self.take(Remove())
 
     @rule(ttl_s=st.sampled_from((None, 5.0, 50.0)))
     def hold(self, ttl_s: float | None) -> None:
         self.take(SetHold(None if ttl_s is None else Hold("monit", 1, self.now_s + ttl_s)))
+
+    @rule(plan=PLANS, rounds=st.integers(1, 6), data=st.data())
+    def give_up(self, plan: GenerationPlan, rounds: int, data: st.DataObject) -> None:
+        """Some way into a handover, and back."""
+        self.deploy(plan, rounds)
+        candidate = self.service.candidate
+        mine = [
+            name for name, item in self.processes.items() if item.alive and candidate and name[0] == candidate.number
+        ]
+        bad = data.draw(st.sampled_from([None, *sorted(mine)]))
+        if bad is None:
+            self.take(Revert("given up"))
+        else:
+            self.processes[bad].alive = False
+            self.take(Ended(*bad, "crashed", 1))
 
     # what processes do
 
@@ -372,7 +436,10 @@ class OneService(RuleBasedStateMachine):
     @invariant()
     def nobody_is_left_parked(self) -> None:
         if not soaks(self.service):
-            assert not [item for item in self.service.instances if item.parked and item.state is InstanceState.READY]
+            for item in self.service.instances:
+                if item.state in SERVING:
+                    assert not item.parked
+                    assert not self.processes[item.generation, item.slot, item.attempt].parked
 
     def teardown(self) -> None:
         """Whatever happened: put back, left alone, it comes to rest with the committed generation alone."""
@@ -401,5 +468,5 @@ class OneService(RuleBasedStateMachine):
 
 TestOneService = OneService.TestCase
 TestOneService.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -93,7 +93,7 @@ MUTANTS = (
         "if not stopped and wanted and generation.state in PROVISIONAL:",
         "if not stopped and wanted and generation.state is GenerationState.PREPARED:",
     ),
-    _one("a lost proof is filled up", TURN, "    turn.miss()\n", ""),
+    _one("a lost proof is filled up", TURN, "    turn.miss()\n", "", often=False),
     _one("a hold is passed over", TURN, "return self.service.hold is None or instance", "return True or instance"),
     Mutant(
         "a hold never expires",
@@ -177,7 +177,13 @@ MUTANTS = (
         "if False:",
         often=False,
     ),
-    _one("an end that was asked for is the last", TURN, " or (event.slot, event.attempt) in generation.told\n", "\n"),
+    _one(
+        "an end that was asked for is the last",
+        TURN,
+        " or (event.slot, event.attempt) in generation.told\n",
+        "\n",
+        often=False,
+    ),
     _one("a failed fork is the last end", TURN, "again = again or not event.ran or", "again = again or", often=False),
     _one(
         "replace does not go back a step",
