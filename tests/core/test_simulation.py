@@ -27,8 +27,8 @@ import midstream
 
 HISTORIES_S = float(os.environ.get("MIDSTREAM_HISTORIES_S", "20"))
 _SEEN = {
-    "committed": "-> committed",
-    "put back": "-> failed",
+    "committed": "is committed",
+    "put back": "is failed",
     "agent killed": "the agent is killed",
     "keeper killed": "the keeper is killed",
     "disk full": "the disk is full",
@@ -41,6 +41,12 @@ _SEEN = {
 }
 
 
+def test_these_histories_break_no_rule() -> None:
+    for seed in range(100):
+        play(seed)
+
+
+@pytest.mark.slow
 def test_no_history_breaks_a_rule() -> None:
     given = os.environ.get("MIDSTREAM_SEED")
     if given:
@@ -49,7 +55,7 @@ def test_no_history_breaks_a_rule() -> None:
     first = random.SystemRandom().randrange(1 << 40)
     begun = time.process_time()
     played = 0
-    while time.process_time() - begun < HISTORIES_S or played < 50:
+    while time.process_time() - begun < HISTORIES_S:
         play(first + played)
         played += 1
 
@@ -65,13 +71,12 @@ def test_a_seed_is_one_history() -> None:
 def test_the_histories_tell_of_everything() -> None:
     """Or a rule could hold because nothing ever tries it."""
     seen: Counter[str] = Counter()
-    for seed in range(150):
+    for seed in range(100):
         world = World(seed)
         world.remember_all()
         world.begin()
         world.run()
         text = "\n".join(" ".join(str(word) for word in words) for _, words in world.record)
-        text += "".join(f" -> {'committed' if world.disk.truth.committed else 'none'}")
         seen.update(name for name, words in _SEEN.items() if words in text)
     missing = set(_SEEN) - set(seen)
     assert not missing, f"no history has: {missing}"

@@ -468,5 +468,5 @@ class OneService(RuleBasedStateMachine):
 
 TestOneService = OneService.TestCase
 TestOneService.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )

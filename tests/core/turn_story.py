@@ -138,7 +138,7 @@ class Story:
                 return Ended(*name, "could not be started: fork", ran=False)
             case "killed" | "lost":
                 return Ended(*name, word)
-        return {"ready": Ready, "healthy": Healthy}[word](*name)
+        return Ready(*name) if word == "ready" else Healthy(*name)
 
     def name(self, text: str) -> tuple[int, int, int]:
         """(generation, slot, attempt) of `2/0` (the attempt that the service knows) or `2/0#3`."""

@@ -129,6 +129,10 @@ class Rules:
             self.expect(len(committed) <= 1, name, "has two committed generations")
             number = committed[0].number if committed else 0
             known = before.services.get(name)
+            for item in service.generations:
+                was = known.generation(item.number) if known is not None else None
+                if was is not None and was.state is not item.state:
+                    self.world.say("store:", name, item.number, "is", item.state.value)
             if number and (known is None or known.committed is None or known.committed.number != number):
                 self._committed(name, service, number)
             self.expect(
@@ -209,7 +213,7 @@ class Rules:
         world, truth = self.world, self.world.disk.truth
         intent = truth.intent
         self.expect(intent is None or intent.state is IntentState.CLOSED, "the deploy is left", intent)
-        self.expect(truth.committed in (0, *world.acknowledged) or truth.committed > 0, "committed out of nowhere")
+        self.expect(truth.committed in {0, *world.asked_to_commit}, truth.committed, "was committed unasked")
         if world.acknowledged:
             self.expect(truth.committed >= max(world.acknowledged), "commit", max(world.acknowledged), "was lost")
         self.expect(truth.committed not in world.given_up, truth.committed, "was reported as put back")

@@ -547,6 +547,7 @@ class Shell:
         intent = self._owned(number)
         if intent.state is IntentState.COMMITTED:
             return
+        self.world.asked_to_commit.add(intent.generation)
         decided = self._legal(IntentEvent.COMMIT)
         changes: list[tuple[str, Event]] = [(name, Commit()) for name in intent.services]
         for name, service in self.services.items():

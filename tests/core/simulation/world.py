@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from midstream.core.generation import GenerationPlan, Park
 from midstream.core.service import Service
@@ -39,6 +40,7 @@ class World:
         self.last_known: dict[str, Service] = {}
         self.asked: list[Call] = []
         self.generations: dict[int, str] = {}
+        self.asked_to_commit: set[int] = set()
         self.acknowledged: list[int] = []
         self.given_up: set[int] = set()
         self.releases = self._releases()
@@ -83,10 +85,11 @@ class World:
         pick = self.random.choice
         good = first or self.random.random() < 0.5
         quality = pick((Quality.GOOD, Quality.SICKENS, Quality.HANGS_ON_STOP) if good else tuple(Quality))
-        changes = {"instances": pick((1, 2, 3))} if self.random.random() < 0.2 else {}
+        if self.random.random() < 0.2:
+            plan = replace(plan, instances=pick((1, 2, 3)))
         if self.random.random() < 0.1:
-            changes["policy"] = pick(("overlap", "replace"))
-        return Code(quality, replace(plan, **changes), word=pick((True, False)))
+            plan = replace(plan, policy=pick(("overlap", "replace")))
+        return Code(quality, plan, word=pick((True, False)))
 
     def code_of(self, name: str, generation: int) -> Code:
         return self.releases[self.generations[generation]][name]
@@ -266,13 +269,13 @@ class World:
         releases = list(self.releases)
         for number in range(pick((1, 2, 2, 3, 5))):
             release = releases[0] if number == 0 else pick(releases)
-            self.after(at_s, lambda release=release: self.ask(deployer.deploy(self, release), peril))
+            self.after(at_s, partial(self.ask, deployer.deploy(self, release), peril))
             at_s += pick((1.0, 20.0, 60.0, 100.0))
         for _ in range(pick((0, 1, 2, 5))):
             act = pick((deployer.stop_and_start, deployer.hold))
             name = pick(_SERVICES)
             when_s = self.random.uniform(5.0, at_s + 20.0)
-            self.after(when_s, lambda act=act, name=name: self.ask(act(self, name), peril))
+            self.after(when_s, partial(self.ask, act(self, name), peril))
         mishaps = (
             self.kill_some_process,
             self.kill_keeper,
