@@ -1,16 +1,20 @@
 """The control socket: JSON-RPC 2.0, one message a line; who may do what is asked of `accounts`. See docs/control-protocol.md.
 
-Lives here: the wire and the table of methods. Not here: what they do. Runs in the agent's loop. A client that does not read
-is let go when its buffer is full; it can neither block the agent nor fill its memory.
+Lives here: the wire and the table of methods. Not here: what they do. Runs in the agent's loop.
+
+Any user of the host may connect, so everything is bounded: a line, what waits for a client that does not read, calls of a
+connection, connections of a user. No client can block the agent, fill its memory, or take its descriptors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -20,8 +24,12 @@ from midstream.agent.keeper_link import KeeperLost, KeeperRefused
 from midstream.core.generation import IllegalTransition
 from midstream.errors import BugError, HostError, MidstreamError, OperatorError
 
-LINE_MAX_BYTES = 8 << 20
+LINE_MAX_BYTES = 2 << 20
+CALLS_MAX = 64  # at a time, of one connection
+CONNECTIONS_MAX = 64  # of one user who is neither root nor the agent's own
 _BUFFER_MAX_BYTES = 16 << 20
+_FLUSH_S = 10.0
+_BACKLOG = 512
 OUR_ERROR = -32000
 
 
@@ -46,9 +54,9 @@ class Connection:
         self._send({"jsonrpc": "2.0", "id": number, "error": error})
 
     def _send(self, message: dict[str, Any]) -> None:
-        if self._writer.is_closing():
-            return
         transport = self._writer.transport
+        if transport.is_closing():
+            return
         if transport.get_write_buffer_size() > _BUFFER_MAX_BYTES:
             transport.abort()
             return
@@ -75,6 +83,7 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._path = ""
         self._connections: set[asyncio.Task[None]] = set()
+        self._of_uid: Counter[int] = Counter()
 
     async def listen(self, path: str, mode: int) -> None:
         """Binds the socket; one that a dead agent left is replaced. Raises HostError."""
@@ -87,16 +96,22 @@ class ControlServer:
             os.makedirs(folder, mode=0o755, exist_ok=True)
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-            listener.bind(temporary)
-            os.chmod(temporary, mode)
-            listener.listen(128)
+            os.fchmod(listener.fileno(), mode)  # bind(2) takes it from the socket, less the umask
+            umask = os.umask(0)
+            try:
+                listener.bind(temporary)
+            finally:
+                os.umask(umask)
+            listener.listen(_BACKLOG)
             os.rename(temporary, path)  # never a moment without a socket to connect to
         except OSError as error:
             listener.close()
             raise HostError(f"the control socket cannot be made: {error.strerror}", where=path) from error
         listener.setblocking(False)
         self._path = path
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=LINE_MAX_BYTES)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listener, limit=LINE_MAX_BYTES, backlog=_BACKLOG
+        )
 
     async def close(self) -> None:
         if self._server is not None:
@@ -107,8 +122,27 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        peer = _peer_of(writer.get_extra_info("socket"))
+        connection = Connection(writer, peer)
         self._connections.add(task)
-        connection = Connection(writer, _peer_of(writer.get_extra_info("socket")))
+        self._of_uid[peer.uid] += 1
+        try:
+            if self._of_uid[peer.uid] > CONNECTIONS_MAX and peer.uid not in (0, os.getuid()):
+                what = f"{peer.name} has {CONNECTIONS_MAX} connections to this agent already"
+                connection.refuse(None, OUR_ERROR, what, HostError(what, remedy="end some of them").to_wire())
+            else:
+                await self._converse(reader, connection)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            await self._let_go(writer)
+            self._connections.discard(task)
+            self._of_uid[peer.uid] -= 1
+            if not self._of_uid[peer.uid]:
+                del self._of_uid[peer.uid]
+
+    async def _converse(self, reader: asyncio.StreamReader, connection: Connection) -> None:
+        """Line by line, until the client goes away."""
         calls: set[asyncio.Task[None]] = set()
         try:
             while True:
@@ -116,47 +150,85 @@ class ControlServer:
                     line = await reader.readline()
                 except ValueError:
                     connection.refuse(None, -32600, f"a message is longer than {LINE_MAX_BYTES} bytes")
-                    break
+                    return
                 if not line:
-                    break
+                    return
+                if len(calls) >= CALLS_MAX:
+                    connection.refuse(_id_of(line), -32600, f"more than {CALLS_MAX} calls at a time on one connection")
+                    continue
                 call = asyncio.get_running_loop().create_task(self._call(connection, line))
                 calls.add(call)
                 call.add_done_callback(calls.discard)
-        except (ConnectionError, asyncio.CancelledError):
-            pass
         finally:
-            self._connections.discard(task)
             for call in list(calls):
                 call.cancel()
             self._on_gone(connection)
-            writer.close()
+
+    async def _let_go(self, writer: asyncio.StreamWriter) -> None:
+        """What was said last is sent, to a client that takes it; one that does not read is not waited for for ever."""
+        writer.close()
+        try:
+            await asyncio.wait_for(writer.wait_closed(), _FLUSH_S)
+        except (OSError, asyncio.CancelledError):  # TimeoutError is an OSError
+            writer.transport.abort()
 
     async def _call(self, connection: Connection, line: bytes) -> None:
         try:
-            message = json.loads(line)
-        except ValueError:
+            message = _parsed(line)
+        except (ValueError, RecursionError):
             connection.refuse(None, -32700, "not JSON")
             return
         if not isinstance(message, dict) or not isinstance(message.get("method"), str):
             connection.refuse(None, -32600, "not a JSON-RPC request")
             return
         number, name, params = message.get("id"), message["method"], message.get("params", {})
+        if not isinstance(number, int | str | None):
+            connection.refuse(None, -32600, "an id is a number or a text")
+            return
         method = self._methods.get(name)
         if method is None:
-            connection.refuse(number, -32601, f"there is no method {name!r}")
+            connection.refuse(number, -32601, f"there is no method {name[:100]!r}")
             return
         if not isinstance(params, dict):
             connection.refuse(number, -32602, "params must be an object")
             return
         try:
-            result = await method(connection, params)
+            connection.answer(number, await method(connection, params))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # the one boundary at which everything becomes an answer
             translated = translate(error)
             connection.refuse(number, OUR_ERROR, translated.what, translated.to_wire())
-            return
-        connection.answer(number, result)
+
+
+def _parsed(line: bytes) -> Any:
+    """The JSON in a line. Raises ValueError, also for numbers that are none and for halves of surrogate pairs, which could
+    be stored and printed nowhere; RecursionError."""
+    text = line.decode()
+    message = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    if "\\u" in text:
+        json.dumps(message, ensure_ascii=False).encode()
+    return message
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+def _id_of(line: bytes) -> int | str | None:
+    try:
+        message = _parsed(line)
+    except (ValueError, RecursionError):
+        return None
+    number = message.get("id") if isinstance(message, dict) else None
+    return number if isinstance(number, int | str) else None
 
 
 def translate(error: Exception) -> MidstreamError:
@@ -169,7 +241,7 @@ def translate(error: Exception) -> MidstreamError:
         return error
     if isinstance(error, IllegalTransition):
         return OperatorError(f"not now: {error}", remedy="midstream status tells what is under way")
-    if isinstance(error, KeyError | TypeError | ValueError):
+    if isinstance(error, KeyError | TypeError | ValueError | ArithmeticError | AttributeError | LookupError):
         import traceback
 
         return BugError(f"{type(error).__name__}: {error}", detail=traceback.format_exc())

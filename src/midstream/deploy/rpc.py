@@ -14,7 +14,8 @@ from typing import Any
 from midstream.errors import BugError, HostError, MidstreamError, OperatorError, from_wire
 
 PROTOCOLS = (1, 1)  # lowest and highest that this client speaks
-LINE_MAX_BYTES = 8 * 1024 * 1024
+LINE_MAX_BYTES = 8 * 1024 * 1024  # of what the agent says
+REQUEST_MAX_BYTES = 2 * 1024 * 1024
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 
@@ -40,8 +41,8 @@ def request_line(request_id: int, method: str, params: dict[str, Any]) -> bytes:
     """One request as a line. Raises BugError when it is longer than the protocol allows."""
     message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
     line = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
-    if len(line) > LINE_MAX_BYTES:
-        raise BugError(f"a {method} request of {len(line)} bytes exceeds the protocol's {LINE_MAX_BYTES}")
+    if len(line) > REQUEST_MAX_BYTES:
+        raise BugError(f"a {method} request of {len(line)} bytes exceeds the protocol's {REQUEST_MAX_BYTES}")
     return line
 
 
