@@ -1,22 +1,36 @@
 """A Wagtail site as `wagtail start` makes it, from PyPI, in a repository that makes each release its own virtualenv.
 
 What lives here: the wheels (fetched once, so that builds need no network), the developer's virtualenv that has
-`wagtail`, the site, and what an operator adds to it to deploy it. `DEPLOYED` runs in the site itself.
+`wagtail`, the site, what an operator adds to it to deploy it, and the story that the test and the benchmark tell with
+it. `DEPLOYED` runs in the site itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import Machine, Project, free_port
+from machine import Machine, Project, free_port, wait_for
+from traffic import Clients, Traffic, traffic
 
 HOST = "www.example.com"
 PACKAGES = ("wagtail", "gunicorn", "uvicorn")
+# name -> (command, instances)
+SERVERS = {
+    "gunicorn": ("gunicorn mysite.wsgi:application --workers 2 --control-socket {run}/gunicorn.ctl", 1),
+    "gunicorn gthread": (
+        "gunicorn mysite.wsgi:application --workers 2 --threads 4 --control-socket {run}/gunicorn.ctl",
+        1,
+    ),
+    "uvicorn": ("uvicorn mysite.asgi:application --fd {fd}", 2),
+}
+STEADY_S = 5.0
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 # The site says in a header which code answered. One word, the release, when environment, code, interpreter and
@@ -151,6 +165,38 @@ def new_site(machine: Machine, kit: Kit, command: str, instances: int = 1) -> Pr
     project.git("init", "-q", "-b", "main", ".")
     project.commit("wagtail start mysite")
     return project
+
+
+def replace_under_load(machine: Machine, kit: Kit, server: str, handovers: int, pause_s: float) -> Traffic:
+    """Deploys the site, then `handovers` new releases of it while clients ask, each again after `pause_s`. Checks that
+    every answer came from one release alone, its virtualenv included, and that every release answered."""
+    site = new_site(machine, kit, *SERVERS[server])
+    releases = [site.deployed()]
+    database = site.deploy_to / "shared" / "db.sqlite3"
+    assert os.path.realpath(site.deploy_to / "current" / "db.sqlite3") == str(database)
+    clients = (
+        Clients("closing", site.address, closing=3, host=HOST, pause_s=pause_s),
+        Clients("keep-alive", site.address, keep_alive=6, host=HOST, pause_s=pause_s),
+        Clients("admin", site.address, closing=1, path="/admin/login/", host=HOST, pause_s=pause_s),
+    )
+    with traffic(machine.root, *clients) as running:
+        time.sleep(STEADY_S)  # what is compared with the handovers, not waited for
+        for number in range(handovers):
+            site.commit(f"release {number + 2}")
+            with running.handover():
+                releases.append(site.deployed())
+                wait_for("the old generation to be gone", lambda: machine.settled(site.app))
+            mine = str(site.deploy_to / "releases" / releases[-1] / ".venv")
+            assert virtualenvs(machine, site) == {mine}
+        for name, seen in running.stop().items():
+            assert set(seen.releases) == set(releases), f"{name}: answers of {seen.releases}, released {releases}"
+    return running
+
+
+def virtualenvs(machine: Machine, site: Project) -> set[str]:
+    """Where the committed processes have their interpreter from, as the kernel tells it."""
+    words = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in machine.pids("web", site.app)]
+    return {str(Path(first.decode()).parents[1]) for first, *_ in words}
 
 
 def _run(*argv: str) -> None:
