@@ -45,6 +45,10 @@ class World:
         """A new agent: the newest hello wins."""
         raise NotImplementedError
 
+    def waiting(self, key: str, **more: object) -> SpawnSpec:
+        """A process that runs until `end`."""
+        raise NotImplementedError
+
     async def end(self, key: str, code: int) -> None:
         """The process exits with this code."""
         raise NotImplementedError
@@ -87,15 +91,10 @@ class World:
 
     async def running(self, *keys: str, **more: object) -> None:
         """Start processes that run until they are ended."""
-        results = await self.link.spawn([waiting(key, **more) for key in keys])
+        results = await self.link.spawn([self.waiting(key, **more) for key in keys])
         assert all(result.ok and not result.known for result in results)
         for key in keys:
             await self.until_state(key, ProcessState.RUNNING)
-
-
-def waiting(key: str, **more: object) -> SpawnSpec:
-    """It runs until SIGUSR1, then exits with 7, in the real world; the fake one ends when it is told to."""
-    return spec(key, "sh", "-c", "trap 'exit 7' USR1; while :; do sleep 1000 & wait; done", **more)
 
 
 class FakeWorld(World):
@@ -108,6 +107,9 @@ class FakeWorld(World):
         self.link = self.keeper.link(lambda _seq: self.changed.set(), self.lost.set)
         await self.link.connect()
         return self.link
+
+    def waiting(self, key: str, **more: object) -> SpawnSpec:
+        return spec(key, "sleep", "1000", **more)
 
     async def end(self, key: str, code: int) -> None:
         self.keeper.end(key, code=code)
@@ -141,11 +143,20 @@ class RealWorld(World):
         self.pid = (await self.link.connect(self.host.socket_path)).pid
         return self.link
 
+    def waiting(self, key: str, **more: object) -> SpawnSpec:
+        """It waits for a writer on a FIFO of its own, which the end of the test takes away with the folder."""
+        fifo = self._fifo(key)
+        if not os.path.exists(fifo):
+            os.mkfifo(fifo)
+        return spec(key, "sh", "-c", 'read x < "$0"; exit 7', fifo, **more)
+
+    def _fifo(self, key: str) -> str:
+        return f"{self.host.folder}/{key.rpartition('/')[0].replace('/', ':')}"
+
     async def end(self, key: str, code: int) -> None:
         assert code == 7
-        reader = self.host.client(hello=False)
-        os.kill(reader.entries()[key].pid, signal.SIGUSR1)
-        reader.close()
+        async with asyncio.timeout(PATIENCE_S):
+            os.close(await asyncio.to_thread(os.open, self._fifo(key), os.O_WRONLY))  # opens when it has come to read
 
     async def write(self, channel: str, data: bytes) -> None:
         Path(self.host.runtime, "out", channel.replace("/", ":")).write_bytes(data)
@@ -240,7 +251,7 @@ def test_a_process_runs_and_ends_and_each_change_is_told(play):
 def test_a_key_is_spawned_once(play):
     async def story(world: World) -> None:
         await world.running(WEB)
-        (again,) = await world.link.spawn([waiting(WEB)])
+        (again,) = await world.link.spawn([world.waiting(WEB)])
         assert again.ok and again.known
         entries, _ = await world.link.pull_all()
         assert len(entries) == 1 and entries[0].pid == again.pid
@@ -256,7 +267,7 @@ def test_an_end_is_kept_until_it_is_acknowledged_and_what_runs_is_kept(play):
         assert await world.link.ack([WEB, "app/web/1/1/1", "app/never/1/1/1"]) == ("app/web/1/1/1",)
         entries, _ = await world.link.pull_all()
         assert [entry.key for entry in entries] == ["app/web/1/1/1"]
-        (again,) = await world.link.spawn([waiting(WEB)])
+        (again,) = await world.link.spawn([world.waiting(WEB)])
         assert not again.known, "what was acknowledged is forgotten"
 
     play(story)
@@ -338,7 +349,7 @@ def test_the_newest_agent_wins_and_the_older_is_refused(play):
         newer = await world.attach()
         assert newer.epoch > older.epoch
         for asked in (
-            older.spawn([waiting(WEB)]),
+            older.spawn([world.waiting(WEB)]),
             older.channel("log"),
             older.ack([WEB]),
             older.orders(revoke=["a/b/0"]),
@@ -396,7 +407,7 @@ def test_a_channel_and_a_notify_socket_are_opened_once_and_listed(play):
         assert same.path == log.path
         notify = await world.link.notify("app/web/0")
         await world.link.listen(ListenerSpec("web", "tcp://127.0.0.1:0"))
-        await world.link.orders(set=[StandingOrder("app/web/0", waiting(WEB))])
+        await world.link.orders(set=[StandingOrder("app/web/0", world.waiting(WEB))])
         listed = [(item.kind, item.name, item.held) for item in await world.link.inventory()]
         assert listed == [
             (Held.CHANNEL, "app/web/0", True),
@@ -447,7 +458,10 @@ def test_what_is_said_while_there_is_no_agent_waits_for_the_next(play):
 def test_a_standing_order_is_carried_out_only_without_an_agent(play):
     async def story(world: World) -> None:
         await world.running(WEB, "app/web/1/1/1")
-        orders = [StandingOrder("app/web/0", waiting(WEB)), StandingOrder("app/web/1", waiting("app/web/1/1/1"))]
+        orders = [
+            StandingOrder("app/web/0", world.waiting(WEB)),
+            StandingOrder("app/web/1", world.waiting("app/web/1/1/1")),
+        ]
         await world.link.orders(set=orders)
         await world.link.orders(revoke=["app/web/1"])
         world.detach()
@@ -468,12 +482,48 @@ def test_a_standing_order_is_carried_out_only_without_an_agent(play):
     play(story)
 
 
+def test_the_first_crash_is_answered_at_once_where_the_order_says_so_and_the_next_is_the_agents(play):
+    async def story(world: World) -> None:
+        await world.running(WEB, "app/web/1/1/1")
+        orders = [
+            StandingOrder("app/web/0", world.waiting(WEB), at_once=True),
+            StandingOrder("app/web/1", world.waiting("app/web/1/1/1")),
+        ]
+        await world.link.orders(set=orders)
+        await world.wait(1.2)
+        for key in (WEB, "app/web/1/1/1"):
+            await world.end(key, 7)
+        entry = await world.until_state("app/web/1/0/2", ProcessState.RUNNING)
+        assert entry.by == "order"
+        await world.wait(1.2)
+        await world.end("app/web/1/0/2", 7)
+        await world.until_state("app/web/1/0/2", ProcessState.EXITED)
+        await world.wait(1.2)
+        entries, _ = await world.link.pull_all()
+        assert {entry.key for entry in entries} == {WEB, "app/web/1/1/1", "app/web/1/0/2"}
+
+    play(story)
+
+
+def test_a_stop_starts_nothing_again_at_once(play):
+    async def story(world: World) -> None:
+        await world.running(WEB)
+        await world.link.orders(set=[StandingOrder("app/web/0", world.waiting(WEB), at_once=True)])
+        await world.wait(1.2)
+        await world.link.shutdown(0.5)
+        await world.until_state(WEB, ProcessState.EXITED)
+        entries, _ = await world.link.pull_all()
+        assert {entry.key for entry in entries} == {WEB}
+
+    play(story)
+
+
 def test_an_order_that_needs_what_does_not_last_is_refused_whole(play):
     async def story(world: World) -> None:
-        good = StandingOrder("app/web/1", waiting("app/web/1/1/1"))
+        good = StandingOrder("app/web/1", world.waiting("app/web/1/1/1"))
         for bad in (
-            StandingOrder("app/web/0", waiting(WEB, fds=[FdPlacement(3, "passed:0")])),
-            StandingOrder("app/web/9", waiting(WEB)),
+            StandingOrder("app/web/0", world.waiting(WEB, fds=[FdPlacement(3, "passed:0")])),
+            StandingOrder("app/web/9", world.waiting(WEB)),
         ):
             with pytest.raises(KeeperRefused):
                 await world.link.orders(set=[good, bad])
@@ -518,7 +568,7 @@ def test_a_keeper_that_is_killed_is_lost_once_and_its_next_knows_everything(play
             (Held.NOTIFY, "app/web/0"),
         }
         assert (await link.listen(ListenerSpec("web", "tcp://127.0.0.1:0"))).inode == listener.inode
-        (again,) = await link.spawn([waiting(WEB)])
+        (again,) = await link.spawn([world.waiting(WEB)])
         assert again.known, "never a second copy"
 
     play(story)
@@ -529,7 +579,7 @@ def test_a_stop_refuses_new_work_and_ends_what_runs(play):
         await world.running(WEB)
         await world.link.shutdown(0.5)
         with pytest.raises(KeeperRefused) as refused:
-            await world.link.spawn([waiting("app/web/1/1/1")])
+            await world.link.spawn([world.waiting("app/web/1/1/1")])
         assert refused.value.refusal is Refusal.STOPPING
         await world.until_state(WEB, ProcessState.EXITED)
         assert world.link.is_stopping, "so that the agent starts no next keeper"

@@ -352,9 +352,15 @@ def test_as_pid_1_it_reaps_strangers_stops_in_order_and_exits_with_the_main_stat
             assert client.hello().pid == 1
             orphaner = "(sh -c 'kill -9 $$' &) ; (true &) ; exit 0"
             client.spawn(spec("app/job/1/0/1", "sh", "-c", orphaner))
-            client.spawn(spec("app/web/1/0/1", "sh", "-c", "trap 'exit 7' TERM; sleep 1000 & wait"))
+            main = spec(
+                *("app/web/1/0/1", "sh", "-c", "trap 'exit 7' TERM; echo up; sleep 1000 & wait"),
+                fds=[FdPlacement(1, "passed:0")],
+            )
+            up_fd, said_fd = os.pipe()
+            client.spawn(main, passed=[said_fd])
             client.until_ended("app/job/1/0/1")
-            client.until_running("app/web/1/0/1")
+            assert select.select([up_fd], [], [], PATIENCE_S)[0]
+            os.close(up_fd), os.close(said_fd)
             (inner,) = [stat.pid for stat in tree.snapshot().values() if stat.ppid == unshare.pid]
             client.close()
             assert zombies_below(inner, client_path=host.socket_path, host=host) == []

@@ -173,7 +173,7 @@ class Keeper:
     def stop(self, timeout_s: float) -> None:
         """Begin the ordered stop; again: with another time-out."""
         self.agent.stopping = True
-        self.children.orders.alone(False)
+        self.children.orders.end()
         if not self.stopping and self.attached is not None:
             self.door_of().tell_stopping(self.attached)
         self.ordered_stop.begin(timeout_s)

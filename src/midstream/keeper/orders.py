@@ -102,6 +102,11 @@ class Orders:
                 order.timer.cancel()
                 order.timer = None
 
+    def end(self) -> None:
+        """The ordered stop begins: nothing is started again, whoever is attached."""
+        for slot in list(self.by_slot):
+            self.revoke(slot)
+
     def process_ended(self, row: Row) -> None:
         order = self._by_place.get(row.place)
         if order is None:

@@ -54,6 +54,7 @@ class NotifyState:
 class OrderState:
     text: str
     attempt: int
+    at_once: bool = False  # not used up yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,8 @@ def take(keeper: Keeper, version: str, request: int) -> KeeperState:
         ),
         lost_notify=tuple(held.lost_notify),
         orders=tuple(
-            OrderState(order.text.decode(), order.attempt) for order in keeper.children.orders.by_slot.values()
+            OrderState(order.text.decode(), order.attempt, order.at_once)
+            for order in keeper.children.orders.by_slot.values()
         ),
         notes=tuple(keeper.layout.notes),
     )

@@ -163,9 +163,11 @@ def resume(keeper: Keeper, state: snapshot.KeeperState) -> None:
     for saved in state.notify_sockets:
         keeper.held.hold_notify(saved.name, saved.fd).notices = {item.variable: item for item in saved.notices}
     keeper.held.lost_notify.update(state.lost_notify)
-    for order in state.orders:
-        text = order.text.encode()
-        keeper.children.orders.put(from_wire(StandingOrder, json.loads(text)), text, order.attempt)
+    for saved_order in state.orders:
+        text = saved_order.text.encode()
+        order = from_wire(StandingOrder, json.loads(text))
+        keeper.children.orders.put(order, text, saved_order.attempt)
+        keeper.children.orders.by_slot[order.slot].at_once = saved_order.at_once
     keeper.agent.restore(state.agent)
 
 

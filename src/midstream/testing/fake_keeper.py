@@ -162,6 +162,7 @@ class FakeKeeper:
         self.signals: list[tuple[str, int]] = []  # every signal that reached a process
         self.programs: dict[str, int | ExecFailure] = {"true": 0, "false": 1}  # by argv[0]: what it does but run
         self._ordered_at_s: dict[str, float] = {}
+        self._at_once: set[str] = set()  # slots whose order may be carried out with an agent attached, once
         self._told = False
         self._next_pid = 10_000
         self._op: dict[str, Callable[[Any, list[int]], tuple[Any, list[int]]]] = {
@@ -203,6 +204,7 @@ class FakeKeeper:
             raise AssertionError(f"{key} has ended already: {entry.state.value}")
         state = ProcessState.EXITED if code is not None or signum is not None else ProcessState.LOST
         self._change(replace(entry, state=state, code=code, signum=signum, ended_s=self.now_s))
+        self._answer_at_once(entry)
         self._carry_out_orders()
 
     def advance(self, seconds: float) -> None:
@@ -512,23 +514,37 @@ class FakeKeeper:
                 )
         for slot in request.revoke:
             self.orders.pop(slot, None)
-        self.orders.update({order.slot: order for order in request.set})
+        for order in request.set:
+            self.orders[order.slot] = order
+            (self._at_once.add if order.at_once else self._at_once.discard)(order.slot)
         return Done(), []
+
+    def _answer_at_once(self, entry: ProcessEntry) -> None:
+        slot = str(parse_key(entry.key).slot_name)
+        order = self.orders.get(slot)
+        same_place = order is not None and order.spec.key.rpartition("/")[0] == entry.key.rpartition("/")[0]
+        ran_s = self.now_s - entry.started_s
+        if self.attached is not None and not self.stopping and slot in self._at_once and same_place and ran_s > 1.0:
+            self._at_once.discard(slot)
+            self._start_next(slot)
 
     def _carry_out_orders(self) -> None:
         """While no agent is attached: start what is dead, at most once a second for each slot."""
         if self.attached is not None or self.stopping:
             return
-        for slot, order in self.orders.items():
-            wanted = parse_key(order.spec.key)
+        for slot, order in list(self.orders.items()):
             place = order.spec.key.rpartition("/")[0]
-            same = [entry for key, entry in self.entries.items() if key.rpartition("/")[0] == place]
-            due_s = self._ordered_at_s.get(slot, float("-inf")) + 1.0
-            if any(entry.state in _LIVE for entry in same) or self.now_s < due_s:
-                continue
-            self._ordered_at_s[slot] = self.now_s
-            attempt = max([wanted.attempt, *(parse_key(entry.key).attempt for entry in same)]) + 1
-            self._start(replace(order.spec, key=f"{place}/{attempt}"), 0, "order")
+            live = any(entry.state in _LIVE for key, entry in self.entries.items() if key.rpartition("/")[0] == place)
+            if not live and self.now_s >= self._ordered_at_s.get(slot, float("-inf")) + 1.0:
+                self._start_next(slot)
+
+    def _start_next(self, slot: str) -> None:
+        order = self.orders[slot]
+        place = order.spec.key.rpartition("/")[0]
+        known = [parse_key(key).attempt for key in self.entries if key.rpartition("/")[0] == place]
+        attempt = max([parse_key(order.spec.key).attempt, *known]) + 1
+        self._ordered_at_s[slot] = self.now_s
+        self._start(replace(order.spec, key=f"{place}/{attempt}"), 0, "order")
 
     def _agent_command(self, request: AgentCommandRequest, _passed: list[int]) -> tuple[Done, list[int]]:
         self.agent_argv = request.argv
@@ -541,6 +557,7 @@ class FakeKeeper:
 
     def _shutdown(self, _request: ShutdownRequest, _passed: list[int]) -> tuple[Done, list[int]]:
         self.stopping = True
+        self.orders.clear()
         for link in self.links:
             link.is_stopping = True
         for key, entry in list(self.entries.items()):
