@@ -7,7 +7,7 @@ from turn_story import PLAN, Story
 
 from midstream.core.events import Said
 from midstream.core.generation import GenerationPlan
-from midstream.core.service import standing_orders, wake_s
+from midstream.core.service import at_once, standing_orders, wake_s
 
 
 def test_a_crash_after_health_is_made_good_at_once() -> None:
@@ -353,6 +353,42 @@ def test_what_the_keeper_started_of_a_superseded_generation_is_drained() -> None
     Story().running().running(2).tell("""
         spawned 1/0#1        -> sweep 1/0, watch 1/0#1, signal 1/0#1 QUIT
     """)
+
+
+def test_what_the_keeper_started_of_a_generation_that_is_gone_is_killed() -> None:
+    """It crashed as it was superseded: by the time its successor by standing order is seen, nothing is left of it."""
+    Story().running().running(2).tell("""
+        killed 1/0           -> sweep 1/0, retired 1
+        spawned 1/0#1        -> kill 1/0#1
+        killed 1/0#1         -> sweep 1/0#1
+        == 2 committed: 0 ready
+    """)
+
+
+def test_a_crash_that_the_keeper_answered_at_once_is_one_restart() -> None:
+    """With an agent attached: the keeper was quicker, and the agent's own start names the same attempt."""
+    Story().running().tell("""
+        killed 1/0           -> sweep 1/0, spawn 1/0#1
+        spawned 1/0#1        -> watch 1/0#1
+        ready 1/0
+        == 1 committed: 0 ready#1
+    """)
+
+
+def test_the_keeper_answers_a_first_crash_at_once_but_not_in_a_handover() -> None:
+    """Where old and new take turns, a start that nobody has decided yet would make two of them."""
+    story = Story().with_plan(policy="replace").running()
+
+    def quick() -> bool:
+        return at_once(story.service, story.service.of(1)[0])
+
+    assert quick()
+    story.play("begin 2 queued")
+    assert not quick()
+    story.play("revert")
+    assert quick()
+    story.after("killed 1/0; spawned 1/0#1; killed 1/0#1; wake; spawned 1/0#2; ready 1/0#2")
+    assert not quick(), "in a crash loop the pauses are the agent's"
 
 
 def test_orders_stand_for_every_committed_slot_that_may_come_back() -> None:

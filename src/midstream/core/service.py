@@ -87,10 +87,12 @@ def standing_orders(service: Service) -> dict[int, Instance]:
 
 
 def at_once(service: Service, instance: Instance) -> bool:
-    """Whether the next crash of the instance is answered without a pause, so that the keeper may do it by itself."""
+    """Whether the next crash of the instance is answered without a pause, so that the keeper may do it by itself. Not in
+    a handover: what the agent decides then must not meet a start that it has not seen."""
     committed = service.committed
     return (
         committed is not None
+        and service.handover is None
         and instance.state is InstanceState.READY
         and instance.streak == 0
         and committed.plan.backoff_first_s == 0

@@ -37,6 +37,7 @@ class Order:
     place: Place
     attempt: int
     code: Code
+    at_once: bool = False
     started_at_s: float = float("-inf")
 
 
@@ -116,6 +117,11 @@ class Keeper:
         self.seq += 1
         entry.seq, entry.running, entry.text, entry.status = self.seq, False, process.ended, process.status
         self._tell()
+        order = self.orders.get((process.key[0], process.key[2]))
+        mine = order is not None and order.place == process.slot and self.attached is not None
+        if order is not None and mine and order.at_once and self.world.now_s - process.born_s > 1.0:
+            order.at_once = False
+            self._start_next(order)
         self._carry_out_all()
 
     def detach(self) -> None:
@@ -138,12 +144,15 @@ class Keeper:
         if wait_s > 1e-9:
             self.world.after(wait_s, lambda: self._carry_out(slot))
             return
+        if not self._start_next(order):
+            self.world.after(1.0, lambda: self._carry_out(slot))
+
+    def _start_next(self, order: Order) -> bool:
         order.started_at_s = self.world.now_s
         order.attempt = max(order.attempt, self.last_attempts.get(order.place, 0)) + 1
-        if self.world.no_forks:
-            self.world.after(1.0, lambda: self._carry_out(slot))
-            return
-        self._start((*order.place, order.attempt), order.code, "order")
+        if not self.world.no_forks:
+            self._start((*order.place, order.attempt), order.code, "order")
+        return not self.world.no_forks
 
     def kill(self) -> None:
         """SIGKILL of the keeper itself."""

@@ -48,6 +48,7 @@ class Process:
     key: Key
     code: Code
     born_s: float
+    by: str = "agent"
     alive: bool = True
     ready: bool = False
     answered: bool = False
@@ -83,7 +84,7 @@ class Kernel:
     def spawn(self, key: Key, code: Code, by: str) -> Process:
         world = self.world
         self.next_pid += 1
-        process = Process(self.next_pid, key, code, world.now_s)
+        process = Process(self.next_pid, key, code, world.now_s, by)
         world.rules.spawned(process, by)
         self.processes[process.pid] = process
         self.by_key[key] = process

@@ -49,11 +49,12 @@ class Rules:
         """A process is only ever started of the committed generation, or of the present candidate, and never twice."""
         name, number, slot, _ = process.key
         views = self.views(name)
-        if by == "order":
+        if by == "order" and self.world.keeper.attached is None:
             views = [self.world.last_known[name]]
         allowed = any(_may_run(view, number, slot, by) for view in views)
         self.expect(allowed, by, "started", process.key, ", which should not run:", views)
-        self.expect(self.over.get((name, slot)) != number, process.key, "was started, and had ended for good")
+        over = self.over.get((name, slot)) == number and not self.world.disk.was_full
+        self.expect(not over, process.key, "was started, and had ended for good")
         for other in self.world.kernel.live(name):
             self.expect(other.slot != process.slot, process.key, "was started beside", other.key)
             if process.code.plan.policy == "replace" and other.key[1] != number:
@@ -73,7 +74,8 @@ class Rules:
         for view in self.views(name):
             item = next((item for item in view.of(number) if item.slot == slot), None)
             told = item is not None and item.state in (InstanceState.STOPPING, InstanceState.KILLING)
-            wanted = _committed(view, number) and view.want_up and not cleared(view)
+            trying = view.candidate is not None and view.candidate.number == number
+            wanted = trying or (_committed(view, number) and view.want_up and not cleared(view))
             gone = process.ended == "gone with the host"
             if process.code.plan.restart_on != "always" and wanted and not (told or gone or process.sick):
                 self.over[name, slot] = number if process.code.plan.restart_on == "never" else 0
@@ -85,12 +87,13 @@ class Rules:
         plan = process.code.plan
         views = self.views(name)
         states = [generation.state for view in views if (generation := view.generation(number)) is not None]
-        self.expect(bool(states), signal, "to", process.key, "of a generation that is not recorded:", views)
+        late = signal == "KILL" and process.by == "order"  # its generation was gone when it was seen
+        self.expect(bool(states) or late, signal, "to", process.key, "of a generation that is not recorded:", views)
         again = signal == plan.drain_signal and process.noted and not self.world.disk.was_full
         self.expect(not again, process.key, "was told to drain twice: that kills the jobs of some workers")
         if signal == plan.park_signal:
             self.expect(any(soaks(view) for view in views), process.key, "was parked and nothing soaks")
-        elif signal != plan.unpark_signal and not any(state in ENDING for state in states):
+        elif signal != plan.unpark_signal and states and not any(state in ENDING for state in states):
             hung = not process.ready and self.world.now_s >= process.born_s + plan.start_timeout_s
             cause = process.sick or process.told or hung or slot >= THROWAWAY_SLOT
             committed = GenerationState.COMMITTED in states
@@ -98,7 +101,7 @@ class Rules:
             cause = cause or (not committed and self.world.disk.was_full)
             cause = cause or (committed and any(not view.want_up or cleared(view) for view in views))
             self.expect(cause, signal, "to", process.key, "without a cause:", states)
-            if committed and (process.sick or hung):
+            if committed:
                 self.hurt.add(process.slot)
 
     def after_told(self, process: Process, signal: str) -> None:
@@ -113,7 +116,8 @@ class Rules:
                 return
             failed = generation is not None and generation.state is GenerationState.FAILED
             if failed and process.ready and not soaks(view):
-                asleep = [item.key for item in self.world.kernel.live(name) if item.parked and item.ready]
+                live = self.world.kernel.live(name)
+                asleep = [item.key for item in live if item.parked and item.ready and not item.told]
                 asleep = [key for key in asleep if key[1] == committed.number]
                 self.expect(not asleep, process.key, "was told", signal, "while", asleep, "still paused")
         if self.served and not serving:

@@ -39,7 +39,7 @@ from midstream.core.events import (
 from midstream.core.generation import PROVISIONAL, Generation, GenerationState, IllegalTransition
 from midstream.core.intent import Intent, IntentEvent, IntentState, advance
 from midstream.core.phases import Hold, Phase
-from midstream.core.service import Service, durable, standing_orders, wake_s
+from midstream.core.service import Service, at_once, durable, standing_orders, wake_s
 from midstream.core.turn import restore, step
 from simulation.disk import DiskFull
 from simulation.keeper import Entry, LinkLost, Order
@@ -80,7 +80,7 @@ class Shell:
         self.watched: dict[Key, Watch] = {}
         self.heard: set[Key] = set()
         self.named: set[Key] = set()  # what was started since it is attached
-        self.ordered: dict[tuple[str, int], Key] = {}
+        self.ordered: dict[tuple[str, int], tuple[Key, bool]] = {}
         self.dirty: set[str] = set()
         self.retry_s = 0.0
         self.changed = False
@@ -132,7 +132,7 @@ class Shell:
             self._keep(name, service, after)
             effects += [(name, effect) for effect in more]
         keeper.notices.clear()
-        self.ordered = {slot: (*order.place, order.attempt) for slot, order in keeper.orders.items()}
+        self.ordered = {slot: ((*order.place, order.attempt), order.at_once) for slot, order in keeper.orders.items()}
         self.attached = True
         self._save()
         yield from self._perform(effects)
@@ -260,7 +260,9 @@ class Shell:
             self.retry_s = self.world.now_s + 1.0
 
     def _decide(self, changes: Iterable[tuple[str, Event]], **row: object) -> Steps:
-        """As `Host.decide`: all of it or (Refused) nothing."""
+        """As `Host.decide`: all of it or (Refused) nothing. What happens just now is not known here."""
+        if not self.world.calm and self.world.random.random() < 0.05:
+            self.world.kill_some_process()
         after: dict[str, Service] = {}
         effects: list[tuple[str, Effect]] = []
         for name, event in changes:
@@ -270,7 +272,8 @@ class Shell:
             except IllegalTransition as error:
                 raise Refused(str(error)) from None
             effects += [(name, effect) for effect in more]
-        revoked = [slot for slot, key in self.ordered.items() if slot[0] in after and not _stands(after[slot[0]], key)]
+        mine = [(slot, key) for slot, (key, _) in self.ordered.items() if slot[0] in after]
+        revoked = [slot for slot, key in mine if not _stands(after[slot[0]], key)]
         if revoked:
             self.world.keeper.set_orders(self, [], revoked)
             for slot in revoked:
@@ -324,14 +327,15 @@ class Shell:
         yield BUSY
 
     def _sync_orders(self) -> Steps:
-        wanted: dict[tuple[str, int], Key] = {}
+        wanted: dict[tuple[str, int], tuple[Key, bool]] = {}
         for name, service in self.services.items():
             for slot, item in standing_orders(service).items():
-                wanted[name, slot] = (name, item.generation, slot, item.attempt)
+                key = (name, item.generation, slot, item.attempt)
+                wanted[name, slot] = (key, at_once(service, item))
         revoke = [slot for slot in self.ordered if slot not in wanted]
-        put = [key for slot, key in wanted.items() if self.ordered.get(slot) != key]
+        put = [order for slot, order in wanted.items() if self.ordered.get(slot) != order]
         if revoke or put:
-            orders = [Order(key[:3], key[3], self.world.code_of(key[0], key[1])) for key in put]
+            orders = [Order(key[:3], key[3], self.world.code_of(key[0], key[1]), quick) for key, quick in put]
             self.world.keeper.set_orders(self, orders, revoke)
             self.ordered = wanted
             yield BUSY
