@@ -23,9 +23,9 @@ HOST = "www.example.com"
 PACKAGES = ("wagtail", "gunicorn", "uvicorn")
 # name -> (command, instances)
 SERVERS = {
-    "gunicorn": ("gunicorn mysite.wsgi:application --workers 2 --control-socket {run}/gunicorn.ctl", 1),
+    "gunicorn": ("gunicorn mysite.wsgi:application --workers 2 --control-socket {run}/gunicorn-{slot}.ctl", 1),
     "gunicorn gthread": (
-        "gunicorn mysite.wsgi:application --workers 2 --threads 4 --control-socket {run}/gunicorn.ctl",
+        "gunicorn mysite.wsgi:application --workers 2 --threads 4 --control-socket {run}/gunicorn-{slot}.ctl",
         1,
     ),
     "uvicorn": ("uvicorn mysite.asgi:application --fd {fd}", 2),
