@@ -263,13 +263,14 @@ BROUGHT = {"d1": "A", "d2": "B", "d3": "C"}
 @pytest.mark.parametrize(
     ("release", "moment", "stale"),
     [
-        ("A", 9.0, True),  # before anything was asked for
+        ("A", 8.0, True),  # before anything was asked for
         ("A", 10.5, False),  # being brought
         ("A", 15.0, False),  # committed
         ("A", 21.0, False),  # a crash in the middle of the handover: the committed one comes back
         ("A", 22.05, False),  # decided before the commit, forked just after it
         ("A", 22.5, True),  # the old release, started by somebody after the commit
         ("B", 15.0, True),  # the new release before its handover
+        ("B", 19.5, False),  # forked before the keeper's answer was noted
         ("B", 21.0, False),
         ("B", 31.0, False),
         ("C", 31.0, False),  # on trial

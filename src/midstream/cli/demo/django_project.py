@@ -224,6 +224,8 @@ application = get_wsgi_application()
 _GUNICORN = """\
 import processes
 
+control_socket_disable = True  # it would be one for all generations, in the home folder
+
 
 def on_starting(server):
     processes.began()  # the master; each worker says so itself when it loads the app

@@ -14,9 +14,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# The kernel counts the start of a process in ticks of 10 ms, and between the agent's decision to start it and the fork
-# are two socket messages on a machine that is busy.
+# The kernel counts the start of a process in ticks of 10 ms.
 EDGE_S = 0.1
+# The agent notes a start when the keeper has answered, so the first process of a handover is a little older than the
+# first word of it in the journal; on a machine that is busy by some tenths of a second.
+NOTED_S = 1.0
 # From the commit until TERM has reached a worker that is just asking for its next job.
 QUIET_S = 0.5
 
@@ -122,7 +124,7 @@ def _tried(
     for fact in facts:
         first.setdefault(fact.generation, fact.time)
     return [
-        Reign(service, release_of[intent], begin, decided.get(intent, math.inf), False)
+        Reign(service, release_of[intent], begin - NOTED_S, decided.get(intent, math.inf), False)
         for generation, begin in first.items()
         if (intent := brought_by.get(generation, "")) in release_of
     ]
