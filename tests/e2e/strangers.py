@@ -13,19 +13,39 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from machine import MIDSTREAM, Machine, Project, Result, free_port, wait_for
+from machine import Machine, Project, Result, free_port, wait_for
 
+import midstream
 from midstream.deploy.sync_client import SyncClient, connect
 from midstream.testing import drain_server
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="an agent that is root needs root")
+NOBODY = 65534
+
+
+def _python_for_all() -> str:
+    """A Python that other users may run too (root's own is often below /root); "" when there is none."""
+    enough = "import sys; sys.exit(sys.version_info < (3, 11))"
+    for candidate in (sys.executable, shutil.which("python3", path="/usr/bin:/usr/local/bin")):
+        if candidate is not None:
+            with contextlib.suppress(OSError):
+                if subprocess.run([candidate, "-c", enough], user=NOBODY, group=NOBODY, cwd="/").returncode == 0:
+                    return candidate
+    return ""
+
+
+PYTHON = _python_for_all() if os.geteuid() == 0 else ""
+MIDSTREAM = [PYTHON, "-m", "midstream"]
+PACKAGES = [str(Path(found.__file__).parent.parent) for found in (midstream, click)]
+needs_root = pytest.mark.skipif(not PYTHON, reason="needs root, and a Python 3.11 that other users may run")
 
 
 @dataclass
@@ -41,8 +61,8 @@ class GuardedMachine(Machine):
         return self.root / "apps.d"
 
     @property
-    def control_socket(self) -> Path:
-        return self.root / "a.sock"
+    def env(self) -> dict[str, str]:
+        return super().env | {"PYTHONPATH": ":".join(PACKAGES)}
 
     def start(self) -> None:
         self.root.chmod(0o755)
@@ -172,6 +192,9 @@ class OwnedProject(Project):
 
     def cli(self, *args: str, **env: str) -> Result:
         return self.person.cli(*args, cwd=self.folder)
+
+    def web(self, more: str = "", **options: Any) -> str:
+        return super().web(more, **options).replace(sys.executable, PYTHON)
 
     # attacks by a client of his own
 

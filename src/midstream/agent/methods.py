@@ -213,20 +213,22 @@ class Methods:
     async def start(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
         chosen = self._chosen(record.app, params)
+        timeout_s = _wait_s(params)
         self._refuse_held(chosen)
         await self._want(connection, chosen, True)
-        await self._settled(chosen, params, lambda service: reports.state_of(service) in ("running", "exited"))
+        await self._settled(chosen, timeout_s, lambda service: reports.state_of(service) in ("running", "exited"))
         return self._states(chosen)
 
     async def stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
         chosen = self._chosen(record.app, params)
+        timeout_s = _wait_s(params)
         await self._want(connection, chosen, False)
 
         def stopped(service: Service) -> bool:
             return not any(item.state in ALIVE for item in service.instances)
 
-        await self._settled(chosen, params, stopped)
+        await self._settled(chosen, timeout_s, stopped)
         return self._states(chosen)
 
     async def _want(self, connection: Connection, chosen: list[Service], up: bool) -> None:
@@ -247,15 +249,15 @@ class Methods:
                     remedy=f"midstream unhold {service.name}",
                 )
 
-    async def _settled(self, chosen: list[Service], params: dict[str, Any], good: Callable[[Service], bool]) -> None:
-        if not params.get("wait", True):
+    async def _settled(self, chosen: list[Service], timeout_s: float, good: Callable[[Service], bool]) -> None:
+        """timeout_s 0: not at all."""
+        if not timeout_s:
             return
         names = [(service.app, service.name) for service in chosen]
 
         def all_good() -> bool:
             return all(name not in self.host.services or good(self.host.services[name]) for name in names)
 
-        timeout_s = _seconds(params, "timeout_s", 120.0)
         if not await self.host.until(all_good, timeout_s):
             late = [name for _, name in names if not good(self.host.services[_, name])]
             raise HostError(
@@ -584,9 +586,14 @@ def _whole(params: dict[str, Any], name: str, default: int, low: int, high: int)
     return value
 
 
+def _wait_s(params: dict[str, Any]) -> float:
+    """How long the caller waits for what was asked to have come about; 0: not at all."""
+    return _seconds(params, "timeout_s", 120.0) if params.get("wait", True) else 0.0
+
+
 def _seconds(params: dict[str, Any], name: str, default: float) -> float:
     """A number of seconds; 0 and nothing are the default. NaN and infinity would spoil every other deadline."""
-    value = params.get(name) or default
+    value = default if params.get(name) in (None, 0) else params[name]
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _SECONDS_MAX:
         raise OperatorError(f"{name} must be a number of seconds, at most {_SECONDS_MAX:g}", where=name)
     return float(value)
