@@ -275,8 +275,11 @@ class KeeperHost:
 
     def _remove_cgroup(self) -> None:
         root, _ = cgroup.make_root(f"midstream-{self.keeper_id}")
-        if root is not None:
-            cgroup.remove(root)
+        pause = select.poll()
+        for _ in range(500):  # what was killed a moment ago still counts until the kernel has taken it down
+            if root is None or cgroup.remove(root):
+                return
+            pause.poll(10)
 
     def __enter__(self) -> KeeperHost:
         return self
