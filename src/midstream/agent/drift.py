@@ -23,7 +23,7 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
             continue
         for generation in service.generations:
             for instance in service.of(generation.number):
-                pids = host.pids_of(app, name, instance)
+                pids = host.processes.pids_of(app, name, instance)
                 found.extend(_instance(record.deploy_to, name, generation.release, instance, pids))
         committed = service.committed
         if committed is not None and service.want_up and service.hold is None:

@@ -14,26 +14,21 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
-from midstream.agent import crashpoint, watching
-from midstream.agent.accounts import account_of_uid
-from midstream.agent.health import HealthResult
+from midstream.agent import crashpoint
+from midstream.agent.channels import Channels
 from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
+from midstream.agent.keeper_orders import KeeperOrders
 from midstream.agent.listeners import ListenerTable
 from midstream.agent.logs import ChannelName, Logs
 from midstream.agent.logs.follow import last_lines
-from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal
 from midstream.agent.oneshots import OneShots, exit_text
-from midstream.agent.plans import profile_of, readiness_of
-from midstream.agent.proof import why_not_accepting
+from midstream.agent.processes import Name, Place3, Processes
 from midstream.agent.spawning import (
     Place,
     account_for,
     address_of,
-    cgroup_of,
     channel_of,
-    command_spec,
     instance_spec,
     listener_key,
 )
@@ -43,47 +38,22 @@ from midstream.core.events import (
     Effect,
     Ended,
     Event,
-    Extended,
     HandoverNews,
     KillTree,
     Note,
     Retired,
-    Said,
     Signal,
     Spawn,
     Spawned,
     Sweep,
     Tick,
-    Unhealthy,
     Watch,
 )
-from midstream.core.generation import GenerationState
-from midstream.core.instance import THROWAWAY_SLOT, Instance
-from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec, StandingOrder
-from midstream.core.names import SlotName, SpawnKey, parse_key
-from midstream.core.placeholders import fill
-from midstream.core.service import Service, at_once, durable, standing_orders, wake_s
-from midstream.core.spec import CommandStep, Readiness, ServiceSpec
+from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec
+from midstream.core.names import SpawnKey, parse_key
+from midstream.core.service import Service, durable, wake_s
 from midstream.errors import HostError, MidstreamError
-from midstream.linux import clock, tree
-from midstream.linux.drift import usage
-from midstream.linux.file_identity import FileUser
-
-_MEMORY_INTERVAL_S = 5.0
-
-Name = tuple[str, str]  # app, service
-Place3 = tuple[int, int, int]  # generation, slot, attempt
-
-
-@dataclass(slots=True)
-class _Live:
-    """What the shell keeps of one process beside the core's record of it."""
-
-    entry: ProcessEntry
-    watcher: asyncio.Task[None] | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    watchdog: asyncio.TimerHandle | None = None
-    memory: asyncio.Task[None] | None = None
+from midstream.linux import clock
 
 
 class Host:
@@ -107,16 +77,14 @@ class Host:
         self.intent_of: dict[str, str] = {}  # app -> intent id, for the events' "why"
         self.who: dict[Name, str] = {}  # who asked for what the service is doing now
         self.listeners = ListenerTable(self.connected, uid)
-        self._live: dict[tuple[str, str, int, int, int], _Live] = {}
+        self.processes = Processes(self)
+        self.channels = Channels(self)
+        self.orders = KeeperOrders(self)
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
         self._turned = asyncio.Condition()
         self._dirty: set[Name] = set()
         self._wakes: dict[Name, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._orders: dict[Name, dict[str, tuple[str, bool]]] = {}  # service -> slot -> (key, at_once) of its order
-        self._reorder: set[Name] = set()  # services whose orders may have to change
-        self._sockets: dict[str, NoticeSocket] = {}
-        self._channels: set[str] = set()
         self._seq = 0
         self._pulling = asyncio.Lock()
         self._acting = asyncio.Lock()
@@ -176,7 +144,7 @@ class Host:
                 touched[name] = after
             self.services[name] = after
             self._wakes.pop(name, None)
-            self._reorder.add(name)
+            self.orders.touch((name,))
             effects.extend((name, effect) for effect in more)
         self._dirty |= touched.keys()
         self._save_dirty()
@@ -279,15 +247,9 @@ class Host:
                 service = after.get(name) or self.services.get(name) or Service(*name)
                 after[name], more = turn.step(service, event, now_s, self._random.random())
                 effects.extend((name, effect) for effect in more)
-            revoked = self._revocations(after)
             if self.link is None:
                 raise KeeperLost("the keeper is away")
-            if revoked:
-                # Acknowledged before anything is stopped: or the keeper would start it again behind our back.
-                await self.link.orders((), tuple(revoked))
-                for name in after:
-                    for slot_name in revoked:
-                        self._orders.get(name, {}).pop(slot_name, None)
+            await self.orders.revoke(after)
             self._point("before the transaction")
             with self.store.transaction():
                 for service in after.values():
@@ -296,7 +258,7 @@ class Host:
             self._point("after the transaction")
             self._dirty -= after.keys()
             self.services.update(after)
-            self._reorder |= after.keys()
+            self.orders.touch(after)
             for name in after:
                 self._wakes.pop(name, None)
             try:
@@ -306,18 +268,6 @@ class Host:
             self._set_timer()
             async with self._turned:
                 self._turned.notify_all()
-
-    def _revocations(self, after: dict[Name, Service]) -> list[str]:
-        """Standing orders that will not hold any more once `after` does."""
-        revoked = []
-        for name, service in after.items():
-            keep = standing_orders(service)
-            committed = service.committed
-            for slot_name, (text, _) in self._orders.get(name, {}).items():
-                key = parse_key(text)
-                if key.slot not in keep or committed is None or committed.number != key.generation:
-                    revoked.append(slot_name)
-        return revoked
 
     # -- effects -----------------------------------------------------------------------------------------------------
 
@@ -337,14 +287,14 @@ class Host:
             await self._perform_one(name, effect)
         if spawns:
             await self._spawn(spawns)
-        await self._sync_orders()
+        await self.orders.sync()
 
     async def _perform_one(self, name: Name, effect: Effect) -> None:
         if not isinstance(effect, Note):
             self._point(f"{type(effect).__name__} {name[1]}")
         match effect:
             case Watch():
-                self._watch(name, effect)
+                self.processes.watch(name, effect)
             case Signal():
                 await self._signal(name, effect)
             case KillTree():
@@ -388,7 +338,7 @@ class Host:
         for name, effect in spawns:
             place = (effect.generation, effect.slot, effect.attempt)
             try:
-                ready.append(await self._prepared(name, place))
+                ready.append(await self.prepared(name, place))
             except KeeperLost:
                 raise
             except (MidstreamError, KeeperRefused, OSError) as error:
@@ -412,7 +362,7 @@ class Host:
                     place = (key.generation, key.slot, key.attempt)
                     self.post((key.app, key.service), Ended(*place, f"could not be started: {result.error}"))
 
-    async def _prepared(self, name: Name, place: Place3) -> SpawnSpec:
+    async def prepared(self, name: Name, place: Place3) -> SpawnSpec:
         """Everything a process needs, made: run folder, listeners, channel, notify socket. -> its SpawnSpec."""
         if self.link is None:
             raise KeeperLost("the keeper is away")
@@ -427,49 +377,8 @@ class Host:
         self._make_run_folder(where.run, account.uid, account.gid)
         listeners = await self.listeners.for_instance(record, service, slot, where.owner_uid)
         spec = instance_spec(record, service, self.key(name, place), listeners, where, self.uid)
-        channel = channel_of(self.key(name, place))
-        if channel not in self._channels:
-            await self._open_channel(name, generation, slot, channel, spec, service)
+        await self.channels.ensure(name, place, spec, service)
         return spec
-
-    async def _open_channel(
-        self, name: Name, generation: int, slot: int, channel: str, spec: SpawnSpec, service: ServiceSpec
-    ) -> None:
-        if self.link is None:
-            raise KeeperLost("the keeper is away")
-        self.configure_logs(name, service)
-        await self._attach_channel(name, generation, slot, channel, (spec.uid, spec.gid), service)
-
-    async def _attach_channel(
-        self,
-        name: Name,
-        generation: int,
-        slot: int,
-        channel: str,
-        ids: tuple[int | None, int | None],
-        service: ServiceSpec,
-    ) -> None:
-        if self.link is None:
-            raise KeeperLost("the keeper is away")
-        self.logs.attach(ChannelName(*name, generation, slot), (await self.link.channel(channel, *ids)).fd)
-        notify = await self.link.notify(channel, *ids)
-        self._listen_to_notices(name, generation, slot, channel, notify.fd)
-        if readiness_of(service, profile_of(service)) is Readiness.FD:
-            ready = await self.link.channel(f"{channel}/ready", *ids)
-            self._listen_to_ready_fd(name, generation, slot, ready.fd)
-        self._channels.add(channel)
-
-    def configure_logs(self, name: Name, service: ServiceSpec) -> None:
-        app = self.apps.get(name[0])
-        log = service.log
-        if app is not None and log.path:
-            words = {"deploy_to": app.deploy_to, "shared": f"{app.deploy_to}/shared"}
-            log = replace(log, path=fill(log.path, words))
-        if self.uid != 0:
-            self.logs.configure(*name, log)
-            return
-        owner = account_of_uid(app.owner_uid if app else self.uid)
-        self.logs.configure(*name, log, owner=FileUser(owner.uid, owner.gid), reader_gid=owner.gid)
 
     def _make_run_folder(self, path: str, uid: int, gid: int) -> None:
         if os.path.isdir(path):
@@ -504,14 +413,7 @@ class Host:
             self.note(*name, "unattributed", f"processes that no key explains: {report.unattributed}", place[0])
 
     def _sweep(self, name: Name, place: Place3) -> None:
-        live = self._live.pop((*name, *place), None)
-        if live is not None:
-            if live.watcher is not None:
-                live.watcher.cancel()
-            if live.watchdog is not None:
-                live.watchdog.cancel()
-            if live.memory is not None:
-                live.memory.cancel()
+        self.processes.gone(name, place)
         self.logs.flush(ChannelName(*name, place[0], place[1]))
         self.keep(asyncio.get_running_loop().create_task(self._sweep_tree(name, place)))
 
@@ -538,15 +440,7 @@ class Host:
     async def _retired(self, name: Name, number: int) -> None:
         """No process of the generation is left: its channels, private listeners and folder go."""
         app, service = name
-        for channel in [item for item in self._channels if item.startswith(f"{app}/{service}/{number}/")]:
-            slot = int(channel.rsplit("/", 1)[1])
-            self._close_channel(name, number, slot, channel)
-            if self.link is not None:
-                for gone in (self.link.unchannel, self.link.unnotify):
-                    try:
-                        await gone(channel)
-                    except KeeperRefused:
-                        pass
+        await self.channels.retire(name, number)
         await self.drop_unused_listeners()
         remove_tree(self.place(app, service, number).run)
         used = {item.number for key, value in self.services.items() if key[0] == app for item in value.generations}
@@ -578,234 +472,6 @@ class Host:
 
         await self.listeners.drop(keep)
 
-    def _close_channel(self, name: Name, number: int, slot: int, channel: str) -> None:
-        self._channels.discard(channel)
-        self.logs.detach(ChannelName(*name, number, slot))
-        socket = self._sockets.pop(channel, None)
-        if socket is not None:
-            socket.close()
-
-    async def _sync_orders(self) -> None:
-        """Makes the keeper's standing orders what the services that changed ask for: level-triggered, few messages."""
-        if self.link is None:
-            return
-        orders: list[StandingOrder] = []
-        revoke: list[str] = []
-        for name in sorted(self._reorder):
-            wanted: dict[str, tuple[Place3, bool]] = {}
-            if name in self.services:
-                for slot, instance in standing_orders(self.services[name]).items():
-                    place = (instance.generation, instance.slot, instance.attempt)
-                    wanted[str(SlotName(*name, slot))] = (place, at_once(self.services[name], instance))
-            have = self._orders.setdefault(name, {})
-            revoke += [slot for slot in have if slot not in wanted]
-            for slot_name, (place, quick) in wanted.items():
-                if have.get(slot_name) == (str(self.key(name, place)), quick):
-                    continue
-                try:
-                    orders.append(StandingOrder(slot_name, await self._prepared(name, place), quick))
-                except KeeperLost:
-                    raise
-                except (MidstreamError, KeeperRefused, OSError):
-                    continue
-        if orders or revoke:
-            await self.link.orders(orders, revoke)
-        for order in orders:
-            key = parse_key(order.spec.key)
-            self._orders[key.app, key.service][order.slot] = (order.spec.key, order.at_once)
-        for name in self._reorder:
-            for slot_name in revoke:
-                self._orders[name].pop(slot_name, None)
-        self._reorder.clear()
-
-    # -- readiness ---------------------------------------------------------------------------------------------------
-
-    def _watch(self, name: Name, effect: Watch) -> None:
-        place = (effect.generation, effect.slot, effect.attempt)
-        live = self._live.get((*name, *place))
-        record = self.record(name[0], effect.generation)
-        service = self.services.get(name)
-        if live is None or record is None or service is None:
-            return
-        spec = record.spec.services[name[1]]
-        profile = profile_of(spec)
-        throwaway = effect.slot >= THROWAWAY_SLOT
-        generation = service.generation(effect.generation)
-        others = [item for item in service.generations if item.number != effect.generation]
-        private = self.listeners.private_of(record, spec, effect.slot)
-
-        def pids() -> list[int]:
-            return self.tree_of(self.key(name, place), live.entry)
-
-        async def run_command(argv: tuple[str, ...], timeout_s: float) -> HealthResult:
-            return await self._command_check(record, name, argv, timeout_s)
-
-        async def said_ready() -> None:
-            await live.ready.wait()
-
-        subject = watching.Subject(
-            *place,
-            readiness=readiness_of(spec, profile),
-            health=spec.health,
-            shared={} if throwaway else self.listeners.shared_of(record.spec, spec),
-            private=private,
-            alone=not others,
-            tried=bool(generation and generation.plan.throwaway and others),
-            provisional=bool(generation and generation.state is not GenerationState.COMMITTED),
-            confirm=effect.confirm and spec.health is not None,
-            start_timeout_s=spec.start_timeout_s,
-            healthy_timeout_s=spec.healthy_timeout_s,
-            min_uptime_s=spec.min_uptime_s,
-            explain=lambda tree, given: why_not_accepting(profile, spec.command, tree, given, shell=spec.shell),
-            pids=pids,
-            said_ready=said_ready,
-            run_command=run_command,
-        )
-        if live.watcher is not None:
-            live.watcher.cancel()
-        live.watcher = self.keep(
-            asyncio.get_running_loop().create_task(watching.watch(subject, lambda event: self.post(name, event)))
-        )
-        if spec.watchdog_s:
-            self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
-        if spec.limits.memory_bytes is not None:
-            if live.memory is not None:
-                live.memory.cancel()
-            live.memory = self.keep(
-                asyncio.get_running_loop().create_task(self._watch_memory(name, place, spec.limits.memory_bytes))
-            )
-
-    async def _watch_memory(self, name: Name, place: Place3, limit_bytes: int) -> None:
-        """One Unhealthy when the tree uses more than it may, twice in a row (a fork doubles it for a moment)."""
-        over = 0
-        while (live := self._live.get((*name, *place))) is not None:
-            await asyncio.sleep(_MEMORY_INTERVAL_S)
-            used = [usage(pid) for pid in self.tree_of(self.key(name, place), live.entry)]
-            total = sum(one.memory_bytes for one in used if one is not None)
-            over = over + 1 if total > limit_bytes else 0
-            if over >= 2:
-                text = f"its processes use {total >> 20} MB, more than the {limit_bytes >> 20} MB of limits.memory"
-                self.post(name, Unhealthy(*place, text))
-                return
-
-    def tree_of(self, key: SpawnKey, entry: ProcessEntry) -> list[int]:
-        """The pids of an instance's tree, now."""
-        folder = f"{self.cgroup}/{cgroup_of(key)}.{key.attempt}" if self.cgroup else None
-        mark = tree.TreeMark(str(key), self.keeper_id, entry.pid, entry.start_ticks, folder)
-        return list(tree.members(mark))
-
-    def pids_of(self, app: str, service: str, instance: Instance) -> list[int]:
-        """The processes of an instance's tree; none when it is not known to run."""
-        place = (instance.generation, instance.slot, instance.attempt)
-        live = self._live.get((app, service, *place))
-        return self.tree_of(self.key((app, service), place), live.entry) if live is not None else []
-
-    async def _command_check(
-        self, record: GenerationRecord, name: Name, argv: tuple[str, ...], timeout_s: float
-    ) -> HealthResult:
-        number = self.store.next_number("check")
-        key = SpawnKey(record.spec.app, "+check", number, 0, 0)
-        step = CommandStep(argv, timeout_s=timeout_s)
-        place = self.place(record.spec.app, name[1], record.number)
-        spec = command_spec(record, step, key, place, self.uid)
-        outcome = await self.one_shots.run(spec, timeout_s=timeout_s, on_line=lambda line: None)
-        words = " / ".join(outcome.tail[-3:])
-        return HealthResult(outcome.ok, f"check {argv[0]}: {outcome.text} {words}".strip(), answered=not outcome.lost)
-
-    def _arm_watchdog(self, name: Name, place: Place3, watchdog_s: float, first_s: float = 0.0) -> None:
-        live = self._live.get((*name, *place))
-        if live is None:
-            return
-        if live.watchdog is not None:
-            live.watchdog.cancel()
-
-        def missed() -> None:
-            self.post(name, Unhealthy(*place, f"WATCHDOG=1 did not come within {watchdog_s:g} s"))
-
-        live.watchdog = asyncio.get_running_loop().call_later(max(watchdog_s, first_s), missed)
-
-    def _instance_at(self, name: Name, generation: int, slot: int) -> Instance | None:
-        service = self.services.get(name)
-        if service is None:
-            return None
-        return next((item for item in service.of(generation) if item.slot == slot), None)
-
-    def _listen_to_notices(self, name: Name, generation: int, slot: int, channel: str, fd: int) -> None:
-        def place() -> Place3 | None:
-            found = self._instance_at(name, generation, slot)
-            return (generation, slot, found.attempt) if found else None
-
-        def in_tree(pid: int) -> bool | None:
-            at = place()
-            live = self._live.get((*name, *at)) if at else None
-            if live is None or at is None:
-                return None
-            if pid == live.entry.pid:
-                return True
-            if not os.path.exists(f"/proc/{pid}"):
-                return None
-            return pid in self.tree_of(self.key(name, at), live.entry)
-
-        def on_notice(notice: Notice) -> None:
-            at = place()
-            if at is not None:
-                self._notice(name, at, notice)
-
-        def on_refusal(refusal: Refusal) -> None:
-            self.note(*name, "notify", f"refused: {refusal.reason}", generation, slot)
-
-        record = self.record(name[0], generation)
-        owner = self.apps[name[0]].owner_uid if name[0] in self.apps else self.uid
-        uids = {self.uid, owner}
-        if record is not None:
-            uids.add(account_for(record.spec, owner, self.uid, record.spec.services.get(name[1])).uid)
-        self._sockets[channel] = NoticeSocket(fd, Authority(in_tree, frozenset(uids)), on_notice, on_refusal)
-
-    def _notice(self, name: Name, place: Place3, notice: Notice) -> None:
-        live = self._live.get((*name, *place))
-        if live is None:
-            return
-        if notice.ready:
-            live.ready.set()
-            self._remember_ready(name, place)
-        if notice.status is not None:
-            self.post(name, Said(*place, notice.status))
-        if notice.extend_timeout_s is not None:
-            self.post(name, Extended(*place, notice.extend_timeout_s))
-        record = self.record(name[0], place[0])
-        spec = record.spec.services.get(name[1]) if record else None
-        watchdog_s = notice.watchdog_s or (spec.watchdog_s if spec else 0.0)
-        if notice.watchdog_trigger:
-            self.post(name, Unhealthy(*place, "WATCHDOG=trigger"))
-        elif (notice.watchdog or notice.watchdog_s is not None) and watchdog_s:
-            self._arm_watchdog(name, place, watchdog_s)
-
-    def _remember_ready(self, name: Name, place: Place3) -> None:
-        """Of an uncommitted instance READY=1 is stored: it comes once, and the agent may die before the commit."""
-        service = self.services.get(name)
-        generation = service.generation(place[0]) if service else None
-        if generation is not None and generation.state is not GenerationState.COMMITTED:
-            try:
-                self.store.set_meta(f"ready.{self.key(name, place)}", "1")
-            except HostError:
-                pass  # then it is proven again after a crash
-
-    def _listen_to_ready_fd(self, name: Name, generation: int, slot: int, fd: int) -> None:
-        loop = asyncio.get_running_loop()
-        os.set_blocking(fd, False)
-
-        def readable() -> None:
-            try:
-                data = os.read(fd, 256)
-            except BlockingIOError:
-                return
-            found = self._instance_at(name, generation, slot)
-            live = self._live.get((*name, generation, slot, found.attempt)) if found else None
-            if b"\n" in data and live is not None:
-                live.ready.set()
-
-        loop.add_reader(fd, readable)
-
     # -- the keeper's table ------------------------------------------------------------------------------------------
 
     async def pull(self) -> None:
@@ -828,11 +494,7 @@ class Host:
         place = (key.generation, key.slot, key.attempt)
         event = _event_of(entry, place)
         if entry.state is ProcessState.RUNNING:
-            known = self._live.get((*name, *place))
-            if known is None:
-                self._live[(*name, *place)] = _Live(entry)
-            else:
-                known.entry = entry
+            self.processes.seen(name, place, entry)
         if event is not None:
             if isinstance(event, Spawned) and entry.by == "order":
                 self.note(*name, "start", "by the keeper's standing order", key.generation, key.slot)
@@ -843,7 +505,6 @@ class Host:
         touched unless it should not run."""
         self.link = link
         self._linked.set()
-        self._orders.clear()
         self._seq = 0
         self.one_shots.keeper_changed()
         entries: list[ProcessEntry] = []
@@ -866,21 +527,18 @@ class Host:
             if isinstance(event, Ended):
                 ended.setdefault(name, []).append(event)
             else:
-                pid = entry.pid
-                if entry.by == "order" and (*name, *place) not in self._live:
+                live.setdefault(name, []).append(Spawned(*place, entry.pid))
+                if self.processes.seen(name, place, entry) and entry.by == "order":
                     self.note(*name, "start", "by the keeper's standing order", key.generation, key.slot)
-                live.setdefault(name, []).append(Spawned(*place, pid))
-                old = self._live.get((*name, *place))
-                if old is None or old.entry.pid != pid:
-                    self._live[(*name, *place)] = _Live(entry)
         self.one_shots.settle_lost()
         for name in (*live, *ended):
             if name not in self.services:
                 self.services[name] = Service(*name)
         effects: list[tuple[Name, Effect]] = []
         now_s = clock.boottime_s()
+        said = {item.name: item for item in await link.notices()}
         async with self._acting:
-            self._reorder |= self.services.keys()
+            self.orders.forget(self.services)
             for name, service in list(self.services.items()):
                 after, more = turn.restore(
                     durable(service), tuple(live.get(name, ())), tuple(ended.get(name, ())), now_s
@@ -890,74 +548,11 @@ class Host:
                     self._dirty.add(name)
                 effects.extend((name, effect) for effect in more)
                 for seen in live.get(name, ()):
-                    await self._reopen_channel(name, seen)
+                    await self.channels.reopen(name, seen, said.get(channel_of(self.key(name, _place(seen)))))
             self._wakes.clear()
             self._save_dirty()
             await self.perform(effects)
             self._set_timer()
-
-    async def _reopen_channel(self, name: Name, seen: Spawned) -> None:
-        """Listens again to an instance that was there before this agent (or this keeper) was."""
-        channel = channel_of(self.key(name, (seen.generation, seen.slot, seen.attempt)))
-        record = self.record(name[0], seen.generation)
-        service = record.spec.services.get(name[1]) if record else None
-        if record is None or service is None or self.link is None:
-            return
-        owner = self.apps[name[0]].owner_uid if name[0] in self.apps else self.uid
-        account = account_for(record.spec, owner, self.uid, service)
-        uid, gid = (account.uid, account.gid) if self.uid == 0 else (None, None)
-        self.configure_logs(name, service)
-        if channel in self._channels:
-            self._close_channel(name, seen.generation, seen.slot, channel)
-        log_name = ChannelName(*name, seen.generation, seen.slot)
-        try:
-            await self._absorb_spool(log_name, channel)
-            await self._attach_channel(name, seen.generation, seen.slot, channel, (uid, gid), service)
-        except KeeperRefused as error:
-            self.note(*name, "keeper", f"its output cannot be read: {error}", seen.generation, seen.slot)
-            return
-        # It said READY=1 to an agent that is gone; a process that ran when we came is past its start.
-        live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
-        if live is not None and self._was_ready(name, seen):
-            live.ready.set()
-        await self._hear_what_was_said(name, seen, channel)
-
-    async def _hear_what_was_said(self, name: Name, seen: Spawned, channel: str) -> None:
-        """What the keeper took from the instance's notify socket and readiness pipe while there was no agent: READY=1
-        comes once, and may have come just then."""
-        if self.link is None:
-            raise KeeperLost("the keeper is away")
-        for said in await self.link.notices():
-            if said.name == channel and (socket := self._sockets.get(channel)) is not None:
-                for notice in said.notices:
-                    socket.replay(f"{notice.variable}={notice.value}".encode(), pid=notice.pid, uid=notice.uid)
-                await self.link.clear_notices([channel])
-        live = self._live.get((*name, seen.generation, seen.slot, seen.attempt))
-        try:
-            newline = await self.link.spool(f"{channel}/ready")
-        except KeeperRefused:  # it has none
-            return
-        if live is not None and b"\n" in newline.data:
-            live.ready.set()
-            self._remember_ready(name, (seen.generation, seen.slot, seen.attempt))
-
-    async def _absorb_spool(self, log_name: ChannelName, channel: str) -> None:
-        if self.link is None:
-            raise KeeperLost("the keeper is away")
-        try:
-            spooled = await self.link.spool(channel)
-            if spooled.data or spooled.dropped_bytes:
-                self.logs.absorb(log_name, spooled.data, spooled.dropped_bytes)
-                await self.link.clear_spool(channel)
-        except KeeperRefused:
-            pass  # a new keeper: what the old one spooled went with it
-
-    def _was_ready(self, name: Name, seen: Spawned) -> bool:
-        committed = self.services[name].committed if name in self.services else None
-        if committed is not None and committed.number == seen.generation:
-            return True
-        key = self.key(name, (seen.generation, seen.slot, seen.attempt))
-        return self.store.meta(f"ready.{key}") == "1"
 
     def last_lines(self, app: str, service: str, generation: int, count: int = 20) -> list[str]:
         """The last lines that a generation wrote."""
@@ -983,6 +578,10 @@ class Host:
     def _flush(self) -> None:
         self._flush_handle = None
         self.store.flush_events()
+
+
+def _place(seen: Spawned) -> Place3:
+    return (seen.generation, seen.slot, seen.attempt)
 
 
 def _event_of(entry: ProcessEntry, place: Place3) -> Spawned | Ended | None:

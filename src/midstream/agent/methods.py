@@ -16,9 +16,10 @@ from midstream.agent import accounts, reports
 from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
-from midstream.agent.host import Host, Name
+from midstream.agent.host import Host
 from midstream.agent.keeper_link import KeeperRefused
 from midstream.agent.plans import profile_of
+from midstream.agent.processes import Name
 from midstream.agent.spawning import command_spec
 from midstream.agent.store import AppRecord, EventRow
 from midstream.agent.updating import UpdateRequest

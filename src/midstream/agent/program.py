@@ -202,8 +202,11 @@ class Program:
         self._wanted.set()
 
     def _on_lost(self) -> None:
+        stopping = self._host.link is not None and self._host.link.is_stopping
         self._host.disconnected()
-        if not self._leaving:
+        if stopping:
+            self._leave()  # the keeper ends everything in order; no next one is wanted
+        elif not self._leaving:
             self._attached.clear()
             self._wanted.set()
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from midstream.agent.host import Host, Name
+from midstream.agent.host import Host
 from midstream.agent.plans import plan_of, policy_of, profile_of
+from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
 from midstream.agent.work import Work
 from midstream.core import steps
