@@ -184,6 +184,11 @@ class Machine:
             item["pid"] for item in self.instances(name, app) if item["generation_state"] == "committed" and item["pid"]
         ]
 
+    def replaced(self, old: list[int], name: str = "web") -> bool:
+        """Whether the service runs again, with other processes than `old`."""
+        now = self.pids(name)
+        return bool(now) and now != old and self.settled()
+
     def settled(self, app: str = "shop") -> bool:
         """Every service runs one committed generation, all ready, and no deploy is under way."""
         seen = self.app(app)

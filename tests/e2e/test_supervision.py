@@ -33,7 +33,7 @@ def test_killed_service_is_back_and_why_says_so(project: Project, machine: Machi
     release = project.deployed()
     old = machine.pids()
     os.kill(old[0], signal.SIGKILL)
-    wait_for("a new process", lambda: machine.settled() and machine.pids() != old)
+    wait_for("a new process", lambda: machine.replaced(old))
     assert machine.instances()[0]["restarts"] == 1
     assert machine.instances()[0]["release_running"] == release
     why = project.cli("why", "web", "--json")
@@ -210,7 +210,7 @@ def test_watchdog_restarts_what_hangs(project: Project, machine: Machine) -> Non
     old = machine.pids("dog")
     assert machine.instances("dog")[0]["status_text"] == "well"
     os.kill(old[0], signal.SIGUSR1)
-    wait_for("the watchdog to bite", lambda: machine.settled() and machine.pids("dog") != old)
+    wait_for("the watchdog to bite", lambda: machine.replaced(old, "dog"))
     assert "WATCHDOG=1 did not come" in project.cli("why", "dog").out
 
 
@@ -232,7 +232,7 @@ def test_periodic_health_check_restarts(project: Project, machine: Machine) -> N
     old = machine.pids()
     os.kill(old[0], signal.SIGSTOP)
     try:
-        wait_for("a restart", lambda: machine.pids() and machine.pids() != old and machine.settled())
+        wait_for("a restart", lambda: machine.replaced(old))
     finally:
         if _runs(old[0]):
             os.kill(old[0], signal.SIGCONT)
@@ -263,7 +263,7 @@ def test_memory_limit(project: Project, machine: Machine) -> None:
     service = f'\n[services.eats]\n{eats}\nhandover = "replace"\nmin_uptime = "0.1s"\nlimits = {{ memory = "100MB" }}\n'
     deploy_with(project, service)
     old = machine.pids("eats")
-    wait_for("a restart", lambda: machine.settled() and machine.pids("eats") != old)
+    wait_for("a restart", lambda: machine.replaced(old, "eats"))
     assert "limits.memory" in project.cli("why", "eats").out
 
 
