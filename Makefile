@@ -34,6 +34,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/core -n $(WORKERS) -m "not slow"
 
 bench: $(VENV)/.dev
+	$(PYTHON) tools/make_venv.py $(VENV) cli,dev,bench
 	$(PYTHON) tools/install_peers.py --bench
 	$(BIN)/python tests/bench/run.py $(ARGS)
 
