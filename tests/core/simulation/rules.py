@@ -25,6 +25,7 @@ class Rules:
         self.world = world
         self.hurt: set[tuple[str, int, int]] = set()  # slots that lost a process by a fault and are not ready again
         self.over: dict[tuple[str, int], int] = {}  # slots that ended by themselves, and are to stay so: generation
+        self.rebooted = False  # then nobody knows any more what had ended for good
         self.served = False  # the process that is being signalled, until then
         self.proofs: dict[tuple[str, int, int], Process] = {}  # the last process of each slot that was ready
 
@@ -53,7 +54,7 @@ class Rules:
             views = [self.world.last_known[name]]
         allowed = any(_may_run(view, number, slot, by) for view in views)
         self.expect(allowed, by, "started", process.key, ", which should not run:", views)
-        over = self.over.get((name, slot)) == number and not self.world.disk.was_full
+        over = self.over.get((name, slot)) == number and not (self.world.disk.was_full or self.rebooted)
         self.expect(not over, process.key, "was started, and had ended for good")
         for other in self.world.kernel.live(name):
             self.expect(other.slot != process.slot, process.key, "was started beside", other.key)
@@ -77,8 +78,9 @@ class Rules:
             trying = view.candidate is not None and view.candidate.number == number
             wanted = trying or (_committed(view, number) and view.want_up and not cleared(view))
             gone = process.ended == "gone with the host"
-            if process.code.plan.restart_on != "always" and wanted and not (told or gone or process.sick):
-                self.over[name, slot] = number if process.code.plan.restart_on == "never" else 0
+            if process.code.plan.restart_on != "always" and wanted and not (told or gone):
+                surely = process.code.plan.restart_on == "never" and not process.sick
+                self.over[name, slot] = number if surely else 0
 
     def told(self, process: Process, signal: str) -> None:
         """The committed generation is left alone: signalled only to be parked in a soak, or for a cause."""
@@ -191,7 +193,8 @@ class Rules:
         if committed is None or not service.want_up or service.hold is not None or cleared(service):
             return
         for slot in range(committed.plan.instances):
-            finished = slot in committed.finished and ((name, slot) in self.over or self.world.disk.was_full)
+            over = (name, slot) in self.over or self.world.disk.was_full or self.rebooted
+            finished = over and slot in committed.finished
             if (committed.number, slot) in live or finished:
                 continue
             waiting = [item for item in service.of(committed.number) if item.slot == slot]

@@ -113,6 +113,7 @@ class Shell:
             yield IDLE
         keeper.hello(self)
         self.lost = False
+        self.views = {}
         self.named.clear()
         self.inbox.clear()
         self.chores.clear()

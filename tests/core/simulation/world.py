@@ -187,6 +187,8 @@ class World:
         self.after(self.random.uniform(0.01, 3.0), self._next_keeper)
 
     def _next_keeper(self) -> None:
+        if self.keeper.up:
+            return
         self.say("the next keeper adopts")
         self.keeper_since_s = self.now_s
         self.keeper.reborn()
@@ -194,6 +196,7 @@ class World:
     def reboot(self) -> None:
         """Everything ends but the disk. (The clock goes on: a shell translates what it had stored of the last boot.)"""
         self.say("the host is rebooted")
+        self.rules.rebooted = True
         self.keeper.kill()
         self.kill_agent()
         for process in self.kernel.live():
