@@ -182,6 +182,27 @@ def test_a_server_that_drops_what_it_has_in_hand_is_told_and_exits_with_1(tmp_pa
     assert gone(played.folder)
 
 
+def test_without_a_first_release_it_says_why_and_ends(tmp_path: Path) -> None:
+    """Nobody is asked for pages that nobody can answer."""
+    program = SPOILED.replace("SIGTERM, server.drain", "def misbehaviour()").replace(
+        "SIGTERM, server.quit", "def misbehaviour_no_more()"
+    )
+    assert program != SPOILED
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--json"],
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "release 1 of the demo could not be deployed" in done.stderr
+    assert "misbehaviour" in done.stderr  # the traceback of the service, as the deploy told it
+    assert "clients begin" not in done.stdout
+    assert list((tmp_path / "t").iterdir()) == []
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A demo whose clients are at work, and its folder."""

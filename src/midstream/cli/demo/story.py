@@ -97,6 +97,7 @@ class Story:
             async with self._scene(next(scenes)):
                 await self._prepare()
             await self._deploy(next(scenes), self._kind.changes[0], "release 1")
+            self._insist(self._board.handovers[0])
             await self._clients.start()
             self._board.say("clients begin: keep-alive and closing ones; from here on each answer counts", "cyan")
             self._saboteur.start()
@@ -159,6 +160,16 @@ class Story:
             handover = Handover(label, "deploy", change.prospect)
             await self._run(scene, handover, kill_agent=kill_agent)
 
+    @staticmethod
+    def _insist(first: Handover) -> None:
+        """Without release 1 there is nothing to show."""
+        if not first.committed:
+            raise HostError(
+                "release 1 of the demo could not be deployed",
+                detail=first.reason,
+                remedy="`midstream demo --keep` leaves the folder, and the agent's log in it, for a look",
+            )
+
     async def _rollback(self, scene: Scene) -> None:
         async with self._scene(scene):
             await self._run(scene, Handover("back to release 2", "rollback", Prospect.GOOD), kill_agent=False)
@@ -182,7 +193,8 @@ class Story:
         if not handover.decided:
             handover.decided = time.monotonic()
         error = summary.get("error") or next((row for row in done.rows if row.get("type") == "error"), None) or {}
-        handover.reason = str(error.get("what", "")) or ("" if done.code == 0 else done.stderr.strip())
+        told = "\n".join(str(error[name]) for name in ("what", "detail") if error.get(name))
+        handover.reason = told or ("" if done.code == 0 else done.stderr.strip())
         handover.as_meant = done.code in ((EXIT_OK,) if handover.prospect is Prospect.GOOD else REFUSED)
         self._conclude(scene, handover, summary)
 
