@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 1200, 620
 LEFT, RIGHT, TOP, BOTTOM = 70, 1180, 96, 470
 _LANES = {"code": 500, "kills": 540}
 _LABEL_PX = 6.6  # a character of a label, about
-_TICKS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+_TICKS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 _MEDIAN_BIN_S = 0.5
 
 _STYLE = """
@@ -112,7 +112,7 @@ def _frame(ending: Ending) -> Frame:
     slowest = max((sample.seconds for sample in samples), default=0.1) * 1000
     fastest = max(0.1, min((sample.seconds for sample in samples if sample.ok), default=0.001) * 1000)
     high = next((tick for tick in _TICKS_MS if tick >= slowest), _TICKS_MS[-1])
-    low = next((tick for tick in reversed(_TICKS_MS) if tick <= fastest), 0.5)
+    low = next((tick for tick in reversed(_TICKS_MS) if tick <= fastest), _TICKS_MS[0])
     return Frame(begin - 0.3, end + 0.3, low, max(high, low * 10))
 
 
@@ -121,7 +121,7 @@ def _axes(frame: Frame) -> str:
     for tick in _TICKS_MS:
         if frame.low_ms <= tick <= frame.high_ms:
             y = frame.y(tick / 1000)
-            word = f"{tick} ms" if tick < 1000 else f"{tick // 1000} s"
+            word = f"{tick:g} ms" if tick < 1000 else f"{tick / 1000:g} s"
             parts.append(f'<line class="rule" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="dim" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{word}</text>')
     length = frame.end - frame.begin
