@@ -684,8 +684,8 @@ class Deploys:
             work.spec = generation.spec
             work.save(steps={**work.intent.steps, "deploy:symlink:release": "done"})
             await publishing.commit(work)
-        except MidstreamError as error:
-            await publishing.revert(work, error.what)
+        except Exception as error:
+            await publishing.revert(work, getattr(error, "what", str(error)))
             raise
         finally:
             self._close(work)

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -54,6 +55,9 @@ from midstream.core.names import SpawnKey, parse_key
 from midstream.core.service import Service, durable, wake_s
 from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock
+
+_DEPTH_MAX = 50  # of a run folder, when it is removed
+_ENTRIES_MAX = 10_000
 
 
 class Host:
@@ -118,8 +122,19 @@ class Host:
     def keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
         """Keeps a reference until the task is done; what it raises is our bug and is noted."""
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, KeeperLost):
+            self.blame(("", ""), task.get_name(), error)
+
+    def blame(self, name: Name, what: str, error: Exception) -> None:
+        """A bug of ours, or a value that we ought to have refused: told, and kept to the one service whose it is."""
+        traceback.print_exception(error)
+        self.note(*name, "bug", f"{what[:200]}: {type(error).__name__}: {error}")
 
     async def pump(self) -> None:
         """For ever: take what is queued, decide, store, act."""
@@ -139,7 +154,11 @@ class Host:
             if service is None:
                 self._orphan_event(name, event, effects)
                 continue
-            after, more = turn.step(service, event, now_s, self._random.random())
+            try:
+                after, more = turn.step(service, event, now_s, self._random.random())
+            except Exception as error:  # nothing was changed; the other services go on
+                self.blame(name, str(event), error)
+                continue
             if durable(after) != durable(service):
                 touched[name] = after
             self.services[name] = after
@@ -231,8 +250,12 @@ class Host:
         chosen = list(changes)
         for _ in range(5):
             await self.connected()
+            # Whoever asked may go away in the middle; what was decided is done all the same.
+            deciding = asyncio.get_running_loop().create_task(self._decide(chosen, write))
+            self._tasks.add(deciding)
+            deciding.add_done_callback(self._tasks.discard)
             try:
-                await self._decide(chosen, write)
+                await asyncio.shield(deciding)
                 return
             except KeeperLost:
                 continue  # it died before the transaction: nothing was decided yet
@@ -284,7 +307,14 @@ class Host:
             if spawns and not isinstance(effect, Note):
                 await self._spawn(spawns)
                 spawns = []
-            await self._perform_one(name, effect)
+            try:
+                await self._perform_one(name, effect)
+            except KeeperLost:
+                raise
+            except (KeeperRefused, OSError) as error:
+                self.note(*name, "keeper", f"could not act ({type(effect).__name__}): {error}")
+            except Exception as error:
+                self.blame(name, str(effect), error)
         if spawns:
             await self._spawn(spawns)
         await self.orders.sync()
@@ -341,8 +371,8 @@ class Host:
                 ready.append(await self.prepared(name, place))
             except KeeperLost:
                 raise
-            except (MidstreamError, KeeperRefused, OSError) as error:
-                text = error.what if isinstance(error, MidstreamError) else str(error)
+            except Exception as error:  # whatever it is, it is this service's: the others are started
+                text = error.what if isinstance(error, MidstreamError) else str(error) or type(error).__name__
                 self.post(name, Ended(*place, f"could not be started: {text}"))
         if not ready or self.link is None:
             return
@@ -381,12 +411,15 @@ class Host:
         return spec
 
     def _make_run_folder(self, path: str, uid: int, gid: int) -> None:
-        if os.path.isdir(path):
-            return
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        os.mkdir(path, 0o700)
-        if self.uid == 0:
-            os.chown(path, uid, gid)
+        """Above it all is root's, so that nobody can put something else in its place."""
+        try:
+            found = os.lstat(path).st_uid
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            os.mkdir(path, 0o700)
+            found = self.uid
+        if self.uid == 0 and found != uid:
+            os.chown(path, uid, gid, follow_symlinks=False)
 
     async def _signal(self, name: Name, effect: Signal) -> None:
         if self.link is None:
@@ -442,7 +475,9 @@ class Host:
         app, service = name
         await self.channels.retire(name, number)
         await self.drop_unused_listeners()
-        remove_tree(self.place(app, service, number).run)
+        folder = self.place(app, service, number).run
+        if not remove_tree(folder):
+            self.note(app, service, "attention", f"too much was in {folder}: what is left there is yours", number)
         used = {item.number for key, value in self.services.items() if key[0] == app for item in value.generations}
         record = self.apps.get(app)
         if number not in used and (record is None or number != record.committed_generation):
@@ -593,18 +628,40 @@ def _event_of(entry: ProcessEntry, place: Place3) -> Spawned | Ended | None:
     return Ended(*place, exit_text(entry), entry.code)
 
 
-def remove_tree(path: str) -> None:
-    """Removes a run folder with all in it, links never followed; what cannot be removed stays. (shutil would bring lzma and
-    bz2 into the agent's memory.)"""
-    for folder, folders, files, fd in os.fwalk(path, topdown=False, follow_symlinks=False):
-        del folder
-        for name in files:
+def remove_tree(path: str) -> bool:
+    """Removes a run folder with all in it, links never followed. What is in it is the service's doing: beyond a depth and a
+    number of entries it stays, and this returns False. (shutil would bring lzma and bz2 into the agent's memory.)"""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    left = [_ENTRIES_MAX]
+
+    def empty(folder: int, depth: int) -> None:
+        for name in os.listdir(folder):
+            left[0] -= 1
+            if left[0] < 0:
+                return
             with suppress(OSError):
-                os.unlink(name, dir_fd=fd)
-        for name in folders:
+                os.unlink(name, dir_fd=folder)
+                continue
+            if depth == 0:
+                continue
             with suppress(OSError):
-                os.rmdir(name, dir_fd=fd)
-            with suppress(OSError):
-                os.unlink(name, dir_fd=fd)
+                inner = os.open(name, flags, dir_fd=folder)
+                try:
+                    empty(inner, depth - 1)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=folder)
+
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        empty(fd, _DEPTH_MAX)
+    finally:
+        os.close(fd)
     with suppress(OSError):
         os.rmdir(path)
+    return not os.path.lexists(path)

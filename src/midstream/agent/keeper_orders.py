@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from midstream.agent.keeper_link import KeeperLost, KeeperRefused
+from midstream.agent.keeper_link import KeeperLost
 from midstream.agent.processes import Name, Place3
 from midstream.core.messages import StandingOrder
 from midstream.core.names import SlotName, parse_key
 from midstream.core.service import Service, at_once, standing_orders
-from midstream.errors import MidstreamError
 
 if TYPE_CHECKING:
     from midstream.agent.host import Host
@@ -79,7 +78,7 @@ class KeeperOrders:
                     orders.append(StandingOrder(slot_name, await self._host.prepared(name, place), quick))
                 except KeeperLost:
                     raise
-                except (MidstreamError, KeeperRefused, OSError):
+                except Exception:  # its next start will say what is wrong; the other services' orders are set
                     continue
         if orders or revoke:
             await self._host.link.orders(orders, revoke)

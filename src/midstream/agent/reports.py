@@ -11,11 +11,14 @@ from midstream.agent.deploys import Deploys, live_releases
 from midstream.agent.drift import drift_of
 from midstream.agent.host import Host
 from midstream.agent.plans import policy_of, profile_of
+from midstream.agent.store import AppRecord
 from midstream.core.instance import Instance, InstanceState
+from midstream.core.names import is_release
 from midstream.core.service import Service
 from midstream.errors import OperatorError
 from midstream.linux.clock import boottime_s
 from midstream.linux.drift import runs, usage
+from midstream.linux.file_identity import FileUser, files_as
 
 
 def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
         "release": record.release,
         "revision": record.revision,
         "branch": record.branch,
-        "current": _current(record.deploy_to),
+        "current": _current(host, record),
         "lock": lock,
         "deploy": deploy,
         "services": services,
@@ -54,9 +57,18 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
     }
 
 
-def _current(deploy_to: str) -> str | None:
+def _owner(host: Host, record: AppRecord) -> FileUser | None:
+    """Whose rights apply where the agent looks into deploy_to: it is the owner's, and any part of it may be a link."""
+    if host.uid != 0:
+        return None
+    account = account_of_uid(record.owner_uid)
+    return FileUser(account.uid, account.gid)
+
+
+def _current(host: Host, record: AppRecord) -> str | None:
     try:
-        return os.path.basename(os.readlink(f"{deploy_to}/current").rstrip("/"))
+        with files_as(_owner(host, record)):
+            return os.path.basename(os.readlink(f"{record.deploy_to}/current").rstrip("/"))
     except OSError:
         return None
 
@@ -169,9 +181,11 @@ def releases(host: Host, app: str) -> dict[str, Any]:
     record = host.apps[app]
     known = host.store.releases(app)
     live = live_releases(host, app)
-    current = _current(record.deploy_to)
+    current = _current(host, record)
+    user = _owner(host, record)
     try:
-        on_disk = {name for name in os.listdir(f"{record.deploy_to}/releases") if len(name) == 14 and name.isdigit()}
+        with files_as(user):
+            on_disk = {name for name in os.listdir(f"{record.deploy_to}/releases") if is_release(name)}
     except OSError:
         on_disk = set()
     rows = []
@@ -185,7 +199,7 @@ def releases(host: Host, app: str) -> dict[str, Any]:
         rows.append(
             {
                 "release": release,
-                "revision": entry.revision if entry else _revision(record.deploy_to, release),
+                "revision": entry.revision if entry else _revision(user, record.deploy_to, release),
                 "branch": entry.branch if entry else "",
                 "time": entry.committed_wall_s or entry.made_wall_s if entry else 0.0,
                 "state": entry.state if entry else "foreign",
@@ -200,13 +214,15 @@ def releases(host: Host, app: str) -> dict[str, Any]:
     return {"releases": rows}
 
 
-def _revision(deploy_to: str, release: str) -> str:
+def _revision(user: FileUser | None, deploy_to: str, release: str) -> str:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(f"{deploy_to}/releases/{release}/REVISION", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with files_as(user):
+            fd = os.open(f"{deploy_to}/releases/{release}/REVISION", flags)
+        with os.fdopen(fd, "rb") as file:
+            text = (file.read(64) or b"").decode("ascii", "replace").strip()
     except OSError:
         return ""
-    with os.fdopen(fd, "rb") as file:
-        text = file.read(64).decode("ascii", "replace").strip()
     return text if all(char in "0123456789abcdef" for char in text) else ""
 
 

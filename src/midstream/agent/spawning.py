@@ -6,6 +6,7 @@ Runs in the agent.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zlib
@@ -17,7 +18,7 @@ from midstream.agent.plans import profile_of, readiness_of
 from midstream.agent.store import GenerationRecord
 from midstream.core.instance import THROWAWAY_SLOT
 from midstream.core.layout import Layout
-from midstream.core.messages import FdPlacement, ProcessKind, SpawnSpec
+from midstream.core.messages import MESSAGE_MAX_BYTES, FdPlacement, ProcessKind, SpawnSpec
 from midstream.core.names import SpawnKey
 from midstream.core.placeholders import fill
 from midstream.core.spec import AppSpec, CommandStep, EnvSpec, ListenSpec, Readiness, ServiceSpec
@@ -25,6 +26,7 @@ from midstream.errors import OperatorError
 from midstream.profiles.profile import place_listeners
 
 FIRST_FD = 3  # sd_listen_fds(3)
+_SPAWN_MAX_BYTES = MESSAGE_MAX_BYTES - 16 * 1024  # the rest of the message: descriptors, limits, groups
 _BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -173,23 +175,37 @@ def instance_spec(
     if key.slot >= THROWAWAY_SLOT:
         more["MIDSTREAM_TRYING"] = "1"
     limits = service.limits
-    return SpawnSpec(
-        key=str(key),
-        argv=argv,
-        env=environment(record, account, place, service, more),
-        cwd=os.path.join(release, service.cwd) if service.cwd else release,
-        uid=account.uid if agent_uid == 0 else None,
-        gid=_gid(service, account) if agent_uid == 0 else None,
-        groups=_groups(service, account) if agent_uid == 0 else (),
-        umask=limits.umask,
-        nice=limits.nice,
-        rlimits=limits.rlimits,
-        no_new_privileges=limits.no_new_privileges,
-        cgroup=cgroup_of(key),
-        fds=tuple(fds),
-        listen_pid=bool(numbers),
-        notify=channel,
+    return _fitting(
+        SpawnSpec(
+            key=str(key),
+            argv=argv,
+            env=environment(record, account, place, service, more),
+            cwd=os.path.join(release, service.cwd) if service.cwd else release,
+            uid=account.uid if agent_uid == 0 else None,
+            gid=_gid(service, account) if agent_uid == 0 else None,
+            groups=_groups(service, account) if agent_uid == 0 else (),
+            umask=limits.umask,
+            nice=limits.nice,
+            rlimits=limits.rlimits,
+            no_new_privileges=limits.no_new_privileges,
+            cgroup=cgroup_of(key),
+            fds=tuple(fds),
+            listen_pid=bool(numbers),
+            notify=channel,
+        )
     )
+
+
+def _fitting(spec: SpawnSpec) -> SpawnSpec:
+    """One that is too large for a message to the keeper would end the connection to it, again at each try."""
+    size_bytes = len(json.dumps([spec.argv, spec.env]))
+    if size_bytes > _SPAWN_MAX_BYTES:
+        raise OperatorError(
+            f"command and environment of {spec.key} have {size_bytes} bytes; at most {_SPAWN_MAX_BYTES} can be passed on",
+            where="env",
+            remedy="put large values into files",
+        )
+    return spec
 
 
 def _filled(text: str, words: Mapping[str, str], where: str) -> str:
@@ -245,15 +261,17 @@ def one_shot(
     """A one-shot whose output goes to its own channel; `passed_fds` descriptors of the message become 3, 4, …."""
     channel = channel_of(key)
     placed = tuple(FdPlacement(FIRST_FD + index, f"passed:{index}") for index in range(passed_fds))
-    return SpawnSpec(
-        key=str(key),
-        argv=argv,
-        env=env,
-        cwd=cwd,
-        kind=ProcessKind.ONE_SHOT,
-        uid=account.uid if agent_uid == 0 else None,
-        gid=account.gid if agent_uid == 0 else None,
-        groups=account.groups if agent_uid == 0 else (),
-        cgroup=cgroup_of(key),
-        fds=(*placed, FdPlacement(1, f"channel:{channel}"), FdPlacement(2, f"channel:{channel}")),
+    return _fitting(
+        SpawnSpec(
+            key=str(key),
+            argv=argv,
+            env=env,
+            cwd=cwd,
+            kind=ProcessKind.ONE_SHOT,
+            uid=account.uid if agent_uid == 0 else None,
+            gid=account.gid if agent_uid == 0 else None,
+            groups=account.groups if agent_uid == 0 else (),
+            cgroup=cgroup_of(key),
+            fds=(*placed, FdPlacement(1, f"channel:{channel}"), FdPlacement(2, f"channel:{channel}")),
+        )
     )

@@ -7,7 +7,9 @@ deploy unless `rerun = true`. Runs in the agent's loop; the work itself runs as 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from dataclasses import dataclass, replace
 
 from midstream.agent.oneshots import Outcome
@@ -22,7 +24,7 @@ from midstream.core.wire import to_wire
 from midstream.errors import AttentionError, HostError, OperatorError
 from midstream.linux.file_identity import FileUser, files_as
 
-_ENV_FILE_MAX_BYTES = 1024 * 1024
+_ENV_FILE_MAX_BYTES = 64 * 1024  # one process gets it all, and its message to the keeper has 160 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +203,19 @@ def _read_env_file(path: str, user: FileUser | None) -> dict[str, str]:
     try:
         with files_as(user):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "it is no plain file", path)
+            if found.st_size > _ENV_FILE_MAX_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {_ENV_FILE_MAX_BYTES} bytes", path)
+            text = file.read(_ENV_FILE_MAX_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise OperatorError(
             f"the env file cannot be read: {error.strerror}",
             where=path,
             remedy="put it there (linked_files keeps it in shared/), or take it out of env files",
         ) from error
-    with os.fdopen(fd, "rb") as file:
-        text = file.read(_ENV_FILE_MAX_BYTES).decode("utf-8", "replace")
     variables: dict[str, str] = {}
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip().removeprefix("export ").strip()
