@@ -77,6 +77,13 @@ def holding(pids: Collection[int], listener_inode: int) -> Holding:
     return Holding.ACCEPTING if watches(pids, listener_inode) else Holding.HELD
 
 
+def bound_itself(pids: Collection[int], given: Collection[int]) -> list[str]:
+    """What the processes listen on besides the sockets (inodes) that they were given, control sockets (`*.ctl`, as gunicorn
+    27 makes one) left out. Returns at once."""
+    mine = (address for inode, address in listeners_of(pids).items() if inode not in given)
+    return sorted(address for address in mine if not address.endswith(".ctl"))
+
+
 def why_not_accepting(
     profile: Profile, argv: tuple[str, ...], pids: Collection[int], given: Collection[int], *, shell: bool = False
 ) -> str:
@@ -84,7 +91,7 @@ def why_not_accepting(
     instead, and the wrapper that swallowed them. That its tree has them open proves little: a server that does not
     know of descriptor 3 passes it on all the same. Returns at once."""
     inner = unwrap(argv, shell)
-    own = sorted(address for inode, address in listeners_of(pids).items() if inode not in given)
+    own = bound_itself(pids, given)
     said = f"it listens on {', '.join(own)}, which it bound itself, " if own else "it accepts nothing "
     said += "instead of the listener that it was given"
     swallowed = [f"`{' '.join(one.words)}` {one.why}" for one in inner.wrappers if not one.keeps_pid]

@@ -112,6 +112,7 @@ class Store:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         os.makedirs(self.backup_folder, mode=0o700, exist_ok=True)
         self._pending: list[EventRow] = []
+        self._closed = False
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -158,7 +159,9 @@ class Store:
                 pass
 
     def close(self) -> None:
+        """What is noted after this stays unwritten: the agent is ending."""
         self.flush_events()
+        self._closed = True
         self._db.close()
 
     @contextmanager
@@ -290,8 +293,8 @@ class Store:
 
     def flush_events(self) -> bool:
         """Writes what is pending; False when the disk did not take it (it stays pending)."""
-        if not self._pending:
-            return True
+        if not self._pending or self._closed:
+            return not self._pending
         rows = [
             (row.time, row.app, row.service, row.generation, row.slot, row.kind, row.text, row.who, row.intent)
             for row in self._pending

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from midstream.agent.health import Address, HealthResult, check, command_check
-from midstream.agent.proof import Holding, Verdict, holding, identified_check, tree_membership
+from midstream.agent.proof import Holding, Verdict, bound_itself, holding, identified_check, tree_membership
 from midstream.core.events import Event, Healthy, Ready, Refuted, Unhealthy
 from midstream.core.spec import HealthSpec, Readiness
-from midstream.linux.sockets import listeners_of
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
@@ -231,6 +230,6 @@ def _explained(subject: Subject, reason: str) -> str:
     if subject.private is not None:
         given.add(subject.private[1])
     pids = subject.pids()
-    if given and any(inode not in given for inode in listeners_of(pids)):
+    if given and bound_itself(pids, given):
         return f"{reason}; {subject.explain(pids, given)}"
     return reason
