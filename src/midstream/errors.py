@@ -30,9 +30,7 @@ class MidstreamError(Exception):
     exit_code = EXIT_FAILED
     code = "failed"
 
-    def __init__(
-        self, what: str, *, where: str = "", serving: str = "", remedy: str = "", detail: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", serving: str = "", remedy: str = "", detail: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where

@@ -100,7 +100,9 @@ handover = "replace"
 stop_timeout = "2s"
 """
     project.write(config=project.config(project.web() + chatty))
-    counting = "import itertools, time\nfor n in itertools.count():\n  print('line', n, flush=True)\n  time.sleep(0.002)\n"
+    counting = (
+        "import itertools, time\nfor n in itertools.count():\n  print('line', n, flush=True)\n  time.sleep(0.002)\n"
+    )
     project.commit("chatty", chatty_dot_py=counting)
     good = project.deployed()
     web, chat = machine.pids("web"), machine.pids("chatty")

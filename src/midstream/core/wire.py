@@ -75,8 +75,7 @@ def _decode(kind: Any, data: Any, path: str) -> Any:
         if len(args) != len(data):
             raise WireError(f"{path or 'value'}: expected {len(args)} items, got {len(data)}")
         return tuple(
-            _decode(arg, item, f"{path}[{index}]")
-            for index, (arg, item) in enumerate(zip(args, data, strict=True))
+            _decode(arg, item, f"{path}[{index}]") for index, (arg, item) in enumerate(zip(args, data, strict=True))
         )
     if origin is dict:
         if not isinstance(data, dict):
