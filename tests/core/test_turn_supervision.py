@@ -6,7 +6,7 @@ import pytest
 from turn_story import PLAN, Story
 
 from midstream.core.events import Said
-from midstream.core.generation import GenerationPlan
+from midstream.core.generation import GenerationPlan, Park
 from midstream.core.service import at_once, standing_orders, wake_s
 
 
@@ -282,6 +282,17 @@ def test_an_unhealthy_one_is_stopped_and_started_again() -> None:
         unhealthy 1/0        -> signal 1/0 TERM
         unhealthy 1/0
         exit 1/0 0           -> sweep 1/0, spawn 1/0#1
+    """)
+
+
+def test_a_parked_one_is_not_judged() -> None:
+    """It does not accept, so its check cannot be answered; a restart would make it accept in the middle of the soak."""
+    story = Story().with_plan(park=Park.PAUSE).running().with_plan(soak_s=30.0)
+    story.after("begin 2; spawned 2/0; healthy 2/0; soak").tell("""
+        unhealthy 1/0
+        == 1 committed: 0 ready | 2 soaking: 0 ready | soaking 2
+        revert               -> signal 1/0 TTIN, signal 2/0 QUIT
+        unhealthy 1/0        -> signal 1/0 TERM
     """)
 
 

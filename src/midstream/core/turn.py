@@ -439,7 +439,7 @@ class _Turn:
             return
         if generation.state in PROVISIONAL and instance.state in JUDGED:
             self._fail(event.generation, event.reason)
-        elif generation.state is GenerationState.COMMITTED and instance.state in SERVING:
+        elif generation.state is GenerationState.COMMITTED and instance.state in SERVING and not instance.parked:
             self._note("unhealthy", event.reason, event.generation, event.slot)
             self._put(replace(instance, again=True))
             self._remember_told(instance)
