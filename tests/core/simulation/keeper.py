@@ -83,7 +83,7 @@ class Keeper:
         entry = self.table.get(key)
         if entry is not None and entry.process.alive:
             self.world.kernel.signal(entry.process, name)
-        elif entry is not None:
+        elif entry is not None and name not in (entry.process.code.plan.park_signal, "TTIN"):
             self.world.rules.over.pop((key[0], key[2]), None)  # it ended as it was told to
 
     def ack(self, shell: Shell, key: Key) -> None:

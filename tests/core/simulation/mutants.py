@@ -175,7 +175,6 @@ MUTANTS = (
         TURN,
         "if seen.pid and generation.state is GenerationState.COMMITTED and told:",
         "if False:",
-        often=False,
     ),
     _one(
         "an end that was asked for is the last",

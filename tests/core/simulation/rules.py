@@ -177,8 +177,11 @@ class Rules:
                 instance = known.get(place)
                 fits = instance is not None and instance.attempt == process.key[3] and instance.state in ALIVE
                 self.expect(fits, process.key, "lives, and the agent has", instance)
+                ends = instance is not None and instance.state in (InstanceState.STOPPING, InstanceState.KILLING)
+                taken_on = process.told and not ends and not self.world.disk.was_full
+                self.expect(not taken_on, process.key, "was told to end, and the agent has", instance)
                 process.noted = process.noted or (0.0 < process.drained_s < self.world.now_s - 0.1 and not shell.dirty)
-                if process.parked:
+                if process.parked and not process.told:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING
                     self.expect(soaks(service) or over, process.key, "was left parked")
