@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from midstream.agent.accounts import account_of_uid
 from midstream.agent.host import Host
+from midstream.agent.store import AppRecord
 from midstream.core.generation import GenerationState
 from midstream.core.instance import ALIVE, Instance
 from midstream.core.layout import Layout
 from midstream.linux.drift import runs
+from midstream.linux.file_identity import FileUser, files_as
 
 
 def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
@@ -37,7 +40,7 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
             for item in stale
             if item.release != record.release
         )
-    found.extend(_current(record.deploy_to, record.release))
+    found.extend(_current(host, record))
     return found
 
 
@@ -59,14 +62,17 @@ def _instance(deploy_to: str, service: str, release: str, instance: Instance, pi
     return found
 
 
-def _current(deploy_to: str, release: str) -> list[dict[str, Any]]:
-    """`current` is output: when somebody moved it, that is told, never followed."""
-    layout = Layout(deploy_to)
+def _current(host: Host, record: AppRecord) -> list[dict[str, Any]]:
+    """`current` is output: when somebody moved it, that is told, never followed. deploy_to is the owner's, and any part of
+    it may be a link: his rights apply."""
+    layout, release = Layout(record.deploy_to), record.release
+    account = account_of_uid(record.owner_uid)
     try:
-        target = os.readlink(layout.current)
+        with files_as(FileUser(account.uid, account.gid) if host.uid == 0 else None):
+            target = os.readlink(layout.current)
     except OSError as error:
         return [_row("", -1, 0, "current", layout.release(release), f"no link ({error.strerror})")]
-    if os.path.normpath(os.path.join(deploy_to, target)) != layout.release(release):
+    if os.path.normpath(os.path.join(record.deploy_to, target)) != layout.release(release):
         return [_row("", -1, 0, "current", layout.release(release), target)]
     return []
 

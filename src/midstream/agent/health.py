@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,11 +28,13 @@ _FIRST_LINES = 5
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to connect: a unix socket's path, or host and port."""
+    """Where to connect: a unix socket's path, or host and port. owners: of a unix socket, who its file must belong to; the
+    path is one of an app, and an agent that is root must not be led to a socket of somebody else's. Empty: anybody."""
 
     path: str = ""
     host: str = ""
     port: int = 0
+    owners: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         if self.path:
@@ -152,7 +156,7 @@ async def connect(address: Address) -> socket.socket:
     connection.setblocking(False)
     try:
         if address.path:
-            await _connect_unix(connection, address.path)
+            await _connect_unix(connection, address)
         else:
             await asyncio.get_running_loop().sock_connect(connection, target)
     except BaseException:
@@ -171,15 +175,33 @@ async def _resolved(address: Address) -> tuple[socket.AddressFamily, tuple[str, 
     return found[0][0], (str(found[0][4][0]), address.port)
 
 
-async def _connect_unix(connection: socket.socket, path: str) -> None:
+async def _connect_unix(connection: socket.socket, address: Address) -> None:
     """A full queue of a unix listener gives EAGAIN and no event tells when there is room (unix(7)), where TCP
     would wait; asyncio's own sock_connect takes that EAGAIN for success."""
-    while True:
-        try:
-            connection.connect(path)
-            return
-        except BlockingIOError:
-            await asyncio.sleep(0.02)
+    fd = _open_socket_file(address) if address.owners else -1
+    path = f"/proc/self/fd/{fd}" if address.owners else address.path
+    try:
+        while True:
+            try:
+                connection.connect(path)
+                return
+            except BlockingIOError:
+                await asyncio.sleep(0.02)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_socket_file(address: Address) -> int:
+    """The file itself, so that what was looked at is what is connected to."""
+    fd = os.open(address.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if stat.S_ISSOCK(found.st_mode) and found.st_uid in address.owners:
+        return fd
+    os.close(fd)
+    raise PermissionError(
+        errno.EPERM, f"is not the socket that was made there (it belongs to uid {found.st_uid})", address.path
+    )
 
 
 async def read_verdict(spec: HealthSpec, address: Address, connection: socket.socket) -> HealthResult:

@@ -82,15 +82,22 @@ class ListenerTable:
             await self._bind(_private_spec(second, next(iter(names.values()))), service.name)
         return Listeners(shared, second)
 
-    def shared_of(self, spec: AppSpec, service: ServiceSpec) -> dict[int, Address]:
+    def shared_of(self, spec: AppSpec, service: ServiceSpec, owner_uid: int) -> dict[int, Address]:
         """inode -> address of the service's listeners that are open; the one that the check asks for first."""
+        account = account_for(spec, owner_uid, self._uid, service)
+        actor = account_for(spec, owner_uid, self._uid)
         found: dict[int, Address] = {}
         asked = service.health.listener if service.health else ""
         items = sorted(listen_names(service).items(), key=lambda item: item[0] != asked)
         for _, listen in items:
             item = self._open.get(listener_key(spec.app, service.name, address_of(spec, listen)))
-            if item is not None:
-                found[item.held.inode] = parse_address(item.held.address)
+            if item is None:
+                continue
+            address = parse_address(item.held.address)
+            if self._uid == 0 and owner_uid != 0 and address.path:
+                made = _listener_spec(spec, service, listen, account, actor)
+                address = replace(address, owners=frozenset({actor.uid} if made.uid is None else {made.uid}))
+            found[item.held.inode] = address
         return found
 
     def private_of(self, record: GenerationRecord, service: ServiceSpec, slot: int) -> tuple[Address, int] | None:

@@ -86,6 +86,7 @@ class Processes:
         if live is None or record is None or service is None:
             return
         spec = record.spec.services[name[1]]
+        owner_uid = self._host.place(*name, effect.generation).owner_uid
         profile = profile_of(spec)
         throwaway = effect.slot >= THROWAWAY_SLOT
         generation = service.generation(effect.generation)
@@ -105,7 +106,7 @@ class Processes:
             *place,
             readiness=readiness_of(spec, profile),
             health=spec.health,
-            shared={} if throwaway else self._host.listeners.shared_of(record.spec, spec),
+            shared={} if throwaway else self._host.listeners.shared_of(record.spec, spec, owner_uid),
             private=private,
             alone=not others,
             tried=bool(generation and generation.plan.throwaway and others),
