@@ -19,6 +19,8 @@ DATAGRAM_MAX_BYTES = 64 * 1024
 STATUS_MAX_CHARS = 1024
 _FDS_MAX = 253  # SCM_MAX_FD of the kernel: no message carries more
 _BATCH = 64
+_BUDGET = 200  # datagrams of one instance
+_BUDGET_S = 1.0
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -119,7 +121,7 @@ class NoticeSocket:
     """Reads one instance's notify socket in the running loop. `fd` becomes ours and is closed by `close`.
 
     on_notice and on_refusal are called synchronously, in the order of sending; a barrier is lifted after on_notice has
-    seen all that came before it.
+    seen all that came before it. A sender is heard at most 200 times in a second, and of refusals one is told in a second.
     """
 
     def __init__(
@@ -134,21 +136,44 @@ class NoticeSocket:
         self._on_notice = on_notice
         self._on_refusal = on_refusal
         self._loop = asyncio.get_running_loop()
+        self._since_s = 0.0  # when this second of the budget began
+        self._spent = 0
+        self._refused_s = -_BUDGET_S
+        self._pause: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._socket.fileno(), self.read)
 
     def read(self) -> None:
-        """Take what is there, at most a batch; the loop calls again for the rest."""
+        """Take what is there, at most a batch; the loop calls again for the rest. A sender beyond his budget waits: his
+        socket is full, and all other services are heard."""
         for _ in range(_BATCH):
             if self._socket.fileno() < 0:
                 return  # closed by what a notice led to
+            if self._over_budget():
+                return
             try:
                 notice, barriers = receive(self._socket)
             except BlockingIOError:
                 return
+            self._spent += 1
             try:
                 self._judge(notice)
             finally:
                 _close_all(barriers)
+
+    def _over_budget(self) -> bool:
+        now_s = self._loop.time()
+        if now_s - self._since_s >= _BUDGET_S:
+            self._since_s, self._spent = now_s, 0
+        if self._spent < _BUDGET:
+            return False
+        self._loop.remove_reader(self._socket.fileno())
+        self._pause = self._loop.call_at(self._since_s + _BUDGET_S, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        self._pause = None
+        if self._socket.fileno() >= 0:
+            self._loop.add_reader(self._socket.fileno(), self.read)
 
     def replay(self, data: bytes, *, pid: int, uid: int) -> None:
         """Take a datagram that the keeper drained while there was no agent."""
@@ -156,13 +181,16 @@ class NoticeSocket:
 
     def _judge(self, notice: Notice) -> None:
         believed, refusal = self._authority.judge(notice)
-        if refusal is not None:
+        if refusal is not None and self._loop.time() - self._refused_s >= _BUDGET_S:
+            self._refused_s = self._loop.time()
             self._on_refusal(refusal)
         if believed is not None:
             self._on_notice(believed)
 
     def close(self) -> None:
         """Stop reading and close our descriptor; the keeper's stays. May be called twice."""
+        if self._pause is not None:
+            self._pause.cancel()
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._socket.close()

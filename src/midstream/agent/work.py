@@ -103,7 +103,7 @@ class Work:
                 what = error.what
                 if self.app.release and self.app.release not in error.serving:
                     error.serving = f"{self.serving()}; {error.serving}".removesuffix("; ")
-            self._journal_failure(name, what)
+            self._journal_failure(name, self.redacted(what))
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise
         crashpoint.point(f"after {name}", self.host.keeper_pid)
@@ -131,9 +131,13 @@ class Work:
             listener(progress)
 
     def redacted(self, text: str) -> str:
+        """Without the values of secrets, nor the lines of those that have several: output comes line by line."""
         for value in self.secrets.values():
             if len(value) >= 4:
                 text = text.replace(value, "[secret]")
+            for line in value.splitlines() if "\n" in value else ():
+                if len(line) >= 8:
+                    text = text.replace(line, "[secret]")
         return text
 
     def serving(self) -> str:
