@@ -84,7 +84,7 @@ class Keeper:
         if entry is not None and entry.process.alive:
             self.world.kernel.signal(entry.process, name)
         elif entry is not None and name not in (entry.process.code.plan.park_signal, "TTIN"):
-            self.world.rules.over.pop((key[0], key[2]), None)  # it ended as it was told to
+            self.world.rules.over.pop(key[:3], None)  # it ended as it was told to
 
     def ack(self, shell: Shell, key: Key) -> None:
         self._check(shell)

@@ -24,7 +24,7 @@ class Rules:
     def __init__(self, world: World) -> None:
         self.world = world
         self.hurt: set[tuple[str, int, int]] = set()  # slots that lost a process by a fault and are not ready again
-        self.over: dict[tuple[str, int], int] = {}  # slots that ended by themselves, and are to stay so: generation
+        self.over: dict[tuple[str, int, int], bool] = {}  # slots that ended by themselves: whether surely for good
         self.rebooted = False  # then nobody knows any more what had ended for good
         self.served = False  # the process that is being signalled, until then
         self.proofs: dict[tuple[str, int, int], Process] = {}  # the last process of each slot that was ready
@@ -52,9 +52,9 @@ class Rules:
         views = self.views(name)
         if by == "order" and self.world.keeper.attached is None:
             views = [self.world.last_known[name]]
-        allowed = any(_may_run(view, number, slot, by) for view in views)
+        allowed = any(_may_run(view, number, slot, by, self.world.now_s) for view in views)
         self.expect(allowed, by, "started", process.key, ", which should not run:", views)
-        over = self.over.get((name, slot)) == number and not (self.world.disk.was_full or self.rebooted)
+        over = self.over.get((name, number, slot), False) and not (self.world.disk.was_full or self.rebooted)
         self.expect(not over, process.key, "was started, and had ended for good")
         for other in self.world.kernel.live(name):
             self.expect(other.slot != process.slot, process.key, "was started beside", other.key)
@@ -80,7 +80,7 @@ class Rules:
             gone = process.ended == "gone with the host"
             if process.code.plan.restart_on != "always" and wanted and not (told or gone):
                 surely = process.code.plan.restart_on == "never" and not process.sick
-                self.over[name, slot] = number if surely else 0
+                self.over[name, number, slot] = surely
 
     def told(self, process: Process, signal: str) -> None:
         """The committed generation is left alone: signalled only to be parked in a soak, or for a cause."""
@@ -196,7 +196,7 @@ class Rules:
         if committed is None or not service.want_up or service.hold is not None or cleared(service):
             return
         for slot in range(committed.plan.instances):
-            over = (name, slot) in self.over or self.world.disk.was_full or self.rebooted
+            over = (name, committed.number, slot) in self.over or self.world.disk.was_full or self.rebooted
             finished = over and slot in committed.finished
             if (committed.number, slot) in live or finished:
                 continue
@@ -249,12 +249,13 @@ def _committed(view: Service, number: int) -> bool:
     return view.committed is not None and view.committed.number == number
 
 
-def _may_run(view: Service, number: int, slot: int, by: str) -> bool:
+def _may_run(view: Service, number: int, slot: int, by: str, now_s: float) -> bool:
     generation = view.generation(number)
     if generation is None:
         return False
     if generation.state is GenerationState.COMMITTED:
-        return view.want_up and view.hold is None and not cleared(view) and slot < generation.plan.instances
+        held = view.hold is not None and view.hold.deadline_s > now_s
+        return view.want_up and not held and not cleared(view) and slot < generation.plan.instances
     if generation.state not in PROVISIONAL or by == "order":
         return False
     handover = view.handover
