@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from traffic import Clients, Traffic, record, traffic
 HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "8"))
 LINGER_S = 3 * IDLE_S
 STEADY_S = 3.0
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240 + 20 * HANDOVERS)]
 
@@ -99,3 +102,27 @@ def test_no_client_loses_a_request(front: str, project: Project, machine: Machin
     for name, one in seen.items():
         assert one.requests > HANDOVERS, f"{name} hardly asked"
         assert set(one.releases) == releases, f"{name} did not see every release"
+
+
+def test_uvicorn_loses_nothing_with_the_draining_protocol(project: Project, machine: Machine) -> None:
+    """The recipe in docs/recipes, copied into an app. uvicorn alone resets connections that it has not read from yet."""
+    shutil.copy(ROOT / "docs/recipes/uvicorn_draining.py", project.folder)
+    shutil.copy(ROOT / "tests/process/server_apps/asgi_app.py", project.folder)
+    command = f"{sys.executable} -m uvicorn asgi_app:application --fd {{fd}} --http uvicorn_draining:Protocol"
+    service = f'command = "{command}"\nlisten = "{project.address}"\nhealth = "/"\ninstances = 2\n'
+    project.commit("uvicorn", config=project.config(f"[services.web]\n{service}"))
+    release = project.deployed()
+    clients = (
+        Clients("pages", project.address, keep_alive=8, closing=8),
+        Clients("slow", project.address, keep_alive=2, closing=1, path="/slow?ms=300", timed=False),
+    )
+    with traffic(machine.root, *clients) as running:
+        time.sleep(STEADY_S)
+        for _ in range(HANDOVERS):
+            with running.handover():
+                machine.call("restart", app=project.app, services=["web"], wait=True)
+                wait_for("the old generation to be gone", lambda: machine.settled(project.app))
+        seen = running.stop()
+    record("uvicorn, draining", running.figures())
+    assert running.failed == 0, running.failures
+    assert [set(one.releases) for one in seen.values()] == [{release}, {release}]

@@ -1,13 +1,13 @@
-"""Real input: a Wagtail site, a virtualenv for each release, under gunicorn and under uvicorn.
+"""Real input: a Wagtail site, a virtualenv for each release, under gunicorn and under uvicorn: nobody loses a request.
 
-Closing clients lose nothing. What keep-alive clients lose is what the server loses at its own graceful stop: uvicorn
-closes idle connections at once, so a request that is sent in that moment is lost; `tests/bench/wagtail.py` counts them
-for docs/servers.md. MIDSTREAM_HANDOVERS says how many handovers (3).
+uvicorn is given the draining protocol of docs/recipes: by itself it resets connections at its own graceful stop, which
+`tests/bench/wagtail.py` counts for docs/servers.md. MIDSTREAM_HANDOVERS says how many handovers (3).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 from machine import Machine
@@ -21,14 +21,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * HANDOVERS)]
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("wagtail"))
+    try:
+        return make_kit(tmp_path_factory.mktemp("wagtail"))
+    except subprocess.CalledProcessError as error:
+        if "download" not in error.cmd or os.environ.get("CI"):
+            raise
+        pytest.skip(f"the package index gives no wheels of Wagtail: {error.output[-300:]}")
 
 
-@pytest.mark.parametrize("server", ["gunicorn", "uvicorn"])
+@pytest.mark.parametrize("server", ["gunicorn", "uvicorn draining"])
 def test_wagtail_is_replaced_under_load(server: str, kit: Kit, machine: Machine) -> None:
     running = replace_under_load(machine, kit, server, HANDOVERS, pause_s=0.5)
     record(f"wagtail, {server}", running.figures())
-    seen = running.stop()
-    assert seen["closing"].failed == seen["admin"].failed == 0, running.failures
-    if server == "gunicorn":  # its worker closes each connection after its answer, so there is none to lose
-        assert seen["keep-alive"].failed == 0, running.failures
+    assert running.failed == 0, running.failures

@@ -29,7 +29,9 @@ SERVERS = {
         1,
     ),
     "uvicorn": ("uvicorn mysite.asgi:application --fd {fd}", 2),
+    "uvicorn draining": ("uvicorn mysite.asgi:application --fd {fd} --http uvicorn_draining:Protocol", 2),
 }
+RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "uvicorn_draining.py"
 STEADY_S = 5.0
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
@@ -120,7 +122,7 @@ class Kit:
 
 
 def make_kit(folder: Path) -> Kit:
-    """Runs pip and `wagtail start` in `folder`. Raises CalledProcessError, with what pip said, without the index."""
+    """Runs pip and `wagtail start` in `folder`. Raises CalledProcessError, with what was said, where one fails."""
     wheels, venv, site = folder / "wheels", folder / "venv", folder / "site"
     _run(*PIP, "download", "-q", "--only-binary", ":all:", "-d", str(wheels), *PACKAGES)
     _run(sys.executable, "-m", "venv", "--without-pip", str(venv))
@@ -159,6 +161,7 @@ def new_site(machine: Machine, kit: Kit, command: str, instances: int = 1) -> Pr
         requirements_dot_txt=kit.requirements,
         mysite__deployed_dot_py=DEPLOYED,
         mysite__asgi_dot_py=ASGI,
+        uvicorn_draining_dot_py=RECIPE.read_text(),
         mysite__settings__local_dot_py=LOCAL_SETTINGS,
         _dot_gitignore="/.venv/\n/static/\n/db.sqlite3\n__pycache__/\n",
     )
