@@ -376,6 +376,15 @@ def test_what_the_keeper_started_of_a_generation_that_is_gone_is_killed() -> Non
     """)
 
 
+def test_a_process_beside_a_later_one_of_its_slot_is_killed() -> None:
+    Story().running().tell("""
+        spawned 1/0#3        -> sweep 1/0, watch 1/0#3
+        spawned 1/0#2        -> kill 1/0#2
+        spawned 1/0#3
+        == 1 committed: 0 running#3
+    """)
+
+
 def test_a_crash_that_the_keeper_answered_at_once_is_one_restart() -> None:
     """With an agent attached: the keeper was quicker, and the agent's own start names the same attempt."""
     Story().running().tell("""

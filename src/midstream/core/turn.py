@@ -265,11 +265,11 @@ class _Turn:
         if instance is None:
             if isinstance(event, Ended):
                 self.effects.append(Sweep(event.generation, event.slot, event.attempt))
-            elif isinstance(event, Spawned) and self.service.generation(event.generation) is None:
-                self._note("stray", "started by an order that came too late", event.generation, event.slot)
-                self.effects.append(KillTree(event.generation, event.slot, event.attempt))
             elif isinstance(event, Spawned) and self._is_newer(event):
                 self._adopt(event)
+            elif isinstance(event, Spawned):
+                self._note("stray", "a process beside a later one, or of no generation", event.generation, event.slot)
+                self.effects.append(KillTree(event.generation, event.slot, event.attempt))
             return
         if pid:
             instance = replace(instance, pid=pid)
