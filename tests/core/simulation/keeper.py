@@ -91,6 +91,8 @@ class Keeper:
         entry = self.table.get(key)
         if entry is not None and not entry.running:
             del self.table[key]
+            if not any(item.running and item.key[:3] == key[:3] for item in self.table.values()):
+                self.last_attempts.pop(key[:3], None)
 
     def set_orders(self, shell: Shell, put: list[Order], revoke: list[tuple[str, int]]) -> None:
         self._check(shell)
