@@ -28,7 +28,7 @@ from midstream.core import releases, steps
 from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
 from midstream.core.intent import Intent, IntentEvent, IntentState
 from midstream.core.layout import Layout
-from midstream.core.names import is_release
+from midstream.core.names import SpawnKey, is_release
 from midstream.core.spec import AppSpec
 from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.linux import clock
@@ -603,11 +603,18 @@ class Deploys:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
         if self._works.get(intent.app) is work:
             del self._works[intent.app]
+        self._abandon(lambda key: key.app == intent.app and is_of_deploy(key) and key.generation == intent.number)
         app = self.host.apps.get(intent.app)
         if app is not None and not app.release and not self._has_processes(intent.app):
             self._forget_app(intent.app)
         self.host.intent_of.pop(intent.app, None)
         self.host.poke()
+
+    def _abandon(self, gone: Callable[[SpawnKey], bool]) -> None:
+        """One-shots that nobody will ask for any more are not kept for ever."""
+        for key in self.host.one_shots.known_of():
+            if gone(key):
+                self.host.one_shots.abandon(str(key))
 
     def _has_processes(self, app: str) -> bool:
         return any(owner == app and service.instances for (owner, _), service in self.host.services.items())
@@ -643,6 +650,8 @@ class Deploys:
                 self.host.keep(asyncio.get_running_loop().create_task(self.settle(work, intent.failure)))
             else:
                 self._lease(work)
+        open_ones = {(work.intent.app, work.intent.number) for work in self._works.values()}
+        self._abandon(lambda key: not is_of_deploy(key) or (key.app, key.generation) not in open_ones)
 
     def _spec_for(self, intent: Intent) -> AppSpec | None:
         """The configuration an open intent works with: its own generation's if it has one, else the committed."""
@@ -690,6 +699,11 @@ class Deploys:
         finally:
             self._close(work)
         return {"generation": work.intent.generation, "release": record.release}
+
+
+def is_of_deploy(key: SpawnKey) -> bool:
+    """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
+    return key.service not in ("+run", "+check")
 
 
 def live_releases(host: Host, app: str) -> set[str]:

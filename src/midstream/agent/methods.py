@@ -423,6 +423,7 @@ class Methods:
             )
         except asyncio.CancelledError:
             await self.host.one_shots.stop(spec.key)  # nobody waits for it any more
+            self.host.one_shots.abandon(spec.key)
             raise
         return {"code": outcome.code, "text": outcome.text, "ok": outcome.ok}
 

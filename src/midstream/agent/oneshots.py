@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.spawning import channel_of
 from midstream.core.messages import ProcessEntry, ProcessState, SpawnSpec
-from midstream.core.names import parse_key
+from midstream.core.names import SpawnKey, parse_key
 from midstream.errors import HostError
 
 _TAIL_LINES = 40
@@ -112,6 +113,9 @@ class OneShots:
         self._link = link
         self._known: dict[str, ProcessEntry] = {}
         self._waiting: dict[str, _Waiting] = {}
+        self._abandoned: dict[str, LineReader | None] = {}
+        self._letting_go = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def seen(self, entry: ProcessEntry) -> None:
         """An entry of the keeper's table. Called for each change of a one-shot."""
@@ -119,6 +123,45 @@ class OneShots:
         waiting = self._waiting.get(entry.key)
         if waiting is not None and _is_over(entry) and not waiting.ended.done():
             waiting.ended.set_result(entry)
+        if entry.key in self._abandoned:
+            self._later(self._let_go(entry.key))
+
+    def known_of(self, app: str = "") -> list[SpawnKey]:
+        """All that are in the keeper's table, of one app or of all."""
+        keys = [parse_key(text) for text in self._known]
+        return [key for key in keys if not app or key.app == app]
+
+    def abandon(self, key: str) -> None:
+        """Nobody will ask for it any more. One that runs goes on, its output is thrown away; when it has ended, the keeper
+        is told to forget it. One that is waited for is left alone."""
+        if key in self._waiting or key in self._abandoned:
+            return
+        self._abandoned[key] = None
+        self._later(self._let_go(key))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _let_go(self, key: str) -> None:
+        channel = channel_of(parse_key(key))
+        async with self._letting_go:
+            entry = self._known.get(key)
+            if key not in self._abandoned:
+                return
+            try:
+                if entry is not None and not _is_over(entry):
+                    if self._abandoned[key] is None:
+                        held = await (await self._link()).channel(channel)
+                        self._abandoned[key] = LineReader(held.fd, lambda line: None)
+                    return
+            except (KeeperRefused, KeeperLost):
+                return  # what comes next of it is seen, and tried again then
+            reader = self._abandoned.pop(key)
+            if reader is not None:
+                reader.close()
+            await self._forget(key, channel)
 
     def known(self, key: str) -> ProcessEntry | None:
         return self._known.get(key)

@@ -302,7 +302,7 @@ async def revert(work: Work, reason: str) -> None:
     _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
     for key in host.one_shots.running():
         words = key.split("/")
-        if words[0] == work.intent.app and int(words[2]) == work.intent.number:
+        if words[0] == work.intent.app and words[1] not in ("+run", "+check") and int(words[2]) == work.intent.number:
             await host.one_shots.stop(key)
     waiting = [
         (work.intent.app, name)
