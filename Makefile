@@ -22,8 +22,8 @@ demo: $(VENV)/.demo
 # programs that are missing skip and say so.
 test: check
 	$(PYTHON) tools/install_peers.py
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow tests/core
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/contract tests/process tests/e2e
+	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist loadfile -m slow tests/core
+	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist loadfile tests/contract tests/process tests/e2e
 
 # Under half a minute: format, lint, types, direction of imports, the pure core.
 check: $(VENV)/.dev

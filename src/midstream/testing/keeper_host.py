@@ -242,8 +242,14 @@ class KeeperHost:
         return Layout(self.state, self.runtime).keeper_id
 
     def stamped(self) -> list[int]:
-        """Live processes that this keeper, or one before it in these folders, has started."""
-        return [pid for pid in tree.snapshot() if (tree.stamp_of(pid) or ("", ""))[0] == self.keeper_id]
+        """Live processes that this keeper, or one before it in these folders, has started: by stamp, and agents."""
+        door = f"{self.runtime}/keeper.sock".encode()
+        return [
+            pid
+            for pid in tree.snapshot()
+            if (tree.stamp_of(pid) or ("", ""))[0] == self.keeper_id
+            or (process.read_environ(pid) or {}).get(b"MIDSTREAM_KEEPER_SOCKET") == door
+        ]
 
     def close(self) -> None:
         """End the keeper, everything it started, and its folders."""
