@@ -137,6 +137,37 @@ def test_what_the_owner_sees_is_his_alone(shop: OwnedProject, stranger: Person) 
     stranger.call("app.remove", app="library")
 
 
+def test_name_that_was_anothers_tells_nothing_of_him(shop: OwnedProject, stranger: Person) -> None:
+    """An app is removed, another user takes its name: logs and events begin anew."""
+    former = new_owned_project(shop.person, "taken")
+    assert former.deploy().code == 0
+    shop.person.call("lock", app="taken", reason="word-of-the-former")
+    log = shop.machine.state / "log" / "taken" / "web.log"
+    wait_for("its log", log.exists)
+    shop.person.call("app.remove", app="taken")
+    assert former.deploy().code == 0  # his own name again: his own past
+    assert "word-of-the-former" in shop.cli("why", "web", "--app", "taken").out
+    shop.person.call("app.remove", app="taken")
+    theirs = new_owned_project(stranger, "taken")
+    assert theirs.deploy().code == 0
+    told: list[str] = []
+    with contextlib.closing(stranger.connect()) as client:
+        for method, params in (
+            ("logs", {"lines": 1000}),
+            ("events", {}),
+            ("why", {"service": "web"}),
+            ("releases", {}),
+        ):
+            answer = client.call(
+                method, app="taken", **params, on_notice=lambda kind, line: told.append(json.dumps(line))
+            )
+            told.append(json.dumps(answer))
+    assert told and not [text for text in told if "word-of-the-former" in text or str(former.deploy_to) in text]
+    assert [text for text in told if "nobody" in text] == []
+    assert list((shop.machine.state / "log").glob("taken.uid*")), "his lines are kept, for root"
+    stranger.call("app.remove", app="taken")
+
+
 def test_deploys_of_others_are_refused(shop: OwnedProject, stranger: Person, machine: GuardedMachine) -> None:
     """By name, by folder, and by taking part in one that is under way, its id and token known."""
     spec = shop.spec()

@@ -60,6 +60,11 @@ class Channels:
                 except KeeperRefused:
                     pass  # it has none of that kind
 
+    async def forget_app(self, app: str) -> None:
+        """The app is no more: those of its generations that were never retired go as well."""
+        for service, generation in {tuple(item.split("/")[1:3]) for item in self._open if item.startswith(f"{app}/")}:
+            await self.retire((app, service), int(generation))
+
     async def _attach(
         self,
         name: Name,

@@ -175,7 +175,7 @@ class Deploys:
 
     def _begin(self, peer: Peer, opening: Opening, spec: AppSpec, owner_uid: int) -> Work:
         host = self.host
-        record = host.apps.get(spec.app) or AppRecord(spec.app, spec.deploy_to, owner_uid, spec.stage)
+        record = host.apps.get(spec.app) or self._new_app(spec, owner_uid)
         record = replace(record, token=record.token + 1)
         intent = Intent(
             id=opening.deploy_id,
@@ -198,6 +198,19 @@ class Deploys:
         self._works[spec.app] = work
         host.note(spec.app, "", opening.kind, f"begun by {intent.user}", who=intent.user)
         return work
+
+    def _new_app(self, spec: AppSpec, owner_uid: int) -> AppRecord:
+        """Its numbers go on where those of an app that had the name ended. When that was another user's, what was recorded
+        and logged under the name is not for the new owner's eyes."""
+        record = AppRecord(spec.app, spec.deploy_to, owner_uid, spec.stage)
+        former = self.host.store.former(spec.app)
+        if former is None:
+            return record
+        former_uid, generation, token = former
+        if former_uid != owner_uid:
+            self.host.store.drop_events(spec.app)
+            self.host.logs.set_aside(spec.app, f"uid{former_uid}-{generation}-{token}")
+        return replace(record, generation=generation, token=token)
 
     async def _facts(self, peer: Peer, work: Work, tell: Callable[[Progress], None]) -> dict[str, Any]:
         """What the deployer has to know. For a deploy the folders are made and checked on the way."""
@@ -625,9 +638,7 @@ class Deploys:
             self.host.store.drop_app(app)
         except HostError:
             return
-        self.host.apps.pop(app, None)
-        for name in [name for name in self.host.services if name[0] == app]:
-            del self.host.services[name]
+        self.host.forget_app(app)
 
     # -- after a restart of the agent --------------------------------------------------------------------------------
 

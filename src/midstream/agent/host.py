@@ -359,6 +359,26 @@ class Host:
                 self.generations[app, number] = found
         return found
 
+    def forget_app(self, app: str) -> None:
+        """Of an app that is no more nothing is kept, here and by the keeper; whoever has its name next begins anew."""
+        remove_tree(f"{self.runtime}/run/{app}")
+        self.keep(asyncio.get_running_loop().create_task(self._release(app)))
+        self.apps.pop(app, None)
+        for name in [name for name in self.services if name[0] == app]:
+            del self.services[name]
+            self._wakes.pop(name, None)
+            self.who.pop(name, None)
+            self.logs.forget(*name)
+            self.orders.touch((name,))
+        for key in [key for key in self.generations if key[0] == app]:
+            del self.generations[key]
+        for news in [news for news in self.news if news[0] == app]:
+            del self.news[news]
+
+    async def _release(self, app: str) -> None:
+        await self.channels.forget_app(app)
+        await self.drop_unused_listeners()
+
     def place(self, app: str, service: str, number: int) -> Place:
         owner = self.apps[app].owner_uid if app in self.apps else self.uid
         return Place(f"{self.runtime}/run/{app}/{service}/{number}", owner, os.environ.get("PATH", os.defpath))

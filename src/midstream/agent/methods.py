@@ -432,11 +432,8 @@ class Methods:
         if self.deploys.of(record.app) is not None:
             raise LockedError(f"a deploy of {record.app!r} is under way", remedy="midstream abort")
         await self.stop(connection, {"app": record.app})
-        for name in [name for name in self.host.services if name[0] == record.app]:
-            del self.host.services[name]
         self.host.store.drop_app(record.app)
-        self.host.apps.pop(record.app, None)
-        await self.host.drop_unused_listeners()
+        self.host.forget_app(record.app)
         self.host.note(record.app, "", "remove", "the app is forgotten; its files stay", who=connection.peer.name)
         return {}
 

@@ -213,13 +213,25 @@ class Store:
         self._write("INSERT OR REPLACE INTO app VALUES (?, ?)", (record.app, _text(record)))
 
     def drop_app(self, app: str) -> None:
+        """What stays is whose the name was and how far its numbers went: they name processes and sockets for ever."""
+        record = next((item for item in self.apps() if item.app == app), None)
         with self.transaction():
+            if record is not None:
+                self.set_meta(f"former.{app}", json.dumps([record.owner_uid, record.generation, record.token]))
             for table in ("app", "service", "generation", "release", "intent"):
                 self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
         try:
             os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
         except FileNotFoundError:
             pass
+
+    def former(self, app: str) -> tuple[int, int, int] | None:
+        """Of the app that had the name before: owner's uid, last generation, last token."""
+        text = self.meta(f"former.{app}")
+        if not text:
+            return None
+        owner_uid, generation, token = json.loads(text)
+        return int(owner_uid), int(generation), int(token)
 
     # services and generations
 
@@ -311,6 +323,10 @@ class Store:
             return False
         del self._pending[: len(rows)]
         return True
+
+    def drop_events(self, app: str) -> None:
+        self.flush_events()
+        self._write("DELETE FROM event WHERE app = ?", (app,))
 
     def events(
         self, *, app: str = "", service: str = "", after: int = 0, limit: int = 200, latest: bool = False

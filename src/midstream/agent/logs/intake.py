@@ -12,6 +12,7 @@ import heapq
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from midstream.agent.logs.follow import Follower, last_lines
@@ -98,6 +99,13 @@ class Logs:
         sink = self._sinks.pop((app, service), None)
         if sink is not None:
             sink.reopen()
+
+    def set_aside(self, app: str, ending: str) -> None:
+        """Renames the folder of an app's logs, so that the next app of that name begins with none. Best effort."""
+        for name in [name for name in self._sinks if name[0] == app]:
+            self.forget(*name)
+        with suppress(OSError):
+            os.rename(f"{self._folder}/{app}", f"{self._folder}/{app}.{ending}")
 
     def sink(self, app: str, service: str) -> LogSink:
         """The sink of a service; one with the default settings when it was not configured."""
