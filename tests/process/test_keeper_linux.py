@@ -343,6 +343,6 @@ def test_who_has_an_address():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         holder = listen.holder_of(listen.parse(f"tcp://127.0.0.1:{port}"))
-        assert holder.pid == os.getpid() and "pytest" in holder.command
+        assert holder.pid == os.getpid() and "python" in holder.command
         assert str(os.getpid()) in str(holder)
     assert listen.holder_of(listen.parse(f"tcp://127.0.0.1:{port}")) is None

@@ -122,7 +122,7 @@ def _texts(tree: Tree, folder: str, settings: str) -> list[str]:
 def _entry(tree: Tree, project: Project, asgi: bool) -> tuple[str, str]:
     """Module and attribute of the app, from the settings, else from the file beside them."""
     named = project.string("ASGI_APPLICATION" if asgi else "WSGI_APPLICATION")
-    if "." in named:
+    if "." in named and all(part.isidentifier() for part in named.split(".")):
         module, _, attribute = named.rpartition(".")
         return module, attribute
     kind = "asgi" if asgi else "wsgi"
