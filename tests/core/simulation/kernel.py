@@ -51,6 +51,7 @@ class Process:
     by: str = "agent"
     alive: bool = True
     ready: bool = False
+    ready_s: float = float("inf")
     answered: bool = False
     parked: bool = False
     told: bool = False  # to drain or to stop
@@ -102,6 +103,7 @@ class Kernel:
         if not process.alive or process.told:
             return
         process.ready = True
+        process.ready_s = self.world.now_s
         self.world.rules.ready(process)
         self.world.on_ready(process)
         if self.world.calm:

@@ -96,7 +96,10 @@ class Rules:
         if signal == plan.park_signal:
             self.expect(any(soaks(view) for view in views), process.key, "was parked and nothing soaks")
         elif signal != plan.unpark_signal and states and not any(state in ENDING for state in states):
-            hung = not process.ready and self.world.now_s >= process.born_s + plan.start_timeout_s
+            late_s = process.born_s + plan.start_timeout_s
+            hung = (
+                self.world.now_s >= late_s and process.ready_s > late_s - 0.5
+            )  # ready as it was given up on, or never
             cause = process.sick or process.told or hung or slot >= THROWAWAY_SLOT
             committed = GenerationState.COMMITTED in states
             # The step from trying to starting was not stored, and the agent died: it tries again.
