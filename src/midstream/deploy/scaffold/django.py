@@ -150,7 +150,8 @@ def _inside(project: Project, expression: ast.expr) -> str:
     parts = [part for text in source.strings(expression) for part in text.split("/")]
     if not parts or parts[0] == "" or ".." in parts or any(not re.fullmatch(r"[\w.-]*", part) for part in parts):
         return ""
-    return project.place("/".join(part for part in parts if part))
+    named = [part for part in parts if part not in ("", ".")]
+    return project.place("/".join(named)) if named else ""  # "." is the project itself, which is no folder in it
 
 
 def _media(project: Project) -> tuple[str, ...]:
