@@ -149,11 +149,12 @@ def test_what_root_granted_works(shop: OwnedProject, machine: GuardedMachine) ->
     port = _low_port()
     run = machine.root / "run-shop"
     run.mkdir(mode=0o755)
-    machine.grant(
-        "shop",
-        f'owner = "nobody"\ndeploy_to = "{shop.deploy_to}"\nrun_as = ["games"]\nports = [{port}]\npaths = ["{run}"]\n'
-        'groups = ["video"]\nraise_limits = true\n',
-    )
+    allowance = f"nobody:shop:{shop.deploy_to}:run-as=games:port={port}:path={run}:group=video:raise-limits"
+    by_himself = shop.person.cli("agent", "allow", allowance, "--grants", str(machine.grants))
+    assert by_himself.code == 2 and not (machine.grants / "shop.toml").exists(), by_himself.text
+    by_root = machine.cli("agent", "allow", allowance, "--grants", str(machine.grants))
+    assert by_root.code == 0, by_root.text
+    machine.kill_agent()  # the next agent knows where the grants are
     listen = [{"address": f"tcp://127.0.0.1:{port}"}, {"address": f"unix://{run}/web.sock", "name": "local"}]
     change = {"user": "games", "groups": ["video"], "listen": listen, "limits": {"nice": -1}}
     shop.publish_changed(_web(change), "granted")
