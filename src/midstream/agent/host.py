@@ -50,7 +50,7 @@ from midstream.core.events import (
     Tick,
     Watch,
 )
-from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState, SpawnSpec
+from midstream.core.messages import Held, ProcessEntry, ProcessKind, ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
 from midstream.core.service import Service, durable, wake_s
 from midstream.errors import HostError, MidstreamError
@@ -393,7 +393,7 @@ class Host:
                 raise
             except Exception as error:  # whatever it is, it is this service's: the others are started
                 text = error.what if isinstance(error, MidstreamError) else str(error) or type(error).__name__
-                self.post(name, Ended(*place, f"could not be started: {text}"))
+                self.post(name, Ended(*place, f"could not be started: {text}", ran=False))
         if not ready or self.link is None:
             return
         self._point(f"Spawn {', '.join(spec.key for spec in ready)}")
@@ -410,7 +410,7 @@ class Host:
                 )
                 if not result.ok:
                     place = (key.generation, key.slot, key.attempt)
-                    self.post((key.app, key.service), Ended(*place, f"could not be started: {result.error}"))
+                    self.post((key.app, key.service), Ended(*place, f"could not be started: {result.error}", ran=False))
 
     async def prepared(self, name: Name, place: Place3) -> SpawnSpec:
         """Everything a process needs, made: run folder, listeners, channel, notify socket. -> its SpawnSpec."""
@@ -592,8 +592,9 @@ class Host:
         effects: list[tuple[Name, Effect]] = []
         now_s = clock.boottime_s()
         said = {item.name: item for item in await link.notices()}
+        ordered = {item.name for item in await link.inventory() if item.kind is Held.ORDER}
         async with self._acting:
-            self.orders.forget(self.services)
+            self.orders.forget(self.services, ordered)
             for name, service in list(self.services.items()):
                 after, more = turn.restore(
                     durable(service), tuple(live.get(name, ())), tuple(ended.get(name, ())), now_s
@@ -645,7 +646,7 @@ def _event_of(entry: ProcessEntry, place: Place3) -> Spawned | Ended | None:
         return Spawned(*place, entry.pid)
     if entry.state is ProcessState.STARTING:
         return None
-    return Ended(*place, exit_text(entry), entry.code)
+    return Ended(*place, exit_text(entry), entry.code, ran=entry.state is not ProcessState.FAILED)
 
 
 def remove_tree(path: str) -> bool:

@@ -22,15 +22,18 @@ class KeeperOrders:
         self._host = host
         self._set: dict[Name, dict[str, tuple[str, bool]]] = {}
         self._touched: set[Name] = set()
+        self._inherited: set[str] = set()
 
     def touch(self, names: Iterable[Name]) -> None:
         """These services changed; the next `sync` looks at them."""
         self._touched.update(names)
 
-    def forget(self, names: Iterable[Name]) -> None:
-        """Another keeper, or another agent's orders: all of these services are to be ordered anew."""
+    def forget(self, names: Iterable[Name], held: set[str]) -> None:
+        """Another keeper, or another agent's orders: all of these services are to be ordered anew. held: the slots that
+        the keeper has orders for; those that no service wants any more are revoked."""
         self._set.clear()
         self._touched.update(names)
+        self._inherited = set(held)
 
     async def revoke(self, after: dict[Name, Service]) -> None:
         """Before anything is stopped: orders that will not hold any more are revoked, and that is acknowledged. Else the
@@ -69,6 +72,7 @@ class KeeperOrders:
                 for slot, instance in standing_orders(self._host.services[name]).items():
                     place = (instance.generation, instance.slot, instance.attempt)
                     wanted[str(SlotName(*name, slot))] = (place, at_once(self._host.services[name], instance))
+            self._inherited -= wanted.keys()
             have = self._set.setdefault(name, {})
             revoke += [slot for slot in have if slot not in wanted]
             for slot_name, (place, quick) in wanted.items():
@@ -80,6 +84,7 @@ class KeeperOrders:
                     raise
                 except Exception:  # its next start will say what is wrong; the other services' orders are set
                     continue
+        revoke += sorted(self._inherited)
         if orders or revoke:
             await self._host.link.orders(orders, revoke)
         for order in orders:
@@ -89,3 +94,4 @@ class KeeperOrders:
             for slot_name in revoke:
                 self._set[name].pop(slot_name, None)
         self._touched.clear()
+        self._inherited.clear()

@@ -165,9 +165,11 @@ async def _until_proven(work: Work) -> None:
         _raise_if_failed(work)
         if len(proven) == len(work.intent.services):
             return
-        for name in turns.may_go(proven):
-            turns.gone.add(name)
-            work.host.post((work.intent.app, name), Go())
+        going = turns.may_go(proven)
+        if going:
+            turns.gone.update(going)
+            # Decided, not posted: the standing orders of what is about to be stopped are revoked first.
+            await work.host.decide([((work.intent.app, name), Go()) for name in going])
         if time.monotonic() > deadline:
             waiting = [name for name in work.intent.services if name not in proven]
             raise AppError(f"{', '.join(waiting)} made no progress within {work.spec.progress_timeout_s:g} s")

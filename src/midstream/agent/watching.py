@@ -221,7 +221,7 @@ async def _periodic(subject: Subject, report: Callable[[Event], None]) -> None:
         bad = 0 if result.ok else bad + 1
         if bad >= health.failures:
             report(Unhealthy(subject.generation, subject.slot, subject.attempt, result.reason))
-            return
+            bad = 0  # it is stopped for it, and this watch with it; a parked one is not, and is asked again
 
 
 def _explained(subject: Subject, reason: str) -> str:
