@@ -560,16 +560,10 @@ class Host:
         touched unless it should not run."""
         self.link = link
         self._linked.set()
-        self._seq = 0
         self.one_shots.keeper_changed()
-        entries: list[ProcessEntry] = []
-        while True:
-            page = await link.pull(self._seq)
-            entries.extend(page.entries)
-            self._seq = max([self._seq, *(entry.seq for entry in page.entries)])
-            if not page.more:
-                break
-        await self.listeners.recover()
+        entries, self._seq = await link.pull_all()
+        held = await link.inventory()
+        await self.listeners.recover(held)
         live: dict[Name, list[Spawned]] = {}
         ended: dict[Name, list[Ended]] = {}
         for entry in entries:
@@ -592,7 +586,7 @@ class Host:
         effects: list[tuple[Name, Effect]] = []
         now_s = clock.boottime_s()
         said = {item.name: item for item in await link.notices()}
-        ordered = {item.name for item in await link.inventory() if item.kind is Held.ORDER}
+        ordered = {item.name for item in held if item.kind is Held.ORDER}
         async with self._acting:
             self.orders.forget(self.services, ordered)
             for name, service in list(self.services.items()):

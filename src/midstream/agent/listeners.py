@@ -8,7 +8,7 @@ Runs in the agent.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from midstream.agent.accounts import Account, account_named, gid_named
@@ -18,7 +18,7 @@ from midstream.agent.plans import plan_of, profile_of
 from midstream.agent.spawning import Listeners, account_for, address_of, listen_names, listener_key
 from midstream.agent.store import GenerationRecord
 from midstream.core.instance import THROWAWAY_SLOT
-from midstream.core.messages import Held, ListenerSpec
+from midstream.core.messages import Held, HeldItem, ListenerSpec
 from midstream.core.spec import AppSpec, ListenSpec, ServiceSpec
 from midstream.errors import HostError, OperatorError
 from midstream.profiles.profile import Proof
@@ -118,10 +118,10 @@ class ListenerTable:
             except KeeperRefused:
                 pass  # a keeper that never had it
 
-    async def recover(self) -> None:
-        """After connecting: takes what the keeper holds, gives what only we hold. Raises KeeperLost."""
+    async def recover(self, inventory: Iterable[HeldItem]) -> None:
+        """After connecting: takes what the keeper holds by its inventory, gives what only we hold. Raises KeeperLost."""
         link = await self._link()
-        theirs = {item.name: item for item in await link.inventory() if item.kind is Held.LISTENER and item.held}
+        theirs = {item.name: item for item in inventory if item.kind is Held.LISTENER and item.held}
         for name, ours in self._open.items():
             if name not in theirs:
                 await link.give(Held.LISTENER, name, ours.held.fd, listener=ours.spec)

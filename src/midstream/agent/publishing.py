@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from midstream.agent.host import Host
@@ -22,15 +22,8 @@ from midstream.core.generation import Generation, GenerationState
 from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.phases import Phase
 from midstream.core.service import Service
-from midstream.core.spec import AppSpec
 from midstream.errors import AppError, AttentionError, HostError, MidstreamError
 from midstream.linux import clock
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    name: Name
-    queued: bool
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -367,24 +360,3 @@ def _quietly(write: Callable[[], None]) -> None:
         write()
     except HostError:
         pass
-
-
-async def drained(host: Host, app: str, timeout_s: float) -> bool:
-    """Whether no generation of the app is ending any more, waiting at most that long."""
-
-    def none_left() -> bool:
-        return not any(
-            item.state in (GenerationState.DRAINING, GenerationState.FAILED)
-            for (owner, _), service in host.services.items()
-            if owner == app
-            for item in service.generations
-        )
-
-    return await host.until(none_left, timeout_s)
-
-
-def spec_of(host: Host, app: str) -> AppSpec | None:
-    """The configuration of what is committed."""
-    record = host.apps.get(app)
-    generation = host.record(app, record.committed_generation) if record else None
-    return generation.spec if generation else None

@@ -254,9 +254,6 @@ class Store:
     def drop_generation(self, app: str, number: int) -> None:
         self._write("DELETE FROM generation WHERE app = ? AND number = ?", (app, number))
 
-    def generation_numbers(self, app: str) -> list[int]:
-        return [row[0] for row in self._db.execute("SELECT number FROM generation WHERE app = ?", (app,))]
-
     # releases
 
     def releases(self, app: str) -> dict[str, ReleaseRecord]:
