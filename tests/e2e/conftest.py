@@ -1,10 +1,12 @@
-"""Fixtures of the end-to-end tests: a private machine, and a project on it."""
+"""Fixtures of the end-to-end tests: a private machine and a project on it; a fleet of hosts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
+from fleet import Fleet, new_fleet, why_no_fleet
 from machine import Machine, Project, new_machine, new_project
 
 
@@ -17,3 +19,12 @@ def machine() -> Iterator[Machine]:
 @pytest.fixture
 def project(machine: Machine) -> Project:
     return new_project(machine)
+
+
+@pytest.fixture
+def fleet_of() -> Iterator[Callable[..., Fleet]]:
+    """`fleet_of(2)`: a fleet of two hosts, gone when the test ends. See fleet.py for more."""
+    if reason := why_no_fleet():
+        pytest.skip(reason)
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(new_fleet(*args, **kwargs))
