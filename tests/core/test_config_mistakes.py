@@ -53,7 +53,8 @@ MISTAKES = [
     (SERVICE + "ready = 'soon'\n", 3, "services.web.ready", 'expected one of "notify", "fd", "health", "listening"'),
     (SERVICE + "handover = 'now'\n", 3, "services.web.handover", 'expected one of "overlap", "drain", "replace"'),
     (SERVICE + "restart_on = 'x'\n", 3, "services.web.restart_on", 'expected one of "always", "failure", "never"'),
-    (SERVICE + "instances = -1\n", 3, "services.web.instances", "expected a whole number from 0 to 10000, got -1"),
+    (SERVICE + "instances = -1\n", 3, "services.web.instances", "expected a whole number from 0 to 900, got -1"),
+    (SERVICE + "instances = 901\n", 3, "services.web.instances", "expected a whole number from 0 to 900, got 901"),
     # durations, sizes, modes, signals, limits
     (SERVICE + "soak = '30'\n", 3, "services.web.soak", 'expected a duration such as "30s", "2m" or "1h30m"'),
     (SERVICE + "soak = -1\n", 3, "services.web.soak", "not negative"),

@@ -20,6 +20,7 @@ from midstream.agent import accounts, publishing
 from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
 from midstream.agent.drift import drift_of
+from midstream.agent.dropped import forget_dropped
 from midstream.agent.host import Host
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
 from midstream.agent.updating import UpdateRequest, read_env_files, update
@@ -38,6 +39,7 @@ from midstream.linux.root_owned import require_root_owned
 T = TypeVar("T")
 
 LEASE_S = 15.0
+_UPDATED = (IntentState.UPDATED, IntentState.PUBLISHING, IntentState.PROVISIONAL, IntentState.COMMITTED)
 _PACK_MAX_BYTES = 8 << 30
 _SPARE_BYTES = 256 << 20
 _REVISIONS_LOG_MAX_BYTES = 4 << 20
@@ -61,7 +63,6 @@ class Deploys:
         self.host = host
         self._incoming = os.path.join(state_folder, "incoming")
         self._works: dict[str, Work] = {}  # by app
-        self._closed: dict[str, str] = {}
         self._outlive: set[asyncio.Task[Any]] = set()
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
 
@@ -85,6 +86,9 @@ class Deploys:
         spec = read_spec(opening.spec)
         owner_uid = self._authorise(peer, spec)
         self._refuse_used_id(opening.deploy_id, spec.app)
+        over = self._committed_before(peer, opening.deploy_id)
+        if over is not None:
+            return self._facts_of_over(over)
         while True:
             work = self._works.get(spec.app)
             if work is None:
@@ -145,6 +149,42 @@ class Deploys:
         intent = self.host.store.intent(deploy_id)
         if intent is not None and intent.app != app:
             raise OperatorError("this deploy_id was used already", where="deploy_id", remedy="begin again")
+
+    def _committed_before(self, peer: Peer, deploy_id: str) -> Work | None:
+        """A deploy that was committed and is over, as long as what it committed still stands. To begin it anew would
+        empty the folder that its processes run from; one that was put back may be made anew (`midstream resume`)."""
+        intent = self.host.store.intent(deploy_id)
+        if intent is None or intent.ended != "committed":
+            return None
+        app = self.host.apps.get(intent.app)
+        spec = self._spec_for(intent)
+        if app is None or spec is None:
+            return None
+        accounts.require_owner(peer, app.owner_uid, self.host.uid, app.app)
+        if app.release != intent.release:
+            raise LockedError(
+                f"deploy {deploy_id} is over: it was committed, and release {app.release} has come after it",
+                serving=f"release {app.release}",
+                remedy="begin a new one: midstream deploy",
+            )
+        return Work(self.host, replace(intent, state=IntentState.COMMITTED), spec, over=True)
+
+    def _facts_of_over(self, work: Work) -> dict[str, Any]:
+        """What `open` answers for it: its revision is here, nothing has to be sent."""
+        return {
+            "token": work.intent.token,
+            "lease_s": LEASE_S,
+            "committed": self._committed(work.app),
+            "releases": [work.intent.release],
+            "have": [work.intent.revision],
+            "free_bytes": 0,
+            "current": None,
+            "over": "committed",
+            "warnings": [f"this deploy was finished here before: release {work.intent.release} is committed"],
+        }
+
+    def _committed(self, app: AppRecord) -> dict[str, str] | None:
+        return {"release": app.release, "revision": app.revision, "branch": app.branch} if app.release else None
 
     def _refuse_shared_folder(self, spec: AppSpec) -> None:
         for other in self.host.apps.values():
@@ -230,14 +270,10 @@ class Deploys:
                     facts = await work.run_step("inspect", steps.Inspect(spec.deploy_to), label="deploy:check")
         finally:
             work.listeners.remove(tell)
-        app = work.app
-        committed = None
-        if app.release:
-            committed = {"release": app.release, "revision": app.revision, "branch": app.branch}
         return {
             "token": work.intent.token,
             "lease_s": LEASE_S,
-            "committed": committed,
+            "committed": self._committed(work.app),
             "releases": facts.get("releases", []),
             "have": facts.get("have", []),
             "free_bytes": facts.get("free_bytes", 0),
@@ -327,15 +363,25 @@ class Deploys:
     # -- the calls ---------------------------------------------------------------------------------------------------
 
     def work_for(self, peer: Peer, deploy_id: str, token: int) -> Work:
-        """The open deploy of that id. Raises LockedError when it is over or was taken over (fencing)."""
+        """The open deploy of that id, or one that was committed before (`over`). Raises LockedError when it was put back or
+        taken over (fencing)."""
         for work in self._works.values():
             if work.intent.id == deploy_id:
                 accounts.require_owner(peer, work.app.owner_uid, self.host.uid, work.intent.app)
                 if work.intent.token != token:
                     raise LockedError("this deploy's token is out of date", remedy="begin again: midstream deploy")
                 return work
-        how = self._closed.get(deploy_id, "it is not known here")
-        raise LockedError(f"deploy {deploy_id} is over: {how}", remedy="midstream status tells what runs")
+        before = self._committed_before(peer, deploy_id)
+        if before is not None and before.intent.token == token:
+            return before
+        raise self._is_over(deploy_id)
+
+    def _is_over(self, deploy_id: str) -> LockedError:
+        intent = self.host.store.intent(deploy_id)
+        how = "it is not known here"
+        if intent is not None and intent.ended:
+            how = "it was committed" if intent.ended == "committed" else "it was put back"
+        return LockedError(f"deploy {deploy_id} is over: {how}", remedy="midstream status tells what runs")
 
     async def call(
         self, work: Work, name: str, do: Callable[[], Awaitable[dict[str, Any]]], tell: Callable[[Progress], None]
@@ -363,6 +409,8 @@ class Deploys:
 
     def upload(self, work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
         """Appends to the pack; a repeated part is written over itself."""
+        if work.over:
+            raise self._is_over(work.intent.id)
         try:
             raw = base64.b64decode(data, validate=True)
         except binascii.Error as error:
@@ -404,7 +452,7 @@ class Deploys:
     async def update(
         self, work: Work, request: UpdateRequest, spec: AppSpec, secrets: dict[str, str]
     ) -> dict[str, Any]:
-        if work.intent.state in (IntentState.UPDATED, IntentState.PUBLISHING, IntentState.PROVISIONAL):
+        if work.intent.state in _UPDATED:
             return self._updated(work)
         if not is_release(request.release):
             raise OperatorError(f"{request.release!r} is no release id")
@@ -527,10 +575,13 @@ class Deploys:
         )
 
     async def commit(self, work: Work) -> dict[str, Any]:
-        await publishing.commit(work)
+        if not work.over:
+            await publishing.commit(work)
         return {"generation": work.intent.generation, "release": work.intent.release}
 
     async def revert(self, work: Work, reason: str) -> dict[str, Any]:
+        if work.over:
+            raise self._is_over(work.intent.id)
         if work.intent.state is IntentState.COMMITTED:
             raise OperatorError(
                 f"release {work.intent.release} is committed; going back is a rollback",
@@ -544,12 +595,11 @@ class Deploys:
         return {"serving": work.serving(), "migrated": work.intent.migrated}
 
     async def finish(self, work: Work) -> dict[str, Any]:
-        return await self._finish(work)
+        return self._found(work, [], []) if work.over else await self._finish(work)
 
     async def _finish(self, work: Work) -> dict[str, Any]:
         """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked."""
         work.phase = "finishing"
-        host, app = self.host, work.app
         removed: list[str] = []
         warnings: list[str] = []
         committed = work.intent.state is IntentState.COMMITTED
@@ -562,14 +612,20 @@ class Deploys:
                         await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
             except MidstreamError as error:
                 warnings.append(f"{error.what} ({error.where})" if error.where else error.what)
-        drift = drift_of(host, app.app) if committed else []
+        found = self._found(work, removed, warnings)
+        self._close(work)
+        return found
+
+    def _found(self, work: Work, removed: list[str], warnings: list[str]) -> dict[str, Any]:
+        """What `finish` answers, from the processes as they are now."""
+        app = work.intent.app
+        drift = drift_of(self.host, app) if work.intent.state is IntentState.COMMITTED else []
         draining = sum(
             item.state is GenerationState.DRAINING
-            for (owner, _), service in host.services.items()
-            if owner == app.app
+            for (owner, _), service in self.host.services.items()
+            if owner == app
             for item in service.generations
         )
-        self._close(work)
         return {"removed": removed, "drift": drift, "draining": draining, "warnings": warnings}
 
     def _line(self, work: Work) -> str:
@@ -609,9 +665,8 @@ class Deploys:
         self._drop_pack(work)
         intent = work.intent
         try:
-            state = IntentState.COMMITTED if intent.state is IntentState.COMMITTED else IntentState.REVERTED
-            self._closed[intent.id] = "it was committed" if state is IntentState.COMMITTED else "it was put back"
-            work.save(state=IntentState.CLOSED)
+            ended = "committed" if intent.state is IntentState.COMMITTED else "reverted"
+            work.save(state=IntentState.CLOSED, ended=ended)
         except HostError:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
         if self._works.get(intent.app) is work:
@@ -621,6 +676,7 @@ class Deploys:
         if app is not None and not app.release and not self._has_processes(intent.app):
             self._forget_app(intent.app)
         self.host.intent_of.pop(intent.app, None)
+        forget_dropped(self.host, intent.app)
         self.host.poke()
 
     def _abandon(self, gone: Callable[[SpawnKey], bool]) -> None:
@@ -663,6 +719,8 @@ class Deploys:
                 self._lease(work)
         open_ones = {(work.intent.app, work.intent.number) for work in self._works.values()}
         self._abandon(lambda key: not is_of_deploy(key) or (key.app, key.generation) not in open_ones)
+        for app in list(self.host.apps):
+            forget_dropped(self.host, app)
 
     def _spec_for(self, intent: Intent) -> AppSpec | None:
         """The configuration an open intent works with: its own generation's if it has one, else the committed."""

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from midstream.agent import crashpoint
 from midstream.agent.channels import Channels
+from midstream.agent.dropped import forget_dropped
 from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.keeper_orders import KeeperOrders
 from midstream.agent.listeners import ListenerTable
@@ -365,15 +366,20 @@ class Host:
         self.keep(asyncio.get_running_loop().create_task(self._release(app)))
         self.apps.pop(app, None)
         for name in [name for name in self.services if name[0] == app]:
-            del self.services[name]
-            self._wakes.pop(name, None)
-            self.who.pop(name, None)
-            self.logs.forget(*name)
-            self.orders.touch((name,))
+            self.forget_service(name)
         for key in [key for key in self.generations if key[0] == app]:
             del self.generations[key]
         for news in [news for news in self.news if news[0] == app]:
             del self.news[news]
+
+    def forget_service(self, name: Name) -> None:
+        """Of a service without generations and processes nothing is kept in memory."""
+        del self.services[name]
+        self._dirty.discard(name)
+        self._wakes.pop(name, None)
+        self.who.pop(name, None)
+        self.logs.forget(*name)
+        self.orders.touch((name,))
 
     async def _release(self, app: str) -> None:
         await self.channels.forget_app(app)
@@ -506,6 +512,7 @@ class Host:
                 self.store.drop_generation(app, number)
             except HostError:
                 pass  # a row too many; the next start drops it
+        forget_dropped(self, app)
 
     async def drop_unused_listeners(self) -> None:
         """Closes listeners that no generation of any service refers to any more."""

@@ -349,7 +349,8 @@ class Methods:
         if service.hold is not None and service.hold.owner != owner:
             self._refuse_held([service])
         token = service.hold.token if service.hold is not None else self.host.store.next_number("hold")
-        hold = Hold(owner, token, clock.boottime_s() + ttl_s, str(params.get("reason", "")))
+        reason = str(params.get("reason", ""))
+        hold = Hold(owner, token, clock.boottime_s() + ttl_s, reason, ttl_s, time.time() + ttl_s)
         await self.host.decide([(name, SetHold(hold))])
         self.host.note(*name, "hold", f"{owner}, {ttl_s:g} s: {hold.reason}", who=connection.peer.name)
 
@@ -485,7 +486,8 @@ class Methods:
         work = self.deploys.work_for(
             connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
         )
-        self._keep_alive(connection, work)
+        if not work.over:
+            self._keep_alive(connection, work)
         return work
 
     async def deploy_upload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from midstream.agent.methods import Methods
 from midstream.agent.store import Store
 from midstream.core.events import Revert
 from midstream.core.intent import IntentState
+from midstream.core.phases import after_reboot
 from midstream.core.service import Service
 from midstream.errors import EXIT_ATTENTION, EXIT_USAGE, HostError, MidstreamError
 from midstream.linux import clock
@@ -123,22 +125,34 @@ class Program:
             self._rebuild()
         host.apps = {record.app: record for record in store.apps()}
         services = store.services()
-        if store.meta("boot_id") not in ("", clock.boot_id()):
+        rebooted = store.meta("boot_id") not in ("", clock.boot_id())
+        if rebooted:
             services = [self._after_reboot(service) for service in services]
-            for intent in store.open_intents():
-                if intent.state in (IntentState.PUBLISHING, IntentState.PROVISIONAL):
-                    store.put_intent(replace(intent, state=IntentState.REVERTING, failure="the host was restarted"))
         host.services = {(service.app, service.name): service for service in services}
         try:
-            store.set_meta("boot_id", clock.boot_id())
+            # In one transaction: the deadlines that are stored are always those of the boot that is stored.
+            with store.transaction():
+                if rebooted:
+                    self._store_reboot(services)
+                store.set_meta("boot_id", clock.boot_id())
         except HostError as error:
             print(f"midstream agent: {error}", file=sys.stderr)
 
+    def _store_reboot(self, services: list[Service]) -> None:
+        for service in services:
+            self._store.put_service(service)
+        for intent in self._store.open_intents():
+            if intent.state in (IntentState.PUBLISHING, IntentState.PROVISIONAL):
+                reverting = replace(intent, state=IntentState.REVERTING, failure="the host was restarted")
+                self._store.put_intent(reverting)
+
     def _after_reboot(self, service: Service) -> Service:
-        """Deadlines of the last boot mean nothing now: holds are gone with their holders, a provisional generation too."""
+        """Deadlines of the last boot mean nothing now. A hold lasts on by the wall clock; a provisional generation is gone
+        with its processes."""
         from midstream.core import turn
 
-        service = replace(service, hold=None)
+        if service.hold is not None:
+            service = replace(service, hold=after_reboot(service.hold, clock.boottime_s(), time.time()))
         if service.handover is not None:
             service, _ = turn.step(service, Revert("the host was restarted"), clock.boottime_s())
         generations = tuple(replace(item, since_s=0.0, deadline_s=0.0) for item in service.generations)

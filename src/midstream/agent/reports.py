@@ -154,12 +154,13 @@ def _instance(host: Host, app: str, instance: Instance) -> dict[str, Any]:
 
 def why(host: Host, app: str, service: str, limit: int) -> dict[str, Any]:
     """Each start, stop and restart of a service with its cause."""
-    if (app, service) not in host.services:
+    rows = host.store.events(app=app, service=service, limit=limit, latest=True)
+    # One that the configuration has dropped is answered for as long as its events are kept.
+    if (app, service) not in host.services and not any(row.service == service for row in rows):
         known = sorted(name for owner, name in host.services if owner == app)
         raise OperatorError(
             f"app {app!r} has no service {service!r}", remedy=f"it has: {', '.join(known) or 'none yet'}"
         )
-    rows = host.store.events(app=app, service=service, limit=limit, latest=True)
     entries = [
         {
             "time": row.time,

@@ -63,6 +63,7 @@ class Work:
     running: dict[str, asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
     pack_path: str = ""
     warnings: list[str] = field(default_factory=list)
+    over: bool = False  # it was committed and closed before: its calls are answered, and do nothing
 
     @property
     def app(self) -> AppRecord:

@@ -15,7 +15,7 @@ import click
 
 from midstream.cli.manpage import ManCommand, json_option, socket_option
 from midstream.cli.output import echo_json
-from midstream.cli.places import Places, places, socket_to_ask
+from midstream.cli.places import Places, closed_to_others, places, socket_to_ask
 from midstream.cli.words import DURATION
 from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.errors import HostError
@@ -57,6 +57,12 @@ def run(state: str, runtime: str, socket: str, grants: str, main_service: str) -
     socket = socket or os.environ.get("MIDSTREAM_SOCKET", "")
     here = places(state=state, runtime=runtime, socket=socket)
     image = build_image(here.state)
+    if closed := closed_to_others(here.runtime):
+        click.echo(
+            f"midstream agent: warning: services of other users cannot reach their run folders in {here.runtime}:"
+            f" {closed} is closed to them; with --runtime /run/NAME they can",
+            err=True,
+        )
     extra = ("--main", main_service) if main_service else ()
     argv = keeper_argv(image, here, extra)
     # Who runs the agent says where its grants are, here alone: a variable that was in the environment says nothing.

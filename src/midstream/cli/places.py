@@ -62,6 +62,21 @@ def _default_runtime(env: Mapping[str, str], uid: int, state: str) -> str:
     return os.path.join(state, "run")
 
 
+def closed_to_others(path: str, uid: int | None = None) -> str:
+    """Asked by root: the folder on the way to `path` that other users may not pass, "" when there is none. What is not
+    there yet is made open."""
+    if (os.geteuid() if uid is None else uid) != 0:
+        return ""
+    while path != "/":
+        path = os.path.dirname(path)
+        try:
+            if not os.stat(path).st_mode & 0o001:
+                return path
+        except OSError:
+            continue
+    return ""
+
+
 def socket_to_ask(given: str = "", env: Mapping[str, str] | None = None) -> str:
     """The socket a command talks to: `--socket`, MIDSTREAM_SOCKET, this user's own agent, the system's agent.
 

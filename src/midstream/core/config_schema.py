@@ -29,6 +29,7 @@ from midstream.core.config_tables import (
     short_or_table,
 )
 from midstream.core.config_values import Reader
+from midstream.core.instance import THROWAWAY_SLOT
 from midstream.core.spec import (
     AppSpec,
     BackoffSpec,
@@ -206,7 +207,7 @@ SERVICE = Table(
             "shell."),
         Key("profile", "profile", read.name, "What is known of the server: how it takes a listener, drains, stops.",
             "recognised from the command"),
-        Key("instances", "instances", read.whole(0, 10000), "How many processes; they differ in `{slot}`."),
+        Key("instances", "instances", read.whole(0, THROWAWAY_SLOT), "How many processes; they differ in `{slot}`."),
         Key("listen", "listen", read.one_or_list_of(_LISTEN), "Its listening sockets: a string, or a list of strings "
             "and tables."),
         Key("roles", "roles", _ROLES, "It runs on hosts with one of these roles.", "every host"),
@@ -230,8 +231,8 @@ SERVICE = Table(
             "killed."),
         Key("stop_signal", "stop_signal", read.signal, "The signal that asks it to stop.", "the profile's"),
         Key("reload_signal", "reload_signal", read.signal, "The signal for `midstream reload`.", "the profile's"),
-        Key("surge", "surge", read.whole(0), "How many instances beyond the old ones run at a time in a handover, for "
-            "small machines; 0 all."),
+        Key("surge", "surge", read.whole(0, THROWAWAY_SLOT), "How many instances beyond the old ones run at a time in a "
+            "handover, for small machines; 0 all."),
         Key("max_draining", "max_draining", read.whole(1, 100), "Old generations that may drain at a time."),
         Key("watchdog", "watchdog_s", read.duration, "WATCHDOG=1 must come within this time, else it is restarted; 0 "
             "none."),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-THROWAWAY_SLOT = 900  # the slot number of the instance that only proves a release
+# The slot number of the instance that only proves a release; so it is the most instances that a service may have.
+THROWAWAY_SLOT = 900
 
 
 class InstanceState(enum.Enum):

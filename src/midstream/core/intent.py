@@ -91,5 +91,6 @@ class Intent:
     migrated: bool = False
     made_release: bool = False
     failure: str = ""
+    ended: str = ""  # once it is closed: committed or reverted
     where: str = ""
     steps: dict[str, str] = field(default_factory=dict)  # step -> "begun" or "done" (the journal has the times)

@@ -6,7 +6,7 @@ Pure.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Phase(enum.Enum):
@@ -32,9 +32,19 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A lease: nothing is started while it lasts. deadline_s: CLOCK_BOOTTIME."""
+    """A lease: nothing is started while it lasts. deadline_s: CLOCK_BOOTTIME, of this boot. ttl_s, ends_wall_s: for a
+    host that is restarted meanwhile (`after_reboot`)."""
 
     owner: str
     token: int
     deadline_s: float
     reason: str = ""
+    ttl_s: float = 0.0
+    ends_wall_s: float = 0.0
+
+
+def after_reboot(hold: Hold, now_s: float, now_wall_s: float) -> Hold | None:
+    """The hold in a new boot: what is left of it by the wall clock, but never more than it was given, because that
+    clock may have been set, or start in 1970. None when it is over."""
+    left_s = min(hold.ends_wall_s - now_wall_s, hold.ttl_s)
+    return replace(hold, deadline_s=now_s + left_s) if left_s > 0 else None

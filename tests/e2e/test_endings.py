@@ -1,0 +1,156 @@
+"""What is left when something has ended: a service that was taken out of the configuration, a deploy that is over."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import sys
+
+import pytest
+from machine import Machine, Project, free_port, wait_for
+
+from midstream.errors import LockedError, OperatorError
+
+JOBS = f"""
+[services.jobs]
+command = "{sys.executable} -c 'import signal; signal.pause()'"
+"""
+
+
+def names(machine: Machine) -> list[str]:
+    return [service["service"] for service in machine.app()["services"]]
+
+
+# -- a dropped service -----------------------------------------------------------------------------------------------
+
+
+def with_jobs(project: Project, machine: Machine) -> None:
+    project.deployed()
+    project.write(config=project.config(project.web() + JOBS))
+    project.commit("jobs")
+    assert project.deploy().code == 0
+    assert names(machine) == ["jobs", "web"]
+    project.write(config=project.config())
+    project.commit("no jobs any more")
+
+
+def test_a_dropped_service_is_forgotten_when_its_last_process_is_gone(project: Project, machine: Machine) -> None:
+    with_jobs(project, machine)
+    assert project.deploy().code == 0
+    wait_for("jobs to be forgotten", lambda: names(machine) == ["web"])
+    assert machine.settled()
+    assert project.cli("status", "--check").code == 0
+    why = [entry["what"] for entry in machine.call("why", app="shop", service="jobs")["entries"]]
+    assert "start" in why and why[-1] == "forgotten"
+    with pytest.raises(OperatorError, match="no service 'other'"):
+        machine.call("why", app="shop", service="other")
+    machine.kill_agent()
+    assert names(machine) == ["web"], "nor does it come back from the database"
+
+
+def test_a_dropped_service_that_comes_back_runs(project: Project, machine: Machine) -> None:
+    with_jobs(project, machine)
+    assert project.deploy().code == 0
+    wait_for("jobs to be forgotten", lambda: names(machine) == ["web"])
+    project.write(config=project.config(project.web() + JOBS))
+    project.commit("jobs again")
+    assert project.deploy().code == 0
+    wait_for("both to run", lambda: names(machine) == ["jobs", "web"] and machine.settled())
+
+
+def test_a_service_that_a_failed_deploy_added_is_forgotten(project: Project, machine: Machine) -> None:
+    project.deployed()
+    broken = f'[services.jobs]\ncommand = "{sys.executable} -c 1/0"\n'
+    project.write(config=project.config(project.web() + broken))
+    project.commit("jobs that do not start")
+    assert project.deploy().code == 1
+    wait_for("jobs to be forgotten", lambda: names(machine) == ["web"])
+
+
+def test_the_listeners_of_a_dropped_service_are_closed(project: Project, machine: Machine) -> None:
+    port = free_port()
+    other = project.web(listen=f'listen = ["tcp://127.0.0.1:{port}"]').replace("services.web", "services.other")
+    project.deployed()
+    project.write(config=project.config(project.web() + other))
+    project.commit("other")
+    assert project.deploy().code == 0
+    assert not _is_free(port)
+    project.write(config=project.config())
+    project.commit("no other any more")
+    assert project.deploy().code == 0
+    wait_for("it to be forgotten", lambda: names(machine) == ["web"])
+    wait_for("the port to be free", lambda: _is_free(port))
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+# -- a deploy that is over -------------------------------------------------------------------------------------------
+
+
+def last_deploy(machine: Machine) -> tuple[str, int]:
+    """Id and token of the last deploy, from the agent's own record."""
+    db = sqlite3.connect(machine.state / "agent.db")
+    ((text,),) = db.execute("SELECT body FROM intent ORDER BY rowid DESC LIMIT 1").fetchall()
+    db.close()
+    body = json.loads(text)
+    assert body["state"] == "closed"
+    return body["id"], body["token"]
+
+
+def opening(project: Project, deploy_id: str) -> dict[str, object]:
+    spec = {"app": "shop", "deploy_to": str(project.deploy_to), "repository": str(project.folder)}
+    return {"deploy_id": deploy_id, "spec": spec, "kind": "deploy", "user": "me"}
+
+
+def test_a_committed_deploy_that_is_opened_again_answers_with_its_outcome(project: Project, machine: Machine) -> None:
+    """Begun anew, it would empty the folder that its processes run from."""
+    release = project.deployed()
+    pids = machine.pids()
+    deploy_id, token = last_deploy(machine)
+    machine.kill_agent()
+    facts = machine.call("deploy.open", **opening(project, deploy_id))
+    assert facts["over"] == "committed" and facts["token"] == token
+    assert machine.app()["deploy"] is None, "it takes no lock"
+    ids = {"deploy_id": deploy_id, "token": token}
+    body = {"revision": "0" * 40, "tree": "", "revision_time": 0.0, "branch": "main", "release": "20990101000000"}
+    spec = opening(project, deploy_id)["spec"]
+    assert machine.call("deploy.update", **ids, **body, spec=spec, secrets={}, pack=False)["release"] == release
+    assert machine.call("deploy.publish", **ids)["release"] == release
+    assert machine.call("deploy.commit", **ids)["release"] == release
+    assert machine.call("deploy.finish", **ids, outcome="done") == {
+        "removed": [],
+        "drift": [],
+        "draining": 0,
+        "warnings": [],
+    }
+    for call in ({"offset": 0, "data": "eA==", "last": True}, None):
+        with pytest.raises(LockedError, match="is over: it was committed"):
+            machine.call("deploy.upload" if call else "deploy.revert", **ids, **(call or {"reason": "no"}))
+    assert machine.pids() == pids and project.get("/") == (200, release)
+    assert machine.call("lock", app="shop", owner="me", reason="")["lock"]["owner"] == "me"
+    machine.call("unlock", app="shop")
+
+
+def test_a_committed_deploy_is_over_for_good_when_another_came_after_it(project: Project, machine: Machine) -> None:
+    project.deployed()
+    deploy_id, token = last_deploy(machine)
+    later = project.deployed()
+    with pytest.raises(LockedError, match=f"is over: it was committed, and release {later} has come"):
+        machine.call("deploy.open", **opening(project, deploy_id))
+    with pytest.raises(LockedError, match="is over"):
+        machine.call("deploy.commit", deploy_id=deploy_id, token=token)
+
+
+def test_a_deploy_that_was_put_back_is_over_for_its_calls(project: Project, machine: Machine) -> None:
+    project.deployed()
+    project.misbehave("exit")
+    assert project.deploy().code == 1
+    deploy_id, token = last_deploy(machine)
+    machine.kill_agent()
+    with pytest.raises(LockedError, match="is over: it was put back"):
+        machine.call("deploy.publish", deploy_id=deploy_id, token=token)
