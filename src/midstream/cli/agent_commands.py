@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import selectors
 import socket as sockets
 import sys
 import time
@@ -18,7 +17,8 @@ from midstream.cli.output import echo_json
 from midstream.cli.places import Places, closed_to_others, places, socket_to_ask
 from midstream.cli.words import DURATION
 from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
-from midstream.errors import HostError
+from midstream.deploy.unreachable import no_agent
+from midstream.errors import HostError, MidstreamError
 
 STOP_TIMEOUT_S = 120.0
 UPGRADE_TIMEOUT_S = 30.0
@@ -82,45 +82,23 @@ def run(state: str, runtime: str, socket: str, grants: str, main_service: str) -
     ssh web1 midstream agent connect
     """,
 )
+@click.option("--silence", "silence_s", type=DURATION, default=0.0, help="End when the client is mute for so long.")
 @socket_option
-def connect_(socket: str) -> int:
+def connect_(silence_s: float, socket: str) -> int:
     """Copy stdin and stdout to the agent's control socket: over ssh this is the whole remote protocol."""
+    from midstream.cli.bridge import bridge, no_agent_line
+
     path = socket_to_ask(socket)
-    connect(path).close()  # for its error messages
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as sock:
-        sock.connect(path)
-        _bridge(sock)
+        try:
+            connect(path).close()  # for its patience, and its error messages
+            sock.connect(path)
+        except (MidstreamError, OSError) as error:
+            told = error if isinstance(error, MidstreamError) else no_agent(path, str(error))
+            os.write(1, no_agent_line(told))
+            raise told from None
+        bridge(sock, silence_s)
     return 0
-
-
-def _bridge(sock: sockets.socket) -> None:
-    """Until the agent hangs up; when stdin ends, only that direction is closed."""
-    selector = selectors.DefaultSelector()
-    selector.register(sock, selectors.EVENT_READ)
-    try:
-        selector.register(0, selectors.EVENT_READ)
-    except PermissionError:  # a plain file or /dev/null cannot be waited for, but is read at once
-        while data := os.read(0, 65536):
-            sock.sendall(data)
-        sock.shutdown(sockets.SHUT_WR)
-    while True:
-        for key, _ in selector.select():
-            if key.fileobj is sock:
-                data = sock.recv(65536)
-                if not data:
-                    return
-                _write_all(1, data)
-            elif data := os.read(0, 65536):
-                sock.sendall(data)
-            else:
-                selector.unregister(0)
-                sock.shutdown(sockets.SHUT_WR)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 @agent.command(

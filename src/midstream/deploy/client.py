@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.deploy import rpc
-from midstream.deploy.transport import Host
+from midstream.deploy.transport import Host, Link, gave_up
+from midstream.deploy.unreachable import NotNow, noisy, told_by_far_end
 from midstream.errors import HostError, MidstreamError
 
 GIVE_UP_S = 30.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
-HELLO_TIMEOUT_S = 10.0  # accepted but mute counts as not there
 SENDS_MAX = 8  # of one call: an agent that dies at each attempt would otherwise be asked for ever
 
 NoticeCallback = Callable[[str, dict[str, Any]], None]
@@ -53,6 +53,8 @@ class AgentClient:
     hello: dict[str, Any] = field(default_factory=dict)
     _pending: dict[int, _Pending] = field(default_factory=dict)
     _writer: asyncio.StreamWriter | None = None
+    _link: Link | None = None
+    _pings: asyncio.Task[None] | None = None
     _task: asyncio.Task[None] | None = None
     _last_id: int = 0
     _dead: MidstreamError | None = None
@@ -98,10 +100,13 @@ class AgentClient:
         await self._hang_up()
 
     async def _hang_up(self) -> None:
+        pings, self._pings = self._pings, None
+        if pings is not None:
+            pings.cancel()
         writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+        link, self._link = self._link, None
+        if writer is not None and link is not None:
+            await _let_go(writer, link)
 
     def _send(self, request_id: int, pending: _Pending) -> None:
         assert self._writer is not None
@@ -117,36 +122,68 @@ class AgentClient:
             try:
                 return await self._greet()
             except OSError as error:
-                last = str(error) or type(error).__name__
+                last = error
             if loop.time() + pause > deadline:
-                raise self.host.unreachable(f"{last} (tried for {give_up_s:g} s)" if give_up_s else last) from None
+                raise gave_up(self.host, last, give_up_s) from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     async def _greet(self) -> asyncio.StreamReader:
-        reader, writer = await self.host.connect()
+        link = self.host.dial()
+        link.sock.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=link.sock, limit=rpc.LINE_MAX_BYTES)
         try:
             writer.write(rpc.request_line(0, "hello", {"protocol": list(rpc.PROTOCOLS), "client": "midstream"}))
-            line = await asyncio.wait_for(reader.readline(), HELLO_TIMEOUT_S)
-            if not line.endswith(b"\n"):
-                raise ConnectionResetError("the agent hung up before it said hello")
-            reply = rpc.parse_line(line, where=self.host.name, methods={0: "hello"})
-            if isinstance(reply, rpc.Reply) and reply.error is not None:
-                raise reply.error
-            result = reply.result if isinstance(reply, rpc.Reply) else None
-            rpc.check_hello(result or {}, self.host.name)
+            self.hello = await self._first_answer(reader, link)
         except BaseException:
-            writer.close()
+            await _let_go(writer, link)
             raise
-        self.hello = result or {}
-        self._writer = writer
+        self._writer, self._link = writer, link
+        if link.ping_s:
+            self._pings = asyncio.create_task(_ping(writer, link.ping_s))
         return reader
+
+    async def _first_answer(self, reader: asyncio.StreamReader, link: Link) -> dict[str, Any]:
+        """The answer to hello, after what a login shell may have printed."""
+        noise = bytearray()
+        try:
+            async with asyncio.timeout(link.hello_timeout_s):
+                while not (line := await self._first_line(reader, link, noise)):
+                    continue
+        except TimeoutError:
+            raise link.mute() from None
+        reply = rpc.parse_line(line, where=self.host.name, methods={0: "hello"})
+        if isinstance(reply, rpc.Reply) and reply.error is not None:
+            if reply.code == rpc.NO_AGENT_CODE:
+                raise NotNow(told_by_far_end(self.host.name, reply.error))
+            raise reply.error
+        hello = (reply.result if isinstance(reply, rpc.Reply) else None) or {}
+        rpc.check_hello(hello, self.host.name)
+        return hello
+
+    async def _first_line(self, reader: asyncio.StreamReader, link: Link, noise: bytearray) -> bytes:
+        """The next line if it is of the protocol, else b"" and it is added to the noise. Raises what the end means."""
+        try:
+            line = await reader.readline()
+        except ConnectionError:  # ssh ended before it read our hello
+            line = b""
+        if not line.endswith(b"\n"):
+            failure = await asyncio.to_thread(link.ended, (noise + line).decode(errors="replace"))
+            raise failure
+        word = rpc.first_word(line)
+        if word or not link.noise_max_bytes:
+            return word or line
+        noise += line
+        if len(noise) > link.noise_max_bytes:
+            raise noisy(self.host.name, noise.decode(errors="replace"))
+        return b""
 
     async def _converse(self, reader: asyncio.StreamReader) -> None:
         """Reads until the agent is gone for good. Ends by failing whatever still waits."""
         try:
             while True:
                 why = await self._read_until_lost(reader)
+                why = (self._link.last_words() if self._link is not None else "") or why
                 await self._hang_up()
                 self._forget_what_cannot_be_repeated(why)
                 self.on_words(f"lost the agent ({why}); connecting again")
@@ -215,3 +252,16 @@ class AgentClient:
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(error)
+
+
+async def _ping(writer: asyncio.StreamWriter, every_s: float) -> None:
+    """Empty lines, so that the far end knows that there is still somebody."""
+    while True:
+        await asyncio.sleep(every_s)
+        writer.write(b"\n")
+
+
+async def _let_go(writer: asyncio.StreamWriter, link: Link) -> None:
+    writer.close()
+    await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+    await asyncio.to_thread(link.close)

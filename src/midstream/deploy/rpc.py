@@ -18,15 +18,19 @@ LINE_MAX_BYTES = 8 * 1024 * 1024  # of what the agent says
 REQUEST_MAX_BYTES = 2 * 1024 * 1024
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
+NO_AGENT_CODE = -32001  # said by `agent connect` in the place of an agent that is not there
+UNADDRESSED = -1  # the id of an error that answers no request in particular
+_FIRST_WORD = b'{"jsonrpc"'
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to request `id`: exactly one of `result` and `error`."""
+    """The answer to request `id`: exactly one of `result` and `error`. code: of JSON-RPC, 0 without an error."""
 
     id: int
     result: dict[str, Any] | None
     error: MidstreamError | None
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,23 @@ def parse_line(line: bytes, *, where: str, methods: dict[int, str] | None = None
         params = message.get("params")
         return Notice(str(message["method"]), params if isinstance(params, dict) else {})
     request_id = message.get("id")
+    if request_id is None and "error" in message:
+        request_id = UNADDRESSED
     if not isinstance(request_id, int) or ("result" in message) == ("error" in message):
         raise _not_protocol(where, line)
     if "error" in message:
         method = (methods or {}).get(request_id, "")
-        return Reply(request_id, None, _error_of(message["error"], where, method))
+        error = message["error"]
+        code = error.get("code") if isinstance(error, dict) else None
+        return Reply(request_id, None, _error_of(error, where, method), code if isinstance(code, int) else 0)
     result = message["result"]
     return Reply(request_id, result if isinstance(result, dict) else {"value": result}, None)
+
+
+def first_word(line: bytes) -> bytes:
+    """The message in a line that may begin with what a login shell printed; b"" when there is none in it."""
+    start = line.find(_FIRST_WORD)
+    return line[start:] if start >= 0 else b""
 
 
 def _not_protocol(where: str, line: bytes) -> HostError:
