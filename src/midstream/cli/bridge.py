@@ -1,8 +1,8 @@
 """`midstream agent connect`: stdin and stdout to the agent's control socket, for the far end of an ssh.
 
-Copies bytes, but for the empty lines by which the client says that it is still there. Runs on the host, once for each client that came over ssh; ends with the
-client, and when nothing was heard of it for too long: sshd notices a cut network only after hours, and the lease of a deploy
-runs out only when the connection ends.
+Copies bytes, but for the empty lines by which the client says that it is still there. Runs on the host, once for each
+client that came over ssh; ends with the client, and when nothing was heard of it for too long: sshd notices a cut network
+only after hours, and the lease of a deploy runs out only when the connection ends.
 """
 
 from __future__ import annotations
