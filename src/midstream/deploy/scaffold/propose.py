@@ -30,10 +30,15 @@ def propose(folder: Path) -> Proposal:
 
 def propose_for(tree: Tree) -> Proposal:
     """The same for files already read. Pure."""
-    draft = next((found for recognise in _RECOGNISERS if (found := recognise(tree)) is not None), None)
-    draft = procfile.with_processes(tree, draft) or draft or _unknown()
+    draft = recognised_in(tree) or _unknown()
     notes = [*draft.notes, *_notes_on(tree, draft, app_name(tree.name))]
     return Proposal(render(draft, app_name(tree.name), tree.branch), tuple(notes))
+
+
+def recognised_in(tree: Tree) -> Draft | None:
+    """What the project's own files tell; None where no recogniser knows it and there is no Procfile. Pure."""
+    draft = next((found for recognise in _RECOGNISERS if (found := recognise(tree)) is not None), None)
+    return procfile.with_processes(tree, draft) or draft
 
 
 def _notes_on(tree: Tree, draft: Draft, app: str) -> list[str]:

@@ -28,7 +28,7 @@ def listed(items: Iterable[str]) -> str:
 def render(draft: Draft, app: str, branch: str = "") -> str:
     """The whole file. app: the app's name. branch: the one checked out; "" is not known."""
     parts = [
-        _comment(
+        comment_lines(
             f"{draft.what[0].upper()}{draft.what[1:]}, as `midstream init` found it. Correct what it could not know; "
             "every key is described in docs/configuration.md. `midstream check` reads this file and tells every "
             "mistake, `midstream deploy` deploys the last commit to this machine."
@@ -37,36 +37,36 @@ def render(draft: Draft, app: str, branch: str = "") -> str:
         _env(draft),
         _build(draft),
         _migrate(draft),
-        *(_service(service) for service in draft.services),
+        *(service_text(service) for service in draft.services),
         _stages(app, draft),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _comment(text: str) -> str:
+def comment_lines(text: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(text, _WIDTH - 2, break_on_hyphens=False))
 
 
-def _setting(setting: Setting) -> str:
+def setting_line(setting: Setting) -> str:
     comment = f"  # {setting.comment}" if setting.comment else ""
     line = f"{'# ' if setting.off else ''}{setting.key} = {setting.value}{comment}"
     if not comment or len(line) <= _WIDTH + 10 or "\n" in setting.value:
         return line + "\n"
-    return _comment(setting.comment) + _setting(Setting(setting.key, setting.value, off=setting.off))
+    return comment_lines(setting.comment) + setting_line(Setting(setting.key, setting.value, off=setting.off))
 
 
 def _top(draft: Draft, app: str, branch: str) -> str:
-    out = "".join(_comment(f"NOTE: {note}") for note in draft.notes)
+    out = "".join(comment_lines(f"NOTE: {note}") for note in draft.notes)
     out += "\n" if draft.notes else ""
     out += f"app = {quoted(app)}\n"
     what = "what is deployed when the command names nothing"
-    out += _setting(Setting("branch", quoted(branch or "main"), what, off=branch in ("", "main")))
-    out += _setting(Setting("deploy_to", quoted(f"/srv/{app}"), "the app's folder on its hosts", off=True))
+    out += setting_line(Setting("branch", quoted(branch or "main"), what, off=branch in ("", "main")))
+    out += setting_line(Setting("deploy_to", quoted(f"/srv/{app}"), "the app's folder on its hosts", off=True))
     if draft.linked_dirs:
         out += f"linked_dirs = {listed(draft.linked_dirs)}  # kept in shared/, the same for every release\n"
     if draft.linked_files:
         out += f"linked_files = {listed(draft.linked_files)}  # likewise; must exist in shared/ before a deploy\n"
-    return out + "".join(_setting(setting) for setting in draft.settings)
+    return out + "".join(setting_line(setting) for setting in draft.settings)
 
 
 def _env(draft: Draft) -> str:
@@ -75,7 +75,7 @@ def _env(draft: Draft) -> str:
     out = "[env]\n"
     if draft.path:
         out += f"path = {listed(draft.path)}  # put in front of PATH, inside the release\n"
-    return out + "".join(_setting(setting) for setting in draft.variables)
+    return out + "".join(setting_line(setting) for setting in draft.variables)
 
 
 def _build(draft: Draft) -> str:
@@ -99,10 +99,10 @@ def _migrate(draft: Draft) -> str:
     return f"[migrate]\nrun = {quoted(line.command)}  # {comment}\n"
 
 
-def _service(service: ServiceDraft) -> str:
-    out = _comment(service.comment) if service.comment else ""
+def service_text(service: ServiceDraft) -> str:
+    out = comment_lines(service.comment) if service.comment else ""
     out += f"[services.{service.name}]\ncommand = {quoted(service.command)}\n"
-    return out + "".join(_setting(setting) for setting in service.settings)
+    return out + "".join(setting_line(setting) for setting in service.settings)
 
 
 def _stages(app: str, draft: Draft) -> str:
