@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from midstream.deploy.scaffold.capistrano_plugins import NEEDLESS
 from midstream.deploy.scaffold.capistrano_syntax import (
     Assign,
     Block,
