@@ -772,7 +772,7 @@ class Deploys:
 
 def is_of_deploy(key: SpawnKey) -> bool:
     """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
-    return key.service not in ("+run", "+check")
+    return key.service not in ("+run", "+check", "+look")
 
 
 def live_releases(host: Host, app: str) -> set[str]:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 from midstream.agent import crashpoint
 from midstream.agent.channels import Channels
@@ -24,6 +25,7 @@ from midstream.agent.keeper_orders import KeeperOrders
 from midstream.agent.listeners import ListenerTable
 from midstream.agent.logs import ChannelName, Logs
 from midstream.agent.logs.follow import last_lines
+from midstream.agent.looking import Looks
 from midstream.agent.oneshots import OneShots, exit_text
 from midstream.agent.processes import Name, Place3, Processes
 from midstream.agent.spawning import (
@@ -42,6 +44,7 @@ from midstream.core.events import (
     Event,
     HandoverNews,
     KillTree,
+    Look,
     Note,
     Retired,
     Signal,
@@ -83,6 +86,7 @@ class Host:
         self.who: dict[Name, str] = {}  # who asked for what the service is doing now
         self.listeners = ListenerTable(self.connected, uid)
         self.processes = Processes(self)
+        self.looks = Looks(self)
         self.channels = Channels(self)
         self.orders = KeeperOrders(self)
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
@@ -326,6 +330,8 @@ class Host:
         match effect:
             case Watch():
                 self.processes.watch(name, effect)
+            case Look():
+                self.looks.look(name, effect)
             case Signal():
                 await self._signal(name, effect)
             case KillTree():
@@ -355,10 +361,19 @@ class Host:
         """What the generation is started from; read once from the store."""
         found = self.generations.get((app, number))
         if found is None:
-            found = self.store.generation(app, number)
+            found = self.store.generation(app, number) or self._copied_record(app, number)
             if found is not None:
                 self.generations[app, number] = found
         return found
+
+    def _copied_record(self, app: str, number: int) -> GenerationRecord | None:
+        """Of a fresh generation of a release that was quieted: it is started from what that was started from."""
+        for (owner, _), service in self.services.items():
+            generation = service.generation(number) if owner == app else None
+            source = self.record(app, generation.copy_of) if generation is not None and generation.copy_of else None
+            if source is not None:
+                return replace(source, number=number)
+        return None
 
     def forget_app(self, app: str) -> None:
         """Of an app that is no more nothing is kept, here and by the keeper; whoever has its name next begins anew."""
@@ -504,7 +519,8 @@ class Host:
         folder = self.place(app, service, number).run
         if not remove_tree(folder):
             self.note(app, service, "attention", f"too much was in {folder}: what is left there is yours", number)
-        used = {item.number for key, value in self.services.items() if key[0] == app for item in value.generations}
+        mine = [item for key, value in self.services.items() if key[0] == app for item in value.generations]
+        used = {item.number for item in mine} | {item.copy_of for item in mine}
         record = self.apps.get(app)
         if number not in used and (record is None or number != record.committed_generation):
             self.generations.pop((app, number), None)

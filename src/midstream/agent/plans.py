@@ -9,6 +9,7 @@ from midstream.core.generation import GenerationPlan, Park
 from midstream.core.spec import HandoverPolicy, Readiness, ServiceSpec
 from midstream.profiles.profile import Profile, Proof
 from midstream.profiles.servers import profile_named, recognise
+from midstream.profiles.workers import stop_timeout_s
 
 
 def profile_of(service: ServiceSpec) -> Profile:
@@ -41,6 +42,7 @@ def plan_of(service: ServiceSpec) -> GenerationPlan:
     """
     profile = profile_of(service)
     policy = policy_of(service, profile)
+    life = profile.worker
     shares_listener = bool(service.listen) and policy is HandoverPolicy.OVERLAP
     return GenerationPlan(
         instances=service.instances,
@@ -54,10 +56,14 @@ def plan_of(service: ServiceSpec) -> GenerationPlan:
         park=Park(profile.park.value),
         park_signal=profile.park_signal,
         unpark_signal=profile.unpark_signal,
-        drain_signal=service.stop_signal or profile.drain_signal,
+        drain_signal=profile.drain_signal if life else service.stop_signal or profile.drain_signal,
         drain_timeout_s=service.drain_timeout_s,
         stop_signal=service.stop_signal or profile.stop_signal,
-        stop_timeout_s=service.stop_timeout_s,
+        stop_timeout_s=stop_timeout_s(profile, service.command, service.shell, service.stop_timeout_s),
+        quiet_signal=life.quiet_signal if life else "",
+        quiet_once=bool(life and life.quiet_once),
+        quiet_timeout_s=life.quiet_timeout_s if life else 30.0,
+        leaves_when_idle=bool(life and life.leaves_when_idle),
         max_draining=service.max_draining,
         surge=service.surge,
         restart_on=service.restart_on,

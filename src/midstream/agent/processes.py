@@ -71,6 +71,7 @@ class Processes:
     def gone(self, name: Name, place: Place3) -> None:
         """It has ended: nobody watches it any more."""
         live = self._live.pop((*name, *place), None)
+        self._host.looks.gone(name, place)
         self._early.pop((*name, *place), None)
         if live is None:
             return
@@ -102,6 +103,9 @@ class Processes:
         async def said_ready() -> None:
             await live.ready.wait()
 
+        async def listed(trouble: list[str]) -> None:
+            await self._host.looks.until_listed(name, place, trouble)
+
         subject = watching.Subject(
             *place,
             readiness=readiness_of(spec, profile),
@@ -119,6 +123,7 @@ class Processes:
             pids=pids,
             said_ready=said_ready,
             run_command=run_command,
+            listed=listed if profile.worker is not None else None,
         )
         if live.watcher is not None:
             live.watcher.cancel()

@@ -19,11 +19,15 @@ from midstream.agent.work import Work
 from midstream.core import steps
 from midstream.core.events import Begin, Commit, Event, Go, HandoverNews, Remove, Revert, Soak
 from midstream.core.generation import Generation, GenerationState
+from midstream.core.instance import ALIVE
 from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.phases import Phase
 from midstream.core.service import Service
+from midstream.core.turn import goes_quiet
 from midstream.errors import AppError, AttentionError, HostError, MidstreamError
 from midstream.linux import clock
+
+_OF_NO_DEPLOY = ("+run", "+check", "+look")
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -74,16 +78,20 @@ async def _begin(work: Work, record: GenerationRecord) -> None:
         await host.listeners.open_service(work.spec, service, app.owner_uid)
     changes: list[tuple[Name, Event]] = []
     now_s = clock.boottime_s()
+    last = number
     for name, service in chosen.items():
         plan = plan_of(service)
         candidate = Generation(number, record.release, GenerationState.PREPARED, plan, since_s=now_s)
         queued = plan.policy == "replace" or bool(service.depends_on)
-        changes.append(((app.app, name), Begin(candidate, queued)))
+        old = host.services[app.app, name].committed if (app.app, name) in host.services else None
+        spare = last + 1 if old is not None and goes_quiet(old, candidate) else 0
+        last = spare or last
+        changes.append(((app.app, name), Begin(candidate, queued, spare)))
         work.tell("handover", "line", line=f"{name}: starting {service.instances} of generation {number}", service=name)
     for key in [key for key in host.news if key[0] == app.app]:
         del host.news[key]
     host.intent_of[app.app] = work.intent.id
-    after = replace(app, generation=number)
+    after = replace(app, generation=last)
 
     def write() -> None:
         host.store.put_app(after)
@@ -129,7 +137,7 @@ class _Turns:
         self.gone: set[str] = set()  # services that were given their word
 
     def proven(self) -> set[str]:
-        passed = (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
+        passed = (Phase.PROVEN, Phase.QUIETING, Phase.SOAKING, Phase.SOAKED)
         return {name for name in self._policies if _phase_of(self._work, name) in passed}
 
     def may_go(self, proven: set[str]) -> list[str]:
@@ -214,8 +222,31 @@ async def _soak(work: Work) -> None:
     def over() -> bool:
         return _failed(work) is not None or all(_phase_of(work, name) is Phase.SOAKED for name in work.intent.services)
 
-    await work.host.until(over)
+    said = ""
+    while not await work.host.until(over, timeout_s=1.0):
+        for name in work.intent.services:
+            words = _quieting_words(work, name)
+            if words and words != said:
+                work.tell("handover", "line", line=words, service=name)
+                said = words
     _raise_if_failed(work)
+
+
+def _quieting_words(work: Work, name: str) -> str:
+    """Which of the old workers are not proven quiet yet, and what they have in hand."""
+    if _phase_of(work, name) is not Phase.QUIETING:
+        return ""
+    service = work.host.services[work.intent.app, name]
+    old = service.committed
+    waiting = [item for item in service.of(old.number) if item.state in ALIVE and not item.quiet] if old else []
+    words = []
+    for item in waiting:
+        seen = work.host.looks.seen((work.intent.app, name), (item.generation, item.slot, item.attempt))
+        in_hand = (
+            f"{len(seen.jobs)} jobs in hand" if seen is not None and seen.listed else item.trouble or "not heard of"
+        )
+        words.append(f"{item.slot} ({in_hand})")
+    return f"{name}: waiting for the old workers to be quiet: {', '.join(words)}" if words else ""
 
 
 async def commit(work: Work) -> None:
@@ -297,7 +328,7 @@ async def revert(work: Work, reason: str) -> None:
     _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
     for key in host.one_shots.running():
         words = key.split("/")
-        if words[0] == work.intent.app and words[1] not in ("+run", "+check") and int(words[2]) == work.intent.number:
+        if words[0] == work.intent.app and words[1] not in _OF_NO_DEPLOY and int(words[2]) == work.intent.number:
             await host.one_shots.stop(key)
     waiting = [
         (work.intent.app, name)

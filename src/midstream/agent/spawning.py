@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -275,3 +276,11 @@ def one_shot(
             fds=(*placed, FdPlacement(1, f"channel:{channel}"), FdPlacement(2, f"channel:{channel}")),
         )
     )
+
+
+def step_argv(name: str) -> tuple[str, ...]:
+    """How this copy of Midstream runs its step programs: the zipapp or package folder that the agent was started from."""
+    copy = os.path.abspath(sys.argv[0])
+    if os.path.isfile(os.path.join(copy, "__main__.py")) or copy.endswith(".pyz"):
+        return (sys.executable, "-I", copy, "steps", name)
+    return (sys.executable, "-I", "-m", "midstream.steps", name)

@@ -47,6 +47,7 @@ class Subject:
     pids: Callable[[], Collection[int]]
     said_ready: Callable[[], Awaitable[None]]
     run_command: Callable[[tuple[str, ...], float], Awaitable[HealthResult]]
+    listed: Callable[[list[str]], Awaitable[None]] | None = None  # until its job library lists it; says why not in [0]
 
 
 async def watch(subject: Subject, report: Callable[[Event], None]) -> None:
@@ -88,6 +89,10 @@ async def _until_ready(subject: Subject, trouble: list[str]) -> str:
         case Readiness.LISTENING:
             await _until_held(subject, trouble)
             await asyncio.sleep(subject.min_uptime_s)
+        case Readiness.HEARTBEAT:
+            if subject.listed is None:
+                return 'ready = "heartbeat" is for workers of a job library that is known'
+            await subject.listed(trouble)
         case Readiness.HEALTH:
             return await _until_answered(subject, trouble)
     return ""

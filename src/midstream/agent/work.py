@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 from midstream.agent import crashpoint
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
-from midstream.agent.spawning import Place, account_for, command_spec, one_shot
+from midstream.agent.spawning import Place, account_for, command_spec, one_shot, step_argv
 from midstream.agent.store import AppRecord, GenerationRecord
 from midstream.core import steps
 from midstream.core.intent import Intent, IntentEvent, advance
@@ -246,14 +245,6 @@ class Work:
             serving=self.serving(),
             remedy="mend it, commit, and deploy again",
         )
-
-
-def step_argv(name: str) -> tuple[str, ...]:
-    """How this copy of Midstream runs its step programs: the zipapp or package folder that the agent was started from."""
-    copy = os.path.abspath(sys.argv[0])
-    if os.path.isfile(os.path.join(copy, "__main__.py")) or copy.endswith(".pyz"):
-        return (sys.executable, "-I", copy, "steps", name)
-    return (sys.executable, "-I", "-m", "midstream.steps", name)
 
 
 def _request(request: object) -> Any:

@@ -236,6 +236,9 @@ SERVICE = Table(
         Key("max_draining", "max_draining", read.whole(1, 100), "Old generations that may drain at a time."),
         Key("watchdog", "watchdog_s", read.duration, "WATCHDOG=1 must come within this time, else it is restarted; 0 "
             "none."),
+        Key("redis", "redis", read.text, "Of a worker: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` or `unix:///PATH[?db=N]`, "
+            "where its job library keeps its jobs. The agent asks there whether it is quiet.",
+            "from its command, `REDIS_URL`, else `redis://localhost:6379/0`"),
         Key("env", "env", env, "Variables for this service alone; see `[env]`."),
         Key("user", "user", read.user, "Who it runs as; needs root, and a grant.", "the app's user"),
         Key("group", "group", read.user, "Its group.", "the user's"),

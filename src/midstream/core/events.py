@@ -85,16 +85,31 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """What the job library says of a worker. quiet: it begins nothing new. idle: and has nothing in hand. trouble: why
+    nothing is known of it; then the rest means nothing."""
+
+    generation: int
+    slot: int
+    attempt: int
+    quiet: bool = False
+    idle: bool = False
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A new generation, PREPARED, is to take over. queued: wait for Go (policy replace, once all others are proven)."""
+    """A new generation, PREPARED, is to take over. queued: wait for Go (policy replace, once all others are proven).
+    spare: the number for a fresh generation of the old release, should it be needed."""
 
     generation: Generation
     queued: bool = False
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +143,21 @@ class SetHold:
 
 
 @dataclass(frozen=True, slots=True)
+class Quieten:
+    """The committed workers are to begin nothing new until deadline_s, outside of a handover."""
+
+    spare: int
+    deadline_s: float
+    owner: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waken:
+    """The quiet ends: a fresh generation takes over from the quiet one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """The service is no longer part of the app: its committed generation drains, and nothing follows."""
 
@@ -141,6 +171,7 @@ Event = (
     | Unhealthy
     | Extended
     | Said
+    | Observed
     | Tick
     | Begin
     | Go
@@ -149,6 +180,8 @@ Event = (
     | Revert
     | Want
     | SetHold
+    | Quieten
+    | Waken
     | Remove
 )
 
@@ -173,6 +206,15 @@ class Watch:
     attempt: int
     confirm: bool
     ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask the job library about the worker, again and again, for as long as it lives: Observed."""
+
+    generation: int
+    slot: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +263,4 @@ class Note:
     slot: int = -1
 
 
-Effect = Spawn | Watch | Signal | KillTree | Sweep | HandoverNews | Retired | Note
+Effect = Spawn | Watch | Look | Signal | KillTree | Sweep | HandoverNews | Retired | Note

@@ -121,6 +121,10 @@ class GenerationPlan:
     drain_timeout_s: float = 60.0
     stop_signal: str = "TERM"
     stop_timeout_s: float = 10.0
+    quiet_signal: str = ""  # workers: begin no further job; its effect is looked up in the job library
+    quiet_once: bool = False  # a second such signal, or the stop signal after it, cuts the job in hand
+    quiet_timeout_s: float = 30.0  # the signal to the proof
+    leaves_when_idle: bool = False  # quiet and idle it ends by itself; else it has to be stopped
     max_draining: int = 2
     surge: int = 0
     restart_on: str = "always"
@@ -138,7 +142,9 @@ class GenerationPlan:
 class Generation:
     """One generation as it is stored. since_s: CLOCK_BOOTTIME of the last change of state. deadline_s: when a draining
     or failed one is stopped by force. finished: slots that ended for good, because `restart_on` says so. told: (slot,
-    attempt) of what was told to end: none is told to drain twice, and an end that was asked for is not the last."""
+    attempt) of what was told to end: none is told to drain twice, and an end that was asked for is not the last.
+    quieted: likewise, of what was told to begin nothing new while it was committed. copy_of: the generation whose
+    configuration a fresh one of the same release was started from (0: its own)."""
 
     number: int
     release: str
@@ -150,6 +156,8 @@ class Generation:
     note: str = ""
     finished: tuple[int, ...] = ()
     told: tuple[tuple[int, int], ...] = ()
+    quieted: tuple[tuple[int, int], ...] = ()
+    copy_of: int = 0
 
 
 def pause_s(plan: GenerationPlan, streak: int, luck: float) -> float:

@@ -111,7 +111,8 @@ class Instance:
     due_s: not before this CLOCK_BOOTTIME while waiting. deadline_s: when the present state has lasted too long (0:
     never). healthy_since_s: ready and checked since (0: not). streak: crashes in a row. again: start again once it has
     ended. parked: was told to, and not yet to wake. signalled_s: when it was told to drain or to wake, until that is
-    stored.
+    stored. Of a worker: looked: its job library is being asked about it; seen: it was found there; quieted: was told to
+    begin nothing new; unsure: by an earlier agent, perhaps; quiet: proven to; trouble: why nothing is known.
     """
 
     generation: int
@@ -129,6 +130,12 @@ class Instance:
     draining: bool = False
     parked: bool = False
     signalled_s: float = 0.0
+    looked: bool = False
+    seen: bool = False
+    quieted: bool = False
+    unsure: bool = False
+    quiet: bool = False
+    trouble: str = ""
     last_exit: str = ""
     why: str = ""
     status_text: str = ""

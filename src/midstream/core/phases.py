@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 class Phase(enum.Enum):
     """Where a handover stands. QUEUED: recorded, waits for the host to give it the word (services with `replace` go
     last). TRYING: the throw-away instance. CLEARING: `replace` stops the old. STARTING: the real instances. PROVEN:
-    waits for the other services of the host. SOAKING, SOAKED: on probation, and through."""
+    waits for the other services of the host. QUIETING: the old workers are told to begin no further job, until each is
+    proven to. SOAKING, SOAKED: on probation, and through."""
 
     QUEUED = "queued"
     TRYING = "trying"
     CLEARING = "clearing"
     STARTING = "starting"
     PROVEN = "proven"
+    QUIETING = "quieting"
     SOAKING = "soaking"
     SOAKED = "soaked"
 
@@ -28,6 +30,21 @@ class Handover:
     generation: int
     phase: Phase
     since_s: float
+    spare: int = 0  # the number of the fresh generation that goes back to the old release, once that was quieted
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """The committed generation begins nothing new, and what ends of it is not started again. It cannot be undone: when it
+    ends, a fresh generation of the same release, numbered `spare`, takes its place. deadline_s: CLOCK_BOOTTIME; 0: as long
+    as the handover."""
+
+    generation: int
+    spare: int
+    since_s: float
+    deadline_s: float = 0.0
+    owner: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 from midstream.core.generation import PROVISIONAL, Generation, GenerationState
 from midstream.core.instance import ALIVE, Instance, InstanceState
-from midstream.core.phases import Handover, Hold, Phase
+from midstream.core.phases import Handover, Hold, Phase, Quiet
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The first five fields are durable; instances are not."""
+    """All but the instances is durable."""
 
     app: str
     name: str
@@ -28,6 +28,7 @@ class Service:
     hold: Hold | None = None
     generations: tuple[Generation, ...] = ()
     handover: Handover | None = None
+    quiet: Quiet | None = None
     instances: tuple[Instance, ...] = ()
 
     def generation(self, number: int) -> Generation | None:
@@ -58,11 +59,15 @@ def wake_s(service: Service) -> float | None:
             times.append(item.healthy_since_s + plan.backoff_reset_s)
     if service.hold is not None:
         times.append(service.hold.deadline_s)
+    if service.quiet is not None and service.quiet.deadline_s:
+        times.append(service.quiet.deadline_s)
     handover = service.handover
     if handover is not None:
         generation = service.generation(handover.generation)
         if generation is not None and handover.phase is Phase.SOAKING:
             times.append(handover.since_s + generation.plan.soak_s)
+        if handover.phase is Phase.QUIETING and service.committed is not None:
+            times.append(handover.since_s + service.committed.plan.quiet_timeout_s)
         if generation is not None and handover.phase in (Phase.TRYING, Phase.STARTING):
             healthy = [item.healthy_since_s for item in service.of(generation.number) if item.healthy_since_s]
             # While one of them is not healthy, that the others have been so for long enough moves nothing.
@@ -77,6 +82,8 @@ def standing_orders(service: Service) -> dict[int, Instance]:
     committed = service.committed
     if committed is None or not service.want_up or service.hold is not None or cleared(service):
         return {}
+    if service.quiet is not None:
+        return {}  # one that is quiet and ends must not come back as one that fetches
     if committed.plan.restart_on != "always":
         return {}  # the keeper cannot judge an exit code; the agent will, when it is back
     return {

@@ -23,13 +23,15 @@ class HandoverPolicy(enum.Enum):
 
 class Readiness(enum.Enum):
     """How an instance says that it is ready. `notify`: sd_notify READY=1. `fd`: a newline on `{ready_fd}` (s6).
-    `health`: its health check is answered. `listening`: its tree holds all listeners. `alive`: it ran for `min_uptime`."""
+    `health`: its health check is answered. `listening`: its tree holds all listeners. `alive`: it ran for `min_uptime`.
+    `heartbeat`: its job library lists it as a worker."""
 
     NOTIFY = "notify"
     FD = "fd"
     HEALTH = "health"
     LISTENING = "listening"
     ALIVE = "alive"
+    HEARTBEAT = "heartbeat"
 
 
 class Source(enum.Enum):
@@ -140,6 +142,7 @@ class ServiceSpec:
     surge: int = 0  # instances beyond the old ones at a time; 0: all at once
     max_draining: int = 2
     watchdog_s: float = 0.0  # 0: none; WATCHDOG=1 must come within this time
+    redis: str = ""  # where a worker's job library keeps its truth; "" : from its command and environment
     env: EnvSpec = EnvSpec()
     user: str = ""  # "" : the app's user
     group: str = ""

@@ -17,6 +17,7 @@ from typing import Any
 from midstream import errors
 
 RESULT_MARK = "\x1e"
+WORKERS_MARK = "\x1d"
 REQUEST_FD = 3
 PACK_FD = 4
 
@@ -188,6 +189,32 @@ class Diff:
 
 
 @dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker process: its slot and attempt, the pid of the instance and when that began (epoch seconds)."""
+
+    slot: int
+    attempt: int
+    pid: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Ask a job library's own records about its workers on this host, every `pause_s`, for `for_s` seconds (0: once).
+
+    Lines: `WORKERS_MARK` + JSON, a list of {slot, attempt, listed, quiet, busy, beat, jobs: [{id, name, queue, since}],
+    trouble}; `beat` and `since` are epoch seconds. Written when something changed, and every five seconds.
+    -> {}
+    """
+
+    library: str  # sidekiq, rq
+    url: str
+    workers: tuple[Worker, ...]
+    pause_s: float = 0.25
+    for_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Several:
     """Run steps one after the other in one process; the first error ends it and is the answer.
 
@@ -212,6 +239,7 @@ REQUESTS: dict[str, type] = {
     "cleanup": Cleanup,
     "discard": Discard,
     "diff": Diff,
+    "workers": Workers,
     "several": Several,
 }
 

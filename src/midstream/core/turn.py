@@ -20,7 +20,10 @@ from midstream.core.events import (
     HandoverNews,
     Healthy,
     KillTree,
+    Look,
     Note,
+    Observed,
+    Quieten,
     Ready,
     Refuted,
     Remove,
@@ -35,6 +38,7 @@ from midstream.core.events import (
     Sweep,
     Tick,
     Unhealthy,
+    Waken,
     Want,
     Watch,
 )
@@ -60,7 +64,7 @@ from midstream.core.instance import (
     InstanceEvent,
     InstanceState,
 )
-from midstream.core.phases import Handover, Phase
+from midstream.core.phases import Handover, Phase, Quiet
 from midstream.core.service import Service, cleared, soaks
 
 
@@ -100,6 +104,11 @@ def restore(
     return turn.service, tuple(turn.effects)
 
 
+def goes_quiet(old: Generation, candidate: Generation) -> bool:
+    """Whether the old workers must be proven quiet before the new ones are committed."""
+    return candidate.plan.policy == "drain" and bool(old.plan.quiet_signal)
+
+
 class _Turn:
     """One step in the making: mutable, lives for one call."""
 
@@ -126,6 +135,8 @@ class _Turn:
             healthy_since_s=self.now_s if proven else 0.0,
             parked=generation.parked,
         )
+        quieted = (seen.slot, seen.attempt) in generation.quieted
+        known = replace(known, quieted=quieted, unsure=quieted)
         told = (seen.slot, seen.attempt) in generation.told
         if generation.state in ENDING and told:
             known = replace(known, state=InstanceState.STOPPING, draining=True, deadline_s=generation.deadline_s)
@@ -183,6 +194,8 @@ class _Turn:
                 found = self._find(event)
                 if found is not None:
                     self._put(replace(found, status_text=event.text))
+            case Observed():
+                self._observed(event)
             case Tick():
                 self._tick()
             case _:
@@ -204,11 +217,15 @@ class _Turn:
                 self._want(event.up)
             case SetHold():
                 self.service = replace(self.service, hold=event.hold)
+            case Quieten():
+                self._quieten(event)
+            case Waken():
+                self._relieve()
             case Remove():
                 self._remove()
 
     def _find(
-        self, event: Spawned | Ended | Ready | Healthy | Refuted | Unhealthy | Extended | Said
+        self, event: Spawned | Ended | Ready | Healthy | Refuted | Unhealthy | Extended | Said | Observed
     ) -> Instance | None:
         """The instance that the event speaks of; None when it speaks of an earlier attempt."""
         for item in self.service.instances:
@@ -351,14 +368,18 @@ class _Turn:
             return replace(instance, deadline_s=self.now_s + generation.plan.healthy_timeout_s + 5.0)
         return replace(instance, healthy_since_s=self.now_s, deadline_s=0.0)
 
-    def _signal(self, instance: Instance, generation: Generation) -> Instance:
+    def _signal(self, instance: Instance, generation: Generation, cut: bool = False) -> Instance:
+        """cut: whatever it has in hand."""
         name = (instance.generation, instance.slot, instance.attempt)
         plan = generation.plan
         if instance.draining:
-            self.effects.append(Signal(*name, plan.drain_signal))
+            if not instance.quieted:  # else it was told, by the same or a stronger word
+                self.effects.append(Signal(*name, plan.drain_signal))
             deadline = generation.deadline_s or self.now_s + plan.drain_timeout_s
             return replace(instance, deadline_s=max(deadline, self.now_s), signalled_s=self.now_s)
-        self.effects.append(Signal(*name, plan.stop_signal))
+        again = instance.quieted and plan.quiet_once and not cut
+        if not again:
+            self.effects.append(Signal(*name, plan.stop_signal))
         return replace(instance, deadline_s=self.now_s + plan.stop_timeout_s)
 
     def _ended(self, event: Ended) -> None:
@@ -450,6 +471,9 @@ class _Turn:
         if hold is not None and hold.deadline_s <= self.now_s:
             self._note("hold", f"the hold of {hold.owner} ran out")
             self.service = replace(self.service, hold=None)
+        quiet = self.service.quiet
+        if quiet is not None and quiet.deadline_s and quiet.deadline_s <= self.now_s:
+            self._relieve()
         for instance in self.service.instances:
             if instance.deadline_s and instance.deadline_s <= self.now_s and instance.state in ALIVE:
                 self._deadline(instance)
@@ -465,7 +489,7 @@ class _Turn:
         assert generation is not None
         if instance.state is InstanceState.STOPPING and instance.draining:
             self._note("drain", "drain time-out: what is unfinished is cut", instance.generation, instance.slot)
-            self._put(self._signal(replace(instance, draining=False), generation))
+            self._put(self._signal(replace(instance, draining=False), generation, cut=True))
             return
         if generation.state in ENDING and instance.state in JUDGED:
             return  # another one's time-out failed the generation just now; it is stopped like any other
@@ -508,7 +532,8 @@ class _Turn:
         if any(known.number >= event.generation.number for known in self.service.generations):
             raise IllegalTransition(f"generation {event.generation.number} is not newer than all that there are")
         self._put_generation(replace(event.generation, since_s=self.now_s))
-        self.service = replace(self.service, handover=Handover(event.generation.number, Phase.QUEUED, self.now_s))
+        begun = Handover(event.generation.number, Phase.QUEUED, self.now_s, event.spare)
+        self.service = replace(self.service, handover=begun)
         if not event.queued:
             self._enter_first_phase()
 
@@ -533,8 +558,12 @@ class _Turn:
         generation = self.service.generation(handover.generation)
         assert generation is not None
         self._advance(generation, GenerationEvent.SOAK)
-        self._enter(Phase.SOAKING)
         old = self.service.committed
+        if old is not None and goes_quiet(old, generation):
+            self._begin_quiet(Quiet(old.number, handover.spare, self.now_s))
+            self._enter(Phase.QUIETING)
+            return
+        self._enter(Phase.SOAKING)
         if old is not None and generation.plan.soak_s > 0 and old.plan.park is Park.PAUSE:
             self._put_generation(replace(old, parked=True))
             for item in self.service.of(old.number):
@@ -547,11 +576,18 @@ class _Turn:
         generation = self.service.generation(handover.generation) if handover else None
         if generation is None or handover is None or handover.phase not in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED):
             raise IllegalTransition("only a proven handover can be committed")
+        old = self.service.committed
+        if handover.phase is Phase.PROVEN and old is not None and goes_quiet(old, generation):
+            raise IllegalTransition("the old workers are not quiet")
         self._supersede_committed()
         self._advance(generation, GenerationEvent.COMMIT)
-        self.service = replace(self.service, handover=None, want_up=True)
+        self.service = replace(self.service, handover=None, want_up=True, quiet=None)
+        self._retire_surplus(generation.plan.max_draining)
+
+    def _retire_surplus(self, most: int) -> None:
+        """Of more than `most` draining generations the oldest have to end now."""
         draining = [item for item in self.service.generations if item.state is GenerationState.DRAINING]
-        for surplus in draining[: max(0, len(draining) - generation.plan.max_draining)]:
+        for surplus in draining[: max(0, len(draining) - most)]:
             self._put_generation(replace(surplus, deadline_s=self.now_s))
             for item in self.service.of(surplus.number):
                 if item.state is InstanceState.STOPPING:
@@ -569,6 +605,8 @@ class _Turn:
         if candidate is not None:
             self._take_away(candidate, reason)
         self.service = replace(self.service, handover=None)
+        if self.service.quiet is not None and not self.service.quiet.deadline_s:
+            self._relieve()
 
     def _fail(self, number: int, reason: str) -> None:
         generation = self.service.generation(number)
@@ -585,7 +623,9 @@ class _Turn:
     def _want(self, up: bool) -> None:
         if self.service.handover is not None:
             raise IllegalTransition("a handover is under way")
-        self.service = replace(self.service, want_up=up)
+        if up:
+            self._relieve()
+        self.service = replace(self.service, want_up=up, quiet=None)
         committed = self.service.committed
         if up and committed is not None:
             self._put_generation(replace(committed, finished=()))
@@ -596,12 +636,104 @@ class _Turn:
         if self.service.handover is not None:
             raise IllegalTransition("a handover is under way")
         self._supersede_committed()
-        self.service = replace(self.service, want_up=False)
+        self.service = replace(self.service, want_up=False, quiet=None)
+
+    # quiet workers
+
+    def _observed(self, event: Observed) -> None:
+        instance = self._find(event)
+        generation = self.service.generation(event.generation)
+        if instance is None or generation is None or instance.state not in ALIVE:
+            return
+        if event.trouble:
+            self._put(replace(instance, trouble=event.trouble))
+            return
+        known = replace(instance, seen=True, quiet=event.quiet, trouble="")
+        if event.quiet:
+            known = replace(known, unsure=False)
+        elif known.unsure:  # an earlier agent died before it could tell it
+            known = replace(known, unsure=False)
+            draining = known.state is InstanceState.STOPPING
+            signal = generation.plan.drain_signal if draining else generation.plan.quiet_signal
+            self.effects.append(Signal(known.generation, known.slot, known.attempt, signal))
+        self._put(known)
+        if event.idle and known.state is InstanceState.STOPPING and known.draining:
+            self._note("idle", "has finished its jobs", known.generation, known.slot)
+            self._put(self._signal(replace(known, draining=False), generation, cut=True))
+
+    def _quieten(self, event: Quieten) -> None:
+        committed = self.service.committed
+        if self.service.handover is not None:
+            raise IllegalTransition("a handover is under way")
+        if committed is None or not self.service.want_up or not committed.plan.quiet_signal:
+            raise IllegalTransition("there is nothing to quiet")
+        known = self.service.quiet
+        spare = known.spare if known is not None else event.spare
+        since_s = known.since_s if known is not None else self.now_s
+        self._begin_quiet(Quiet(committed.number, spare, since_s, event.deadline_s, event.owner, event.reason))
+
+    def _begin_quiet(self, quiet: Quiet) -> None:
+        self.service = replace(self.service, quiet=quiet)
+
+    def _tell_quiet(self) -> None:
+        """All workers of the committed generation are told at once, and none before each was found in the job library:
+        where nothing can be proven nothing is touched. What is still starting is waited for: a signal that it does not
+        catch yet would stop it for good."""
+        quiet = self.service.quiet
+        generation = self.service.generation(quiet.generation) if quiet is not None else None
+        if generation is None:
+            return
+        alive = [
+            item for item in self.service.of(generation.number) if item.state in SERVING | {InstanceState.STARTING}
+        ]
+        for item in alive:
+            if not item.looked and (item.state is InstanceState.READY or item.quieted):
+                self._look(item)
+        untold = [item for item in alive if not item.quieted]
+        if not all(item.seen and item.state is InstanceState.READY for item in untold):
+            return
+        for item in untold:
+            now = self._find(Observed(item.generation, item.slot, item.attempt))
+            assert now is not None
+            self._put(replace(now, quieted=True, quiet=False))
+            self.effects.append(Signal(item.generation, item.slot, item.attempt, generation.plan.quiet_signal))
+        if untold:
+            told = {*generation.quieted, *((item.slot, item.attempt) for item in untold)}
+            self._put_generation(replace(generation, quieted=tuple(sorted(told))))
+
+    def _look(self, instance: Instance) -> None:
+        self._put(replace(instance, looked=True))
+        self.effects.append(Look(instance.generation, instance.slot, instance.attempt))
+
+    def _relieve(self) -> None:
+        """Ends the quiet. Workers that were told so never fetch again, so a fresh generation of the same release and
+        configuration takes over, and they finish their jobs behind it."""
+        quiet = self.service.quiet
+        old = self.service.generation(quiet.generation) if quiet is not None else None
+        self.service = replace(self.service, quiet=None)
+        if quiet is None or old is None or old.state is not GenerationState.COMMITTED or not old.quieted:
+            return
+        self._supersede_committed()
+        fresh = replace(
+            old,
+            number=quiet.spare,
+            since_s=self.now_s,
+            deadline_s=0.0,
+            note=f"takes over from the quiet generation {old.number}",
+            finished=(),
+            told=(),
+            quieted=(),
+            copy_of=old.copy_of or old.number,
+        )
+        self._put_generation(fresh)
+        self._note("generation", f"committed: {fresh.note}", fresh.number)
+        self._retire_surplus(fresh.plan.max_draining)
 
     # convergence: level-triggered, safe to run at any time
 
     def converge(self) -> None:
         self._wake()
+        self._tell_quiet()
         self._progress()
         for generation in self.service.generations:
             targets = self._targets(generation)
@@ -610,6 +742,11 @@ class _Turn:
         for instance in self.service.instances:
             if instance.state is InstanceState.WAITING and instance.due_s <= self.now_s and self._may_start(instance):
                 self._apply(instance, InstanceEvent.DUE)
+        for instance in self.service.instances:
+            if instance.draining and instance.state is InstanceState.STOPPING and not instance.looked:
+                plan = next(item.plan for item in self.service.generations if item.number == instance.generation)
+                if plan.quiet_signal and not plan.leaves_when_idle:
+                    self._look(instance)
         self._retire()
 
     def _wake(self) -> None:
@@ -633,6 +770,10 @@ class _Turn:
         """The slots of the generation that should have a process now."""
         number, plan = generation.number, generation.plan
         slots = frozenset(range(plan.instances))
+        if generation.state is GenerationState.COMMITTED and self.service.quiet is not None:
+            # What ends of it is not started again: it would fetch.
+            judged = frozenset(item.slot for item in self.service.of(number) if item.state in JUDGED)
+            return judged if self.service.want_up else frozenset()
         if generation.state is GenerationState.COMMITTED:
             return slots if self.service.want_up and not cleared(self.service) else frozenset()
         if generation.state not in PROVISIONAL:
@@ -675,6 +816,8 @@ class _Turn:
             # Where nothing runs twice, the other one waits for it: it is stopped, not drained.
             alone = generation.plan.policy == "replace"
             draining = generation.state in ENDING and not instance.is_throwaway and not alone
+            if generation.plan.quiet_signal and instance.state in (InstanceState.STARTING, InstanceState.RUNNING):
+                draining = draining and instance.quieted  # it has no job yet, nor may it know of the signal
             if instance.state in (InstanceState.STOPPING, InstanceState.KILLING):
                 if instance.again:
                     self._put(replace(instance, again=False))
@@ -706,9 +849,28 @@ class _Turn:
                 self._advance(generation, GenerationEvent.PROVED)
                 self._enter(Phase.PROVEN)
                 self.effects.append(HandoverNews(generation.number, Phase.PROVEN))
-        elif handover.phase is Phase.SOAKING and self.now_s >= handover.since_s + generation.plan.soak_s:
+        elif handover.phase is Phase.QUIETING:
+            self._quieting(generation, handover)
+        if self.service.handover is None:
+            return
+        handover = self.service.handover
+        if handover.phase is Phase.SOAKING and self.now_s >= handover.since_s + generation.plan.soak_s:
             self._enter(Phase.SOAKED)
             self.effects.append(HandoverNews(generation.number, Phase.SOAKED))
+
+    def _quieting(self, candidate: Generation, handover: Handover) -> None:
+        """The old workers: each proven quiet, or gone. In vain for too long: the old release goes on."""
+        old = self.service.committed
+        alive = [item for item in self.service.of(old.number) if item.state in ALIVE] if old is not None else []
+        loud = [item for item in alive if not item.quiet]
+        if old is None or not loud:
+            self._enter(Phase.SOAKING)
+            return
+        if self.now_s >= handover.since_s + old.plan.quiet_timeout_s:
+            item = loud[0]
+            why = item.trouble or ("it did not say so" if item.quieted else f"it is {item.state.value}")
+            reason = f"the old instance {item.slot} was not proven quiet within {old.plan.quiet_timeout_s:g} s: {why}"
+            self._fail(candidate.number, reason)
 
     def _runs_twice(self, candidate: Generation) -> bool:
         """Whether a candidate with the policy `replace` would not be the only one."""

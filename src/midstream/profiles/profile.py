@@ -76,12 +76,37 @@ class UnsafeOption:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """How a worker of a job library is quieted and stopped.
+
+    library: whose records tell of it (`steps/workers.py`). quiet_signal: begin no further job. quiet_once: a second signal
+    cuts the job in hand. quiet_timeout_s: twice the longest time between two heartbeats, and some. leaves_when_idle: quiet
+    and without a job it ends by itself. stop_option, stop_default_s: its own limit for a stop, after which it gives back
+    what is unfinished; it must not be killed before. unfinished: what becomes of jobs that the stop cuts, for people.
+    url_options: options of the command that name the Redis; url_variables: variables that do."""
+
+    library: str
+    quiet_signal: str
+    quiet_once: bool
+    quiet_timeout_s: float
+    leaves_when_idle: bool
+    unfinished: str
+    stop_option: tuple[str, ...] = ()
+    stop_default_s: float = 0.0
+    stop_margin_s: float = 5.0
+    url_options: tuple[str, ...] = ()
+    url_variables: tuple[str, ...] = ("REDIS_URL",)
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Data about one server in one mode of running. Signals are names without SIG; "" means there is none."""
 
     name: str
     programs: tuple[str, ...] = ()  # base names of the executable, or of the script an interpreter runs
     modules: tuple[str, ...] = ()  # what follows `python -m`
+    verb: str = ""  # the first argument must be this
+    worker: Lifecycle | None = None
     mode: tuple[tuple[str, ...], ...] = ()  # (option, value pattern...) of which one must fit; (): the plain mode
     takes_listener: Takes = Takes.LISTEN_FDS
     second_listener: bool = False  # accepts several: the service's and a private one
@@ -113,6 +138,8 @@ class Profile:
     def policy(self, has_listeners: bool) -> HandoverPolicy:
         """The default policy of a service. Without a listener of ours a server binds its own address, so two
         generations cannot run at once; what a nameless program does when run twice nobody knows either."""
+        if self.worker is not None:
+            return self.default_policy
         return self.default_policy if has_listeners else HandoverPolicy.REPLACE
 
 
@@ -248,6 +275,8 @@ def _skip_options(words: tuple[str, ...], valued: tuple[str, ...], assignments: 
 
 def fits(profile: Profile, inner: Inner) -> bool:
     """Whether the program is the profile's; its mode is a second question (`in_mode`)."""
+    if profile.verb and inner.args[:1] != (profile.verb,):
+        return False
     if inner.module:
         return inner.module in profile.modules
     return inner.program in profile.programs or bool(inner.interpreter and inner.interpreter in profile.programs)
@@ -378,6 +407,8 @@ def warnings(profile: Profile, argv: tuple[str, ...], *, shell: bool = False) ->
             "LISTEN_PID does not fit "
             "and signals end at the shell; begin the line with `exec`, or drop the shell"
         )
+    if profile.worker is not None and inner.shell and not inner.shell_execs:
+        found[-1] = "a shell stands between the agent and the worker and eats its signals; begin the line with `exec`"
     for unsafe in profile.unsafe:
         name = next((name for name in unsafe.names if _mentions(inner.args, name, unsafe.values)), None)
         if name is not None:

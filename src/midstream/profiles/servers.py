@@ -20,6 +20,7 @@ from midstream.profiles.profile import (
     in_mode,
     unwrap,
 )
+from midstream.profiles.workers import WORKERS
 
 _PID_FILE = "a pid file shared by two generations names the wrong one; put it in {run}, or leave it out"
 _DAEMON = "the server leaves its parent, so nobody can watch or stop it; run it in the foreground"
@@ -374,15 +375,15 @@ def recognise(argv: tuple[str, ...], *, shell: bool = False) -> Profile:
     inner = unwrap(argv, shell)
     if inner.program == "midstream" or inner.module == "midstream":
         return MIDSTREAM_SERVE if inner.args[:1] == ("serve",) else GENERIC
-    return next((one for one in SERVERS if fits(one, inner) and in_mode(one, inner)), GENERIC)
+    return next((one for one in (*WORKERS, *SERVERS) if fits(one, inner) and in_mode(one, inner)), GENERIC)
 
 
 def profile_named(name: str) -> Profile:
     """The profile called `name`. Raises OperatorError, naming those there are."""
-    found = next((one for one in SERVERS if one.name == name), None)
+    found = next((one for one in (*SERVERS, *WORKERS) if one.name == name), None)
     if found is None:
         raise OperatorError(
-            f"there is no server profile {name!r}",
-            remedy=f"use one of: {', '.join(one.name for one in SERVERS)}",
+            f"there is no profile {name!r}",
+            remedy=f"use one of: {', '.join(one.name for one in (*SERVERS, *WORKERS))}",
         )
     return found

@@ -35,6 +35,7 @@ _MODULES = {
     "log_revision": "switch",
     "cleanup": "removal",
     "discard": "removal",
+    "workers": "workers",
 }
 
 
