@@ -15,7 +15,9 @@ from midstream.deploy.config_reference import reference, section, updated
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 # set from where a table stands, or computed, not by a key
-NO_KEYS = {(spec.AppSpec, "stage"), (spec.AppSpec, "roles"), (spec.EnvSpec, "variables"), (spec.EnvSpec, "secrets")}
+NO_KEYS = {(spec.AppSpec, "stage"), (spec.AppSpec, "roles"), (spec.EnvSpec, "variables"), (spec.EnvSpec, "secrets")} | {
+    (spec.HookSpec, "number")
+}
 # the file has another shape; the fields are set by these keys of the tables they are read from
 ELSEWHERE = {spec.CommandStep: "[[build]]", spec.MigrateSpec: "[migrate]", spec.HookSpec: "[[hooks]]"}
 SHAPED = {"when": "before", "point": "before", "step": "run"}

@@ -61,7 +61,7 @@ def test_max_parallel_splits_a_wave_and_keeps_the_order() -> None:
 def test_the_migration_runs_once_and_after_everybody_else_has_built() -> None:
     specs = {name: spec(*roles, migrate=MIGRATE) for name, roles in (("db1", ("db",)), ("web1", ("web",)))}
     updates = [move for move in deploy_plan(specs).moves if move.call is Call.UPDATE]
-    assert [(move.hosts, move.migrate) for move in updates] == [(("web1",), False), (("db1",), True)]
+    assert [(move.hosts, move.migrate) for move in updates] == [(("db1", "web1"), False), (("db1",), True)]
     assert [task.name for move in updates for task in move.tasks].count("deploy:migrate") == 1
 
 

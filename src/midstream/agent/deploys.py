@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from midstream.agent import accounts, publishing
+from midstream.agent import accounts, hooks, publishing
 from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
 from midstream.agent.drift import drift_of
@@ -58,6 +58,7 @@ class Opening:
 
 class Deploys:
     """All deploys of this host. `tell` of each call is where its progress goes."""
+    until: str = ""  # "check": takes the lock and answers; the same call without it goes on
 
     def __init__(self, host: Host, state_folder: str) -> None:
         self.host = host
@@ -102,6 +103,8 @@ class Deploys:
             gone = work
             await self.host.until(lambda gone=gone: self._works.get(spec.app) is not gone, timeout_s=2.0)  # type: ignore[misc]
         owner_uid = self._authorise(peer, spec)  # while we waited, the app may have been removed, and made by another
+                if opening.until == "check":
+                    return self._lock_facts(work)
         self._refuse_manual_lock(spec.app, peer)
         work = self._begin(peer, opening, spec, owner_uid)
         begun(work)
@@ -111,6 +114,8 @@ class Deploys:
         """It goes on when its caller goes away."""
         task = asyncio.get_running_loop().create_task(work)
         self._outlive.add(task)
+        if opening.until == "check":
+            return self._lock_facts(work)
         task.add_done_callback(self._outlive.discard)
         return await asyncio.shield(task)
 
@@ -189,6 +194,9 @@ class Deploys:
     def _refuse_shared_folder(self, spec: AppSpec) -> None:
         for other in self.host.apps.values():
             if other.deploy_to == spec.deploy_to:
+    def _lock_facts(self, work: Work) -> dict[str, Any]:
+        return {"token": work.intent.token, "lease_s": LEASE_S, "committed": self._committed(work.app), "warnings": []}
+
                 raise OperatorError(
                     f"{spec.deploy_to} belongs to app {other.app!r}", where="deploy_to", remedy="choose another folder"
                 )
@@ -355,7 +363,7 @@ class Deploys:
                 await publishing.commit(work)
             else:
                 await publishing.revert(work, reason)
-            await self._finish(work)
+            await self._finish(work, "abandoned")
         except MidstreamError as error:
             self.host.note(work.intent.app, "", "attention", error.what)
             self._close(work)
@@ -364,6 +372,7 @@ class Deploys:
 
     def work_for(self, peer: Peer, deploy_id: str, token: int) -> Work:
         """The open deploy of that id, or one that was committed before (`over`). Raises LockedError when it was put back or
+            await hooks.undo_all(work)
         taken over (fencing)."""
         for work in self._works.values():
             if work.intent.id == deploy_id:
@@ -452,7 +461,8 @@ class Deploys:
     async def update(
         self, work: Work, request: UpdateRequest, spec: AppSpec, secrets: dict[str, str]
     ) -> dict[str, Any]:
-        if work.intent.state in _UPDATED:
+        to_migrate = request.migrate and work.spec.migrate is not None and not work.done("deploy:migrate")
+        if work.intent.state in _UPDATED and not (to_migrate and work.intent.state is IntentState.UPDATED):
             return self._updated(work)
         if not is_release(request.release):
             raise OperatorError(f"{request.release!r} is no release id")
@@ -589,31 +599,33 @@ class Deploys:
                 remedy="midstream rollback",
             )
         for name, task in list(work.running.items()):
-            if name not in ("revert", "finish"):
+            if name != "revert" and not name.startswith("finish"):
                 task.cancel()
         await publishing.revert(work, reason)
         return {"serving": work.serving(), "migrated": work.intent.migrated}
 
-    async def finish(self, work: Work) -> dict[str, Any]:
-        return self._found(work, [], []) if work.over else await self._finish(work)
+    async def finish(self, work: Work, outcome: str = "done", until: str = "") -> dict[str, Any]:
+        """outcome: how the deploy went, `done` if well. until: stops before that part, with the lock still held."""
+        if work.over:
+            return self._found(work, [], [])
+        return await self._finish(work, outcome, until)
 
-    async def _finish(self, work: Work) -> dict[str, Any]:
-        """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked."""
+    async def _finish(self, work: Work, outcome: str, until: str = "") -> dict[str, Any]:
+        """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked. When the
+        deploy did not go well its hooks are undone first: their undo may need what cleaning up takes away."""
+        not_undone = [] if outcome in ("done", "checked") else await hooks.undo_all(work)
+        if not until:
         work.phase = "finishing"
         removed: list[str] = []
         warnings: list[str] = []
-        committed = work.intent.state is IntentState.COMMITTED
         if work.intent.kind != "restart":
             try:
-                with work.step("deploy:cleanup"):
-                    removed = await self._cleanup(work)
-                if committed:
-                    with work.step("deploy:log_revision"):
-                        await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
+                removed = await self._tidy(work, until)
             except MidstreamError as error:
                 warnings.append(f"{error.what} ({error.where})" if error.where else error.what)
-        found = self._found(work, removed, warnings)
-        self._close(work)
+        found = self._found(work, removed, warnings) | {"not_undone": not_undone}
+        if not until:
+            self._close(work)
         return found
 
     def _found(self, work: Work, removed: list[str], warnings: list[str]) -> dict[str, Any]:
@@ -624,6 +636,21 @@ class Deploys:
             item.state is GenerationState.DRAINING
             for (owner, _), service in self.host.services.items()
             if owner == app
+    async def _tidy(self, work: Work, until: str) -> list[str]:
+        """Cleanup and revisions.log, as far as `until`; returns the releases that were removed."""
+        removed: list[str] = []
+        if until == "deploy:cleanup":
+            return removed
+        if not work.done("deploy:cleanup"):
+            with work.step("deploy:cleanup"):
+                removed = await self._cleanup(work)
+        if until == "deploy:log_revision":
+            return removed
+        if work.intent.state is IntentState.COMMITTED and not work.done("deploy:log_revision"):
+            with work.step("deploy:log_revision"):
+                await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
+        return removed
+
             for item in service.generations
         )
         return {"removed": removed, "drift": drift, "draining": draining, "warnings": warnings}
@@ -666,7 +693,7 @@ class Deploys:
         intent = work.intent
         try:
             ended = "committed" if intent.state is IntentState.COMMITTED else "reverted"
-            work.save(state=IntentState.CLOSED, ended=ended)
+            work.save(state=IntentState.CLOSED, ended=ended, commands=())
         except HostError:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
         if self._works.get(intent.app) is work:

@@ -18,15 +18,16 @@ from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
 from midstream.agent.host import Host
 from midstream.agent.keeper_link import KeeperRefused
+from midstream.agent.host_commands import HostCommands
 from midstream.agent.plans import profile_of
 from midstream.agent.processes import Name
-from midstream.agent.spawning import command_spec
 from midstream.agent.store import AppRecord, EventRow
 from midstream.agent.updating import UpdateRequest
 from midstream.agent.work import Progress, Work
 from midstream.core.events import SetHold, Want
 from midstream.core.instance import ALIVE, InstanceState
 from midstream.core.names import SpawnKey
+from midstream.core.intent import IntentState
 from midstream.core.phases import Hold
 from midstream.core.service import Service
 from midstream.core.spec import CommandStep
@@ -76,7 +77,6 @@ class Methods:
             "releases": self.releases,
             "lock": self.lock,
             "unlock": self.unlock,
-            "run": self.run,
             "app.remove": self.app_remove,
             "agent.stop": self.agent_stop,
             "agent.upgrade": self.agent_upgrade,
@@ -93,6 +93,7 @@ class Methods:
         }
 
     # -- who asks ----------------------------------------------------------------------------------------------------
+            **HostCommands(self.host, self.deploys, self._app, self._work).table(self._teller),
 
     def _app(self, connection: Connection, params: dict[str, Any]) -> AppRecord:
         name = _text(params, "app")
@@ -403,31 +404,6 @@ class Methods:
         self.host.note(record.app, "", "lock", "ended", who=connection.peer.name)
         return {"lock": None}
 
-    async def run(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        """A command in the committed release, with its environment, as the app's user."""
-        record = self._app(connection, params)
-        stored = self.host.record(record.app, record.committed_generation)
-        if stored is None:
-            raise OperatorError(f"nothing of {record.app!r} is deployed here", remedy="midstream deploy")
-        argv = params.get("argv")
-        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
-            raise OperatorError("run: argv must be a list of words")
-        step = CommandStep(
-            tuple(argv), shell=bool(params.get("shell")), timeout_s=_seconds(params, "timeout_s", 3600.0)
-        )
-        key = SpawnKey(record.app, "+run", self.host.store.next_number("run"), 0, 0)
-        spec = command_spec(stored, step, key, self.host.place(record.app, "+run", stored.number), self.host.uid)
-        self.host.note(record.app, "", "run", " ".join(argv)[:200], who=connection.peer.name)
-        try:
-            outcome = await self.host.one_shots.run(
-                spec, timeout_s=step.timeout_s, on_line=lambda line: connection.notify("output", {"line": line})
-            )
-        except asyncio.CancelledError:
-            await self.host.one_shots.stop(spec.key)  # nobody waits for it any more
-            self.host.one_shots.abandon(spec.key)
-            raise
-        return {"code": outcome.code, "text": outcome.text, "ok": outcome.ok}
-
     async def app_remove(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
         if self.deploys.of(record.app) is not None:
@@ -477,15 +453,21 @@ class Methods:
         if opening.kind not in ("deploy", "rollback", "configure"):
             raise OperatorError(f"there is no kind of deploy {opening.kind!r}")
         # `begun` is called as soon as the lock is taken: from then on this connection keeps the deploy alive, and what was
-        # begun goes on when the client goes away; while it waits for the lock, going away ends it.
+            str(params.get("until") or ""),
+        # begun goes on when the client goes away; while it waits for the lock, going away ends it. The client is told at
+        # once, because it takes the locks of its hosts one after the other.
         return await self.deploys.open(
-            connection.peer, opening, self._teller(connection), lambda work: self._keep_alive(connection, work)
+            connection.peer, opening, self._teller(connection), lambda work: self._locked(connection, work)
         )
 
     def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
         work = self.deploys.work_for(
             connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
         )
+    def _locked(self, connection: Connection, work: Work) -> None:
+        self._keep_alive(connection, work)
+        connection.notify("locked", {"deploy_id": work.intent.id, "token": work.intent.token})
+
         if not work.over:
             self._keep_alive(connection, work)
         return work
@@ -531,8 +513,12 @@ class Methods:
 
     async def deploy_finish(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
-        answer = await self._call(connection, work, "finish", lambda: self.deploys.finish(work))
-        connection.deploys.discard((work.intent.app, work.intent.id))
+        well = "done" if work.intent.state is IntentState.COMMITTED else "failed"
+        outcome, until = str(params.get("outcome") or well), str(params.get("until") or "")
+        name = f"finish {until}".strip()
+        answer = await self._call(connection, work, name, lambda: self.deploys.finish(work, outcome, until))
+        if not until:
+            connection.deploys.discard((work.intent.app, work.intent.id))
         return answer
 
     async def _call(self, connection: Connection, work: Work, name: str, do: Callable[[], Any]) -> dict[str, Any]:

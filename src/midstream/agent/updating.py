@@ -38,10 +38,12 @@ class UpdateRequest:
     release: str
     migrate: bool = False
     pack: bool = False
+    until: str = ""  # the step that it stops before; the same call without it goes on
 
 
 async def update(work: Work, request: UpdateRequest) -> None:
-    """All of it. Raises AppError (build, migration), HostError (disk, network), AttentionError (unknown migration)."""
+    """All of it, or as far as `until`. Raises AppError (build, migration), HostError (disk, network), AttentionError
+    (unknown migration)."""
     spec = work.spec
     work.phase = "updating"
     work.move(IntentEvent.UPDATE, revision=request.revision, branch=request.branch)
@@ -49,27 +51,46 @@ async def update(work: Work, request: UpdateRequest) -> None:
     if not work.done("git:update"):
         with work.step("git:update"):
             await _objects(work, request)
+    if request.until == "git:create_release":
+        return
     if work.intent.steps.get("build") == "begun-before":
         # Its end is unknown: what it left is not to be trusted.
+        if work.intent.commands:
+            raise HostError(
+                "the end of the build is unknown, and a hook had worked in the release before: it cannot be made anew",
+                where=f"release {work.intent.release} in {spec.deploy_to}",
+                serving=work.serving(),
+                remedy="deploy again",
+            )
         work.forget("git:create_release", "build")
     if not work.done("git:create_release"):
         with work.step("git:create_release"):
             await _make_release(work, request)
+    if request.until == "deploy:build":
+        return
     record = GenerationRecord(0, work.intent.release, spec, work.secrets)
     work.phase = "updated"
     record = replace(record, env_files=read_env_files(spec, work.intent.release, work.app.owner_uid, work.host.uid))
     if spec.build and not work.done("build"):
         with work.step("build"):
             await _build(work, record)
-    if spec.assets and not work.done("deploy:publish_assets"):
-        with work.step("deploy:publish_assets"):
-            await work.run_step("publish_assets", steps.PublishAssets(spec.deploy_to, work.intent.release, spec.assets))
-    if not work.done("deploy:store_spec"):
-        with work.step("deploy:store_spec"):
-            await work.run_step("store_spec", steps.StoreSpec(spec.deploy_to, work.intent.release, _public_spec(spec)))
+    if request.until == "deploy:assets":
+        return
+    await _publish_and_store(work)
     if spec.migrate is not None and request.migrate and not work.done("deploy:migrate"):
         await _migrate(work, record)
     work.move(IntentEvent.UPDATE_DONE)
+
+
+async def _publish_and_store(work: Work) -> None:
+    """Assets, and the configuration beside the release."""
+    spec, release = work.spec, work.intent.release
+    if spec.assets and not work.done("deploy:publish_assets"):
+        with work.step("deploy:publish_assets"):
+            await work.run_step("publish_assets", steps.PublishAssets(spec.deploy_to, release, spec.assets))
+    if not work.done("deploy:store_spec"):
+        with work.step("deploy:store_spec"):
+            await work.run_step("store_spec", steps.StoreSpec(spec.deploy_to, release, _public_spec(spec)))
 
 
 def _mark_begun_before(work: Work) -> None:

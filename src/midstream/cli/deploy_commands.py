@@ -45,16 +45,24 @@ def deploy(
     """
     from midstream.cli import deploy_run, project
     from midstream.cli.private_agent import ensure_agent
+    from midstream.cli.task_book import open_book
     from midstream.core.plan import deploy_plan
     from midstream.deploy.config_file import read_secrets
 
     chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
     try:
+        tasks = open_book(chosen.file.folder)
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
         socket_path, started = ensure_agent(socket)
         if started:
             click.echo(f"midstream: {started}", err=True)
-        order = deploy_run.new_order(chosen, deploy_plan(chosen.specs), secrets=secrets, wait=wait)
+        order = deploy_run.new_order(
+            chosen,
+            deploy_plan(chosen.specs, attached=tasks.registry.attached()),
+            secrets=secrets,
+            wait=wait,
+            tasks=tasks,
+        )
         return deploy_run.perform(order, chosen, socket_path, deploy_run.Show(as_json, verbose))
     finally:
         chosen.close()
@@ -94,11 +102,13 @@ def rollback(
     """
     from midstream.cli import deploy_run, project
     from midstream.cli.places import socket_to_ask
+    from midstream.cli.task_book import open_book
     from midstream.core.plan import rollback_plan
 
     if release and not is_release(release):
         raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
     chosen = project.of_working_copy(config_path, stage, named_socket=bool(socket))
-    plan = rollback_plan(chosen.specs, release=release)
-    order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force)
+    tasks = open_book(chosen.file.folder)
+    plan = rollback_plan(chosen.specs, release=release, attached=tasks.registry.attached())
+    order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force, tasks=tasks)
     return deploy_run.perform(order, chosen, socket_to_ask(socket), deploy_run.Show(as_json, verbose))

@@ -20,6 +20,7 @@ from midstream.cli.output import clean, short
 from midstream.cli.places import records_folder
 from midstream.cli.progress import Printer, printer
 from midstream.cli.project import Project
+from midstream.cli.task_book import Asking
 from midstream.core.names import is_release
 from midstream.core.plan import Kind, Plan
 from midstream.core.releases import next_release_id, release_id
@@ -29,6 +30,7 @@ from midstream.deploy.order import Order, Pack
 from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.runner import Deployment
+from midstream.deploy.tasks.book import TaskBook
 from midstream.deploy.transport import LocalHost
 from midstream.errors import MidstreamError
 
@@ -76,6 +78,7 @@ def new_order(
     secrets: Mapping[str, str] | None = None,
     wait: bool = False,
     force: bool = False,
+    tasks: TaskBook | None = None,
 ) -> Order:
     """The order of a new deploy or rollback."""
     return Order(
@@ -90,6 +93,7 @@ def new_order(
         secrets=secrets or {},
         wait=wait,
         force=force,
+        tasks=tasks or TaskBook(),
     )
 
 
@@ -149,6 +153,8 @@ def perform(order: Order, project: Project, socket_path: str, show: Show) -> int
         record.line(f"note: {note}")
         click.echo(f"note: {note}", err=True)
     report = _Reporter(redact, record, out)
+    asking = order.tasks.ask = Asking(out.pause, out.go_on)
+    order.tasks.keep_secret = redact.keep
     report.begin(order)
     try:
         outcome = asyncio.run(_run(order, socket_path, report))
@@ -160,6 +166,8 @@ def perform(order: Order, project: Project, socket_path: str, show: Show) -> int
     except BaseException:
         out.close()
         raise
+    finally:
+        asking.restore()
     return _conclude(outcome, redact, record, report)
 
 

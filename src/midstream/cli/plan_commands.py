@@ -35,16 +35,17 @@ def plan(stage: str | None, branch: str, rollback: bool, config_path: str, socke
     The revision is resolved and its configuration read; no host is asked.
     """
     from midstream.cli import project
+    from midstream.cli.task_book import open_book
     from midstream.core.plan import deploy_plan, plan_lines, rollback_plan
     from midstream.core.wire import to_wire
 
     named = bool(socket)
     if rollback:
         chosen = project.of_working_copy(config_path, stage, named_socket=named)
-        made = rollback_plan(chosen.specs)
+        made = rollback_plan(chosen.specs, attached=open_book(chosen.file.folder).registry.attached())
     else:
         chosen = project.of_revision(config_path, stage, branch=branch, named_socket=named)
-        made = deploy_plan(chosen.specs)
+        made = deploy_plan(chosen.specs, attached=open_book(chosen.file.folder).registry.attached())
     try:
         if as_json:
             target = to_wire(chosen.target) if chosen.target else None

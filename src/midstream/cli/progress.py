@@ -22,6 +22,8 @@ class Printer(Protocol):
 
     def begin(self, plan: Plan, deploy_id: str, headline: str) -> None: ...
     def event(self, event: Event) -> None: ...
+    def pause(self) -> None: ...  # while the operator is asked something
+    def go_on(self) -> None: ...
     def close(self) -> None: ...
     def outcome(self, outcome: Outcome, log_path: str) -> None: ...
 
@@ -60,7 +62,17 @@ def outcome_wire(outcome: Outcome, log_path: str) -> dict[str, Any]:
     }
 
 
-class JsonPrinter:
+class _AlwaysReady:
+    """A printer that is in nobody's way when the operator is asked something."""
+
+    def pause(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
+
+
+class JsonPrinter(_AlwaysReady):
     def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
         echo_json({"type": "plan", "deploy_id": deploy_id, "plan": to_wire(plan)})
 
@@ -74,7 +86,7 @@ class JsonPrinter:
         echo_json(outcome_wire(outcome, log_path))
 
 
-class PlainPrinter:
+class PlainPrinter(_AlwaysReady):
     """A line for each finished step and each note; what steps print is in the log, and here with --verbose."""
 
     def __init__(self, verbose: bool) -> None:
@@ -158,6 +170,12 @@ class LivePrinter:
             line = Text.assemble((host, "cyan"), f"  {span(now - since)}  {words}")
             grid.add_row(Spinner("dots"), line)
         return grid
+
+    def pause(self) -> None:
+        self._live.stop()
+
+    def go_on(self) -> None:
+        self._live.start()
 
     def close(self) -> None:
         self._live.stop()

@@ -101,9 +101,9 @@ def _project(
 
 
 def _refuse_what_would_not_happen(file: ProjectFile, specs: Mapping[str, AppSpec]) -> None:
-    """Hooks and holds are part of the file's language already, but nothing runs them yet: a deploy that passed over
-    them in silence would be worse than none."""
-    for key in ("hooks", "holds"):
+    """Holds are part of the file's language already, but nothing runs them yet: a deploy that passed over them in
+    silence would be worse than none."""
+    for key in ("holds",):
         if any(getattr(spec, key) for spec in specs.values()):
             raise OperatorError(
                 f"this version does not run [[{key}]]",

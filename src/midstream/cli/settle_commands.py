@@ -39,6 +39,7 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
     """
     from midstream.cli import deploy_run, project
     from midstream.cli.places import records_folder, socket_to_ask
+    from midstream.cli.task_book import open_book
     from midstream.core.plan import Kind, deploy_plan, rollback_plan
     from midstream.deploy.config_file import read_secrets
     from midstream.deploy.record import ENDED, last_memo, memo_of
@@ -54,15 +55,16 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
             remedy="resume it on the machine that deployed, or put it back: midstream abort",
         )
     path = str(file.path)
+    tasks = open_book(file.folder)
     if memo.kind == Kind.DEPLOY.value:
         chosen = project.of_revision(path, memo.stage, revision=memo.revision, named_socket=bool(socket))
-        plan = deploy_plan(chosen.specs)
+        plan = deploy_plan(chosen.specs, attached=tasks.registry.attached())
     else:
         chosen = project.of_working_copy(path, memo.stage, named_socket=bool(socket))
-        plan = rollback_plan(chosen.specs, release=memo.release)
+        plan = rollback_plan(chosen.specs, release=memo.release, attached=tasks.registry.attached())
     try:
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
-        order = deploy_run.new_order(chosen, plan, release=memo.release, secrets=secrets)
+        order = deploy_run.new_order(chosen, plan, release=memo.release, secrets=secrets, tasks=tasks)
         order = replace(order, deploy_id=memo.deploy_id, user=memo.user, target=memo.target or order.target)
         socket_path = socket_to_ask(socket) if socket else memo.socket
         return deploy_run.perform(order, chosen, socket_path, deploy_run.Show(as_json, verbose))

@@ -324,7 +324,7 @@ HOST = Table(
         Key("roles", "roles", _ROLES, "What it is for.", "every role"),
         Key("env", "env", read.variables, "Variables for everything on this host. They win over those of services."),
     ),
-)
+)  # fmt: skip
 
 SECRET = Table(
     SecretSource,
@@ -396,7 +396,8 @@ def _hook(value: Any) -> list[HookSpec]:
 
 
 def _hooks(value: Any) -> tuple[HookSpec, ...]:
-    return tuple(hook for hooks in read.list_of(Reader(_hook, "a table"))(value) for hook in hooks)
+    found = [hook for hooks in read.list_of(Reader(_hook, "a table"))(value) for hook in hooks]
+    return tuple(dataclasses.replace(hook, number=number) for number, hook in enumerate(found))
 
 
 _SERVICE = _reader(SERVICE)
@@ -462,7 +463,10 @@ APP = Table(
         Key("min_free", "min_free_bytes", read.size, "A deploy is refused when the disk has less."),
         Key("progress_deadline", "progress_timeout_s", read.some_duration, "How long the handover on one host may go "
             "on without progress."),
-        Key("auto_revert", "auto_revert", read.flag, "Put the old release back when a deploy fails."),
+        Key("max_parallel", "max_parallel", read.whole(0, 10000), "How many hosts of a wave are handed over at the same "
+            "time; 0 all."),
+        Key("auto_revert", "auto_revert", read.flag, "`false`: when the handover fails on one host, those that were "
+            "proven before stay on the new release. The fleet is then on two, and the deploy says so (exit 5)."),
     ),
     also=("secrets", "stages"),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 
 from midstream.core.generation import IllegalTransition
+from midstream.core.messages import SpawnSpec
 
 
 class IntentState(enum.Enum):
@@ -46,7 +47,7 @@ _LEGAL: dict[IntentState, dict[IntentEvent, IntentState]] = {
         _E.CLOSE: _S.CLOSED,
     },
     _S.UPDATING: {_E.UPDATE: _S.UPDATING, _E.UPDATE_DONE: _S.UPDATED, _E.REVERT: _S.REVERTING},
-    _S.UPDATED: {_E.PUBLISH: _S.PUBLISHING, _E.REVERT: _S.REVERTING},
+    _S.UPDATED: {_E.UPDATE: _S.UPDATING, _E.PUBLISH: _S.PUBLISHING, _E.REVERT: _S.REVERTING},
     _S.PUBLISHING: {_E.PUBLISH: _S.PUBLISHING, _E.PROVED: _S.PROVISIONAL, _E.REVERT: _S.REVERTING},
     _S.PROVISIONAL: {_E.COMMIT: _S.COMMITTED, _E.REVERT: _S.REVERTING},
     _S.COMMITTED: {_E.COMMIT: _S.COMMITTED, _E.CLOSE: _S.CLOSED},
@@ -66,6 +67,28 @@ def advance(state: IntentState, event: IntentEvent) -> IntentState:
     if after is None:
         raise IllegalTransition(f"a deploy that is {state.value} cannot {event.value}")
     return after
+
+
+class CommandState(enum.Enum):
+    BEGUN = "begun"
+    DONE = "done"
+    FAILED = "failed"
+    UNDONE = "undone"
+    NOT_UNDONE = "not_undone"  # its undo failed: somebody has to look
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRecord:
+    """A hook, or another command that a deploy ran here: stored before it is started, with what undoes it as it will be
+    run, because whoever ran the deploy may be gone when that is needed. slot: names its process. code, text: its end."""
+
+    name: str
+    slot: int
+    state: CommandState = CommandState.BEGUN
+    code: int | None = None
+    text: str = ""
+    undo: SpawnSpec | None = None
+    undo_timeout_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +117,4 @@ class Intent:
     ended: str = ""  # once it is closed: committed or reverted
     where: str = ""
     steps: dict[str, str] = field(default_factory=dict)  # step -> "begun" or "done" (the journal has the times)
+    commands: tuple[CommandRecord, ...] = ()  # in the order in which they were begun

@@ -1,9 +1,10 @@
-"""The plan of a deploy as data: phases, tasks, calls to hosts, waves.
+"""The plan of a deploy as data: phases, tasks, calls to hosts, waves, and what hooks and `deploy.py` add to them.
 
 Pure. `midstream plan` prints this value and `deploy/runner.py` walks through it, so what is printed is what is run.
 A `Move` is one call of the control protocol on some hosts; moves happen one after the other (each is a barrier),
 the hosts within a move at the same time unless `in_order`. Phases and built-in tasks carry Capistrano's names
-(DESIGN 6), so that hooks port as they are. What a move does on a host is the agent's business, not this module's.
+(DESIGN 6), so that hooks port as they are; `core/points.py` has their order, `core/plan_weave.py` makes the moves.
+What a move does on a host is the agent's business, not this module's.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from midstream.core.spec import AppSpec, HandoverPolicy, ServiceSpec, Source
+from midstream.core.spec import AppSpec, CommandStep
 
 
 class Kind(enum.Enum):
@@ -40,7 +41,7 @@ class Phase(enum.Enum):
 
 
 class Call(enum.Enum):
-    """The calls of docs/control-protocol.md that a deploy is made of."""
+    """The calls of docs/control-protocol.md that a deploy is made of; TASK is none: it runs on the deployer."""
 
     OPEN = "deploy.open"
     SELECT = "deploy.select"
@@ -49,6 +50,8 @@ class Call(enum.Enum):
     COMMIT = "deploy.commit"
     REVERT = "deploy.revert"
     FINISH = "deploy.finish"
+    COMMAND = "deploy.command"  # a hook
+    TASK = "task"  # a function of deploy.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,34 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """One command of `[[hooks]]` in this run. name: unique in the plan, the same in every run of the same file. where:
+    the folder it runs in: `release` (the new one), or `current` (the committed one) as long as there is no new one."""
+
+    name: str
+    step: CommandStep
+    undo: CommandStep | None = None
+    where: str = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A task of `deploy.py` at a point of the deploy. hosts: those it names by its roles; empty: all."""
+
+    when: str
+    point: str
+    task: str
+    description: str = ""
+    roles: tuple[str, ...] = ()
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """One call on some hosts. `in_order`: one host after the other, in this order. `migrate`: the hosts of this
-    `deploy.update` run the migration too. `wave` counts the publishing moves from 1."""
+    `deploy.update` run the migration too. `wave` counts the publishing moves from 1. `until`: the part of the work that
+    the call stops before (`core.points.Part`); "" goes to its end. `point`: of a COMMAND or TASK, as in "after check".
+    `around`: of PUBLISH: what is done on each host just before and after its handover."""
 
     call: Call
     hosts: tuple[str, ...]
@@ -72,11 +100,17 @@ class Move:
     in_order: bool = False
     migrate: bool = False
     wave: int = 0
+    until: str = ""
+    point: str = ""
+    hook: Hook | None = None
+    task: str = ""
+    around: tuple[Move, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All of a run, in order. `coordinator` is the host on which the decision is made durable first."""
+    """All of a run, in order. `coordinator` is the host on which the decision is made durable first. `back`: hooks and
+    tasks of the way back, which are run when the run fails."""
 
     app: str
     stage: str
@@ -84,6 +118,7 @@ class Plan:
     hosts: tuple[str, ...]
     coordinator: str
     moves: tuple[Move, ...]
+    back: tuple[Move, ...] = ()
 
     @property
     def waves(self) -> tuple[tuple[str, ...], ...]:
@@ -135,132 +170,33 @@ def _roles_workers_first(specs: Mapping[str, AppSpec]) -> list[str]:
     return sorted(listens, key=lambda role: listens[role])
 
 
-def deploy_plan(specs: Mapping[str, AppSpec], *, max_parallel: int = 0) -> Plan:
-    """The plan of a deploy. specs: host name -> resolved spec, in the stage's order; raises ValueError when empty."""
-    hosts, first = _hosts_and_first(specs)
-    publishes = _publishes(specs, max_parallel)
-    moves = [_open(hosts), *_updates(hosts, specs), *publishes, _commit(hosts), _finish(hosts, first)]
-    return Plan(first.app, first.stage, Kind.DEPLOY, hosts, hosts[0], tuple(moves))
+def lock_order(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """The order in which locks are taken: the same in every run, whatever the order in the file, so that two runs with
+    hosts in common meet at the first of these, and neither waits for what the other has. By address, the user apart."""
+    return tuple(sorted(hosts, key=lambda host: (host.rpartition("@")[2], host)))
 
 
-def rollback_plan(specs: Mapping[str, AppSpec], *, release: str = "", max_parallel: int = 0) -> Plan:
+def deploy_plan(
+    specs: Mapping[str, AppSpec], *, max_parallel: int | None = None, attached: tuple[Attached, ...] = ()
+) -> Plan:
+    """The plan of a deploy. specs: host name -> resolved spec, in the stage's order; raises ValueError when empty.
+    max_parallel: None takes the spec's. attached: the tasks of `deploy.py`."""
+    from midstream.core.plan_weave import Weave
+
+    return Weave(Kind.DEPLOY, specs, max_parallel, attached).plan()
+
+
+def rollback_plan(
+    specs: Mapping[str, AppSpec],
+    *,
+    release: str = "",
+    max_parallel: int | None = None,
+    attached: tuple[Attached, ...] = (),
+) -> Plan:
     """The plan of a rollback, to `release` or to the last proven one before the committed one."""
-    hosts, first = _hosts_and_first(specs)
-    note = f"to {release}" if release else "to the last proven release before the committed one"
-    select = Move(Call.SELECT, hosts, (Task(Phase.REVERTING, "deploy:revert_release", note),), in_order=len(hosts) > 1)
-    moves = [_open(hosts), select, *_publishes(specs, max_parallel), _commit(hosts), _finish(hosts, first)]
-    return Plan(first.app, first.stage, Kind.ROLLBACK, hosts, hosts[0], tuple(moves))
+    from midstream.core.plan_weave import Weave
 
-
-def _hosts_and_first(specs: Mapping[str, AppSpec]) -> tuple[tuple[str, ...], AppSpec]:
-    if not specs:
-        raise ValueError("a plan needs at least one host")
-    return tuple(specs), next(iter(specs.values()))
-
-
-def _open(hosts: tuple[str, ...]) -> Move:
-    return Move(
-        Call.OPEN,
-        hosts,
-        (
-            Task(Phase.STARTING, "deploy:starting", "take the lock, settle an undecided earlier deploy"),
-            Task(Phase.CHECK, "deploy:check", "folders, linked files, free space, ports, grants"),
-            Task(Phase.STARTED, "deploy:set_previous_revision"),
-        ),
-    )
-
-
-def _updates(hosts: tuple[str, ...], specs: Mapping[str, AppSpec]) -> list[Move]:
-    """The hosts that do not migrate first, so that no schema changes while a build can still fail elsewhere."""
-    spec = next(iter(specs.values()))
-    if spec.migrate is None:
-        return [Move(Call.UPDATE, hosts, _update_tasks(hosts, specs))]
-    primary = primary_of(spec.migrate.role, specs)
-    others = tuple(host for host in hosts if host != primary)
-    moves = [Move(Call.UPDATE, others, _update_tasks(others, specs))] if others else []
-    shown = "; ".join(_command(step.run) for step in spec.migrate.run)
-    migrate = Task(Phase.UPDATED, "deploy:migrate", f"once, here: {shown}")
-    tasks = (*_update_tasks((primary,), specs), migrate)
-    return [*moves, Move(Call.UPDATE, (primary,), tasks, migrate=True)]
-
-
-def _update_tasks(hosts: tuple[str, ...], specs: Mapping[str, AppSpec]) -> tuple[Task, ...]:
-    spec = specs[hosts[0]]
-    fetched = f"fetched by the host from {spec.repository}"
-    pushed = "objects pushed from here, only what the host lacks"
-    tasks = [
-        Task(Phase.UPDATING, "git:update", fetched if spec.source is Source.FETCH else pushed),
-        Task(Phase.UPDATING, "deploy:new_release_path"),
-        Task(Phase.UPDATING, "git:create_release", spec.repo_tree and f"only {spec.repo_tree}"),
-        Task(Phase.UPDATING, "deploy:set_current_revision"),
-    ]
-    linked = [*spec.linked_files, *spec.linked_dirs]
-    if linked:
-        tasks.append(Task(Phase.UPDATING, "deploy:symlink:shared", ", ".join(linked)))
-    for step in spec.build:
-        name = f"deploy:build:{step.name}" if step.name else "deploy:build"
-        tasks.append(Task(Phase.UPDATED, name, _command(step.run)))
-    if spec.assets:
-        tasks.append(Task(Phase.UPDATED, "deploy:assets", ", ".join(spec.assets)))
-    return tuple(tasks)
-
-
-def _publishes(specs: Mapping[str, AppSpec], max_parallel: int) -> list[Move]:
-    waves = waves_of(specs, max_parallel)
-    return [
-        Move(Call.PUBLISH, wave, _handovers(wave, specs), wave=number) for number, wave in enumerate(waves, start=1)
-    ]
-
-
-def _handovers(wave: tuple[str, ...], specs: Mapping[str, AppSpec]) -> tuple[Task, ...]:
-    on: dict[str, list[str]] = {}
-    for host in wave:
-        for name in specs[host].services:
-            on.setdefault(name, []).append(host)
-    tasks = []
-    for name, hosts in on.items():
-        where = () if len(hosts) == len(wave) else tuple(hosts)
-        note = _handover_note(specs[hosts[0]].services[name])
-        tasks.append(Task(Phase.PUBLISHING, f"deploy:handover:{name}", note, where))
-    return tuple(tasks)
-
-
-_POLICY_WORDS = {
-    HandoverPolicy.OVERLAP: "new proven, then old drained",
-    HandoverPolicy.DRAIN: "old quiet, new fetches, old finishes its jobs",
-    HandoverPolicy.REPLACE: "old stopped, then new started",
-    None: "as its profile says",
-}
-
-
-def _handover_note(service: ServiceSpec) -> str:
-    parts = [_POLICY_WORDS[service.handover]]
-    if service.instances != 1:
-        parts.append(f"{service.instances} instances")
-    if service.soak_s:
-        parts.append(f"soaks {service.soak_s:g} s")
-    return ", ".join(parts)
-
-
-def _commit(hosts: tuple[str, ...]) -> Move:
-    note = "the decision, durable on the coordinator first; `current` switched"
-    return Move(Call.COMMIT, hosts, (Task(Phase.PUBLISHING, "deploy:symlink:release", note),), in_order=len(hosts) > 1)
-
-
-def _finish(hosts: tuple[str, ...], spec: AppSpec) -> Move:
-    return Move(
-        Call.FINISH,
-        hosts,
-        (
-            Task(Phase.FINISHING, "deploy:verify", "every running process is of this release"),
-            Task(Phase.FINISHING, "deploy:cleanup", f"keeps {spec.keep_releases}, never a running one"),
-            Task(Phase.FINISHED, "deploy:log_revision"),
-        ),
-    )
-
-
-def _command(argv: tuple[str, ...]) -> str:
-    return " ".join(argv)
+    return Weave(Kind.ROLLBACK, specs, max_parallel, attached, release).plan()
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -271,10 +207,25 @@ def plan_lines(plan: Plan) -> list[str]:
         if move.call is Call.PUBLISH and len(plan.waves) > 1:
             lines.append(f"{Phase.PUBLISHING.value}  wave {move.wave} of {len(plan.waves)}")
             phase = Phase.PUBLISHING
-        for task in move.tasks:
-            if task.phase is not phase:
-                phase = task.phase
-                lines.append(phase.value)
-            where = ", ".join(task.hosts or move.hosts)
-            lines.append(f"  {task.name:<30} {where:<16} {task.note}".rstrip())
+        for one in _in_time(move):
+            for task in one.tasks:
+                if task.phase is not phase:
+                    phase = task.phase
+                    lines.append(phase.value)
+                lines.append(_line(one, task))
+    if plan.back:
+        lines.append("if it fails")
+        lines += [_line(move, task) for move in plan.back for task in move.tasks]
     return lines
+
+
+def _in_time(move: Move) -> list[Move]:
+    """The move, with what goes around its handovers at its place."""
+    before = [one for one in move.around if one.point.startswith("before")]
+    after = [one for one in move.around if one.point.startswith("after")]
+    return [*before, move, *after]
+
+
+def _line(move: Move, task: Task) -> str:
+    where = ", ".join(task.hosts or move.hosts)
+    return f"  {task.name:<30} {where:<16} {task.note}".rstrip()

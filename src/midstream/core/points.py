@@ -1,10 +1,15 @@
-"""The points of a deploy that a hook or a hold may name: phases, built-in tasks, `handover`.
+"""The points of a deploy that a hook or a hold may name, and where in a run each of them lies.
 
 Pure, standard library only. Capistrano writes its phases `deploy:updated`; both forms are taken, so that
-`after "deploy:updated"` ports as it is (DESIGN 6).
+`after "deploy:updated"` ports as it is (DESIGN 6). `DEPLOY` and `ROLLBACK` are the whole order of a run: parts of the
+work, and between them the gaps with the points that lie there. Tasks that are one step on a host (`git:create_release`
+claims the folder, checks out and links before anybody sees it) have no gap between them: before one of them is before
+the step, after one is after it.
 """
 
 from __future__ import annotations
+
+import enum
 
 PHASES = (
     "starting",
@@ -36,8 +41,124 @@ TASKS = (
     "deploy:revert_release",
     "deploy:log_revision",
 )
-HANDOVER = "handover"  # of each host: before its old generation is touched, after the new one is committed
+HANDOVER = "handover"  # of each host: before its new generation is started, after it is proven
 POINTS = (*PHASES, *TASKS, HANDOVER)
+
+
+class Part(enum.Enum):
+    """What is done between two gaps. The values of those that a call can stop before are its `until`."""
+
+    LOCK = "lock"
+    CHECK = "check"
+    SELECT = "select"
+    FETCH = "git:update"
+    RELEASE = "git:create_release"
+    BUILD = "deploy:build"
+    ASSETS = "deploy:assets"
+    MIGRATE = "deploy:migrate"
+    PUBLISH = "publish"
+    COMMIT = "commit"
+    VERIFY = "deploy:verify"
+    CLEANUP = "deploy:cleanup"
+    LOG = "deploy:log_revision"
+    CLOSE = "close"
+
+
+Gap = tuple[str, ...]
+
+_BEGIN: tuple[Part | Gap, ...] = (
+    Part.LOCK,
+    ("before starting", "after starting", "before check"),  # no command runs on a host without its lock
+    Part.CHECK,
+)
+_STARTED: Gap = (
+    "after check",
+    "before started",
+    "before deploy:set_previous_revision",
+    "after deploy:set_previous_revision",
+    "after started",
+)
+_END: tuple[Part | Gap, ...] = (
+    Part.PUBLISH,
+    ("before deploy:symlink:release",),
+    Part.COMMIT,
+    (
+        "after deploy:symlink:release",
+        "after publishing",
+        "before published",
+        "after published",
+        "before finishing",
+        "before deploy:verify",
+    ),
+    Part.VERIFY,
+    ("after deploy:verify", "before deploy:cleanup"),
+    Part.CLEANUP,
+    ("after deploy:cleanup", "after finishing", "before finished", "before deploy:log_revision"),
+    Part.LOG,
+    ("after deploy:log_revision", "after finished"),
+    Part.CLOSE,
+)
+
+DEPLOY: tuple[Part | Gap, ...] = (
+    *_BEGIN,
+    (*_STARTED, "before updating", "before git:update"),
+    Part.FETCH,
+    (
+        "after git:update",
+        "before deploy:new_release_path",
+        "before git:create_release",
+        "before deploy:set_current_revision",
+        "before deploy:symlink:shared",
+    ),
+    Part.RELEASE,
+    (
+        "after deploy:new_release_path",
+        "after git:create_release",
+        "after deploy:set_current_revision",
+        "after deploy:symlink:shared",
+        "after updating",
+        "before updated",
+        "before deploy:build",
+    ),
+    Part.BUILD,
+    ("after deploy:build", "before deploy:assets"),
+    Part.ASSETS,
+    ("after deploy:assets", "before deploy:migrate"),
+    Part.MIGRATE,
+    ("after deploy:migrate", "after updated", "before publishing"),
+    *_END,
+)
+
+ROLLBACK: tuple[Part | Gap, ...] = (
+    *_BEGIN,
+    (*_STARTED, "before reverting", "before deploy:revert_release"),
+    Part.SELECT,
+    ("after deploy:revert_release", "after reverting", "before reverted", "after reverted", "before publishing"),
+    *_END,
+)
+
+# On the way back of a run that failed: before the hosts put back what was begun, and after.
+BACK_BEFORE: Gap = ("before reverting",)
+BACK_AFTER: Gap = ("after reverting", "before reverted", "after reverted", "before failed", "after failed")
+ROLLBACK_BACK_AFTER: Gap = ("before failed", "after failed")
+
+_PHASE_OF_TASK = {
+    "deploy:set_previous_revision": "started",
+    "git:update": "updating",
+    "deploy:new_release_path": "updating",
+    "git:create_release": "updating",
+    "deploy:set_current_revision": "updating",
+    "deploy:symlink:shared": "updating",
+    "deploy:build": "updated",
+    "deploy:assets": "updated",
+    "deploy:migrate": "updated",
+    "deploy:symlink:release": "publishing",
+    "deploy:verify": "finishing",
+    "deploy:cleanup": "finishing",
+    "deploy:revert_release": "reverting",
+    "deploy:log_revision": "finished",
+    HANDOVER: "publishing",
+}
 
 
 def point_of(text: str) -> str | None:
@@ -46,3 +167,8 @@ def point_of(text: str) -> str | None:
     if short in PHASES:
         return short
     return text if text in POINTS else None
+
+
+def phase_of(point: str) -> str:
+    """The phase that a point belongs to; a phase belongs to itself."""
+    return _PHASE_OF_TASK.get(point, point)

@@ -186,6 +186,7 @@ class HookSpec:
     point: str
     step: CommandStep
     undo: CommandStep | None = None
+    number: int = 0  # its place in the file, counted from 0: hosts have different ones of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +232,4 @@ class AppSpec:
     min_free_bytes: int = 100 * 1024 * 1024
     progress_timeout_s: float = 600.0
     auto_revert: bool = True
+    max_parallel: int = 0  # hosts of a wave that are handed over at the same time; 0: all

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from midstream.core.plan import Kind, Phase
+from midstream.core.plan import Hook, Kind, Phase
 from midstream.core.spec import AppSpec, Source
 from midstream.core.wire import to_wire
 from midstream.deploy.client import AgentClient
@@ -29,7 +29,7 @@ Tell = Callable[[Event], None]
 @dataclass(slots=True, eq=False)
 class HostRun:
     """`state`: untouched, open, changing (something was begun), proven, deciding, committed, reverted, undecided,
-    failed. `serving`: what the agent says that serves now, where it said so."""
+    failed. `serving`: what the agent says that serves now, where it said so. `not_undone`: hooks whose undo failed."""
 
     name: str
     client: AgentClient
@@ -42,6 +42,9 @@ class HostRun:
     token: Any = None
     state: str = "untouched"
     serving: str = ""
+    not_undone: tuple[str, ...] = ()
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _sent: bool | None = None
 
     def __post_init__(self) -> None:
         self.client.on_notice = self._take
@@ -75,20 +78,45 @@ class HostRun:
 
     # ------------------------------------------------------------------ the calls, in their order
 
-    async def open(self) -> None:
-        self.opened = await self.client.call(
-            "deploy.open",
-            deploy_id=self.order.deploy_id,
-            spec=to_wire(self.spec),
-            kind=self.order.plan.kind.value,
-            user=self.order.user,
-            wait=self.order.wait,
-        )
-        self.token = self.opened["token"]
-        self.state = "open"
-        attach = {"app": self.order.plan.app, "deploy_id": self.order.deploy_id, "token": self.token}
+    async def open(self, until: str = "") -> None:
+        """Takes the lock and checks. until: "check" takes the lock alone; the next call goes on."""
+        part: dict[str, Any] = {"until": until} if until else {}
+        try:
+            answer = await self.client.call(
+                "deploy.open",
+                deploy_id=self.order.deploy_id,
+                spec=to_wire(self.spec),
+                kind=self.order.plan.kind.value,
+                user=self.order.user,
+                wait=self.order.wait,
+                **part,
+            )
+            self._hold(answer["token"])
+        except MidstreamError:
+            if not self.opened:  # refused, or ended by the agent itself: there is no deploy of ours
+                self.token, self.state = None, "untouched"
+            raise
+        finally:
+            self._settled.set()
+        self.opened = {**self.opened, **answer}
+        self._warn(answer)
+
+    async def has_lock(self) -> bool:
+        """Waits until it is known whether this host's lock is ours: its agent says so before it begins its checks."""
+        await self._settled.wait()
+        return self.token is not None
+
+    def pass_over(self) -> None:
+        """It was not asked for its lock, and will not be."""
+        self._settled.set()
+
+    def _hold(self, token: Any) -> None:
+        self.token = token
+        if self.state == "untouched":
+            self.state = "open"
+        attach = {"app": self.order.plan.app, "deploy_id": self.order.deploy_id, "token": token}
         self.client.attach = ("deploy.status", attach)
-        self._warn(self.opened)
+        self._settled.set()
 
     async def select(self, release: str) -> None:
         """Chooses the release of a rollback; "" lets the agent choose."""
@@ -100,10 +128,12 @@ class HostRun:
         if warning := self.updated.get("schema_warning"):
             self.note(f"warning: {warning}")
 
-    async def update(self, target: Target, release: str, *, migrate: bool) -> None:
-        """Makes the release; sends the objects that the host lacks before."""
+    async def update(self, target: Target, release: str, *, migrate: bool, until: str = "") -> None:
+        """Makes the release, as far as `until`; sends the objects that the host lacks before."""
         self.state = "changing"
-        sent = await self._upload(target) if self.spec.source is Source.PUSH else False
+        if self._sent is None:
+            self._sent = await self._upload(target) if self.spec.source is Source.PUSH else False
+        part: dict[str, Any] = {"until": until} if until else {}
         self.updated = await self._call(
             "deploy.update",
             spec=to_wire(self.spec),
@@ -113,8 +143,28 @@ class HostRun:
             branch=target.branch,
             release=release,
             secrets=dict(self.order.secrets),
-            pack=sent,
+            pack=self._sent,
             migrate=migrate,
+            **part,
+        )
+
+    async def command(self, hook: Hook, phase: str) -> None:
+        """Runs a hook. Its undo is the agent's from now on, whatever becomes of us. Raises AppError when it failed."""
+        if self.state == "open":
+            self.state = "changing"
+        undo: dict[str, Any] = {}
+        if hook.undo is not None:
+            undo = {"undo": hook.undo.run, "undo_shell": hook.undo.shell, "undo_timeout_s": hook.undo.timeout_s}
+        await self._call(
+            "deploy.command",
+            name=hook.name,
+            argv=hook.step.run,
+            shell=hook.step.shell,
+            env=hook.step.env,
+            timeout_s=hook.step.timeout_s,
+            where=hook.where,
+            phase=phase,
+            **undo,
         )
 
     async def publish(self) -> None:
@@ -138,14 +188,19 @@ class HostRun:
         self.state = "reverted"
         self.serving = str(answer.get("serving", ""))
 
-    async def finish(self, outcome: str, release: str) -> None:
-        """Ends the deploy here and frees the lock. `release`: the one that is to be committed if this host did."""
+    async def finish(self, outcome: str, release: str, until: str = "") -> None:
+        """Ends the deploy here and frees the lock. `release`: the one that is to be committed if this host did. until:
+        stops before that part, with the lock still held."""
         expected = release if self.state == "committed" else self.before
+        part: dict[str, Any] = {"until": until} if until else {}
         try:
-            self.finished = await self._call("deploy.finish", outcome=outcome)
+            answer = await self._call("deploy.finish", outcome=outcome, **part)
         except LockedError:  # it may have ended in the call whose answer was lost with its agent
-            self.finished = await self._look_at_end(expected)
-        self._warn(self.finished)
+            answer = await self._look_at_end(expected)
+        removed = [*self.finished.get("removed", ()), *answer.get("removed", ())]
+        self.finished = {**answer, "removed": removed}
+        self.not_undone = tuple(str(text) for text in answer.get("not_undone", ()))
+        self._warn(answer)
 
     async def _look_at_end(self, expected: str) -> dict[str, Any]:
         """For a host that says that our deploy is over: what became of it, from its status. Raises LockedError when it
@@ -227,7 +282,11 @@ class HostRun:
         self.tell(Event(kind, host=self.name, **fields))
 
     def _take(self, method: str, params: dict[str, Any]) -> None:
-        if method == "progress" and params.get("deploy_id") == self.order.deploy_id:
+        if params.get("deploy_id") != self.order.deploy_id:
+            return
+        if method == "locked":
+            self._hold(params.get("token"))
+        elif method == "progress":
             self.tell(_progress_event(self.name, params))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from midstream.core.plan import Plan
 from midstream.core.spec import AppSpec
+from midstream.deploy.tasks.book import TaskBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +48,5 @@ class Order:
     pack: Callable[[str, list[str]], Pack | None] = lambda sha, have: None
     secrets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False
+    tasks: TaskBook = field(default_factory=TaskBook)  # of deploy.py, which the plan names
     force: bool = False  # of a rollback: also over a migration that cannot be reversed, also to a bad release

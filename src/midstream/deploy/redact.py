@@ -19,6 +19,7 @@ class Redactor:
     """`Redactor({"SECRET_KEY": "hunter2"})("key hunter2")` is `key [SECRET_KEY]`."""
 
     def __init__(self, secrets: Mapping[str, str]) -> None:
+        self._secrets = dict(secrets)
         names: dict[str, str] = {}
         for name, value in secrets.items():
             for form in _forms(value):
@@ -27,6 +28,11 @@ class Redactor:
         patterns = [_pattern(form) for form in longest_first]
         self._names = names
         self._find = re.compile("|".join(patterns)) if patterns else None
+
+    def keep(self, name: str, value: str) -> None:
+        """Takes out one more, from now on: the operator was asked for it."""
+        if value:
+            self.__init__({**self._secrets, name: value})  # type: ignore[misc]
 
     def __call__(self, text: str) -> str:
         if self._find is None:

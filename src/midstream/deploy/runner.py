@@ -14,11 +14,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from midstream.core.plan import Call, Kind, Move
+from midstream.core.plan import Call, Kind, Move, lock_order
+from midstream.core.points import BACK_AFTER, BACK_BEFORE, Gap, Part
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, Outcome
 from midstream.deploy.host_run import HostRun
 from midstream.deploy.order import Order, Pack, Target
+from midstream.deploy.tasks.performance import Performance
+from midstream.deploy.tasks.seat import Seat
 from midstream.deploy.verdict import Facts, judge
 from midstream.errors import AttentionError, HostError, InterruptedDeploy, MidstreamError
 
@@ -52,12 +55,15 @@ class Deployment:
         self._interrupted = asyncio.Event()
         self._left = asyncio.Event()
         self._decided = False
+        self._afterwards: list[MidstreamError] = []  # what failed once the decision was made
         self._performers: dict[Call, Perform] = {
-            Call.OPEN: lambda move, host: host.open(),
+            Call.OPEN: lambda move, host: host.open(move.until),
             Call.SELECT: self._select,
             Call.UPDATE: self._update,
-            Call.PUBLISH: lambda move, host: host.publish(),
+            Call.PUBLISH: self._hand_over,
+            Call.COMMAND: lambda move, host: self._command(move, host),
         }
+        self.tasks = Performance(order.tasks, [seat_of(host, self) for host in self.hosts.values()], self._tell_task)
 
     def interrupt(self) -> None:
         """The first time: an orderly way back (or, when decided already, a word). The second: leave at once."""
@@ -118,32 +124,102 @@ class Deployment:
                 if move.call is Call.COMMIT:
                     await self._commit_all(move)
                 elif move.call is Call.FINISH:
-                    return await self._finish_all()
+                    await self._finish_part(move)
+                elif self._decided:
+                    self._afterwards += await self._all_through(move)
                 else:
                     await self._perform(move)
         except HostFailed as failed:
             return await self._go_back(failed.host, failed.error)
         except MidstreamError as error:
             return await self._go_back("", error)
-        return None
+        return self._end()
 
     # ------------------------------------------------------------------ forward
 
     async def _perform(self, move: Move) -> None:
         """One move on its hosts, with its barrier; the first failure cancels the others."""
         self._stop_if_interrupted()
+        if move.call is Call.TASK:
+            await self._together([self._task(move)], patient=False)
+            return
         perform = self._performers[move.call]
         hosts = [self.hosts[name] for name in move.hosts]
         groups = [[host] for host in hosts] if move.in_order else [hosts]
         if move.call is Call.PUBLISH:
             self._state("publishing")
         for group in groups:
-            patient = move.call is Call.OPEN and not self.order.wait
-            await self._together([self._on_host(perform, move, host) for host in group], patient)
-        if move.call is Call.OPEN:
+            locking = move.call is Call.OPEN and any(host.token is None for host in group)
+            works: list[Awaitable[None]] = [self._on_host(perform, move, host) for host in group] if not locking else []
+            if locking:
+                works = self._one_lock_after_the_other(perform, move)
+            await self._together(works, patient=locking and not self.order.wait)
+        if move.call is Call.OPEN and not move.until:
             self._pick_release()
-        elif move.call in (Call.UPDATE, Call.SELECT):
+        elif move.call in (Call.UPDATE, Call.SELECT) and move.until != Part.RELEASE.value:
             self._require_one_release(move)
+
+    def _one_lock_after_the_other(self, perform: Perform, move: Move) -> list[Awaitable[None]]:
+        """The next host is asked as soon as the one before says that its lock is ours, while that one goes on checking.
+        So two deploys with hosts in common meet at the first of these; neither waits for what the other has."""
+        works: list[Awaitable[None]] = []
+        before: HostRun | None = None
+        for name in lock_order(move.hosts):
+            host = self.hosts[name]
+            works.append(self._lock_after(before, perform, move, host))
+            before = host
+        return works
+
+    async def _lock_after(self, before: HostRun | None, perform: Perform, move: Move, host: HostRun) -> None:
+        if before is not None and not await before.has_lock():
+            host.pass_over()
+            return
+        await self._on_host(perform, move, host)
+
+    async def _command(self, move: Move, host: HostRun) -> None:
+        assert move.hook is not None
+        await host.command(move.hook, move.tasks[0].phase.value)
+
+    async def _hand_over(self, move: Move, host: HostRun) -> None:
+        """One host's handover, with what its hooks do just before and after: out of the load balancer, and in again."""
+        for one in move.around:
+            if one.point.startswith("before ") and host.name in one.hosts:
+                await self._around(one, host)
+        await host.publish()
+        for one in move.around:
+            if one.point.startswith("after ") and host.name in one.hosts:
+                await self._around(one, host)
+
+    async def _around(self, move: Move, host: HostRun) -> None:
+        if move.call is Call.TASK:
+            await self._task(move, only=(host.name,))
+            return
+        started = time.monotonic()
+        await self._command(move, host)
+        host.called(move.call.value, started)
+
+    async def _task(self, move: Move, only: tuple[str, ...] = ()) -> None:
+        """A task of deploy.py, in a thread of its own."""
+        for name in only or tuple(self.hosts):
+            if self.hosts[name].state == "open":
+                self.hosts[name].state = "changing"
+        await self.tasks.perform(move.task, move.tasks[0].phase.value, only)
+
+    async def _all_through(self, move: Move) -> list[MidstreamError]:
+        """A hook or a task to its end on all its hosts, whatever fails: on the way back, and after the decision."""
+        try:
+            if move.call is Call.TASK:
+                await self._task(move)
+                return []
+        except MidstreamError as error:
+            self._note(f"failed: {error.what}")
+            return [error]
+        hosts = [self.hosts[name] for name in move.hosts if self.hosts[name].token is not None]
+        failed = await self._each(hosts, lambda host: self._command(move, host))
+        for name, why in failed.items():
+            why.where = why.where if name in why.where else f"{name}: {why.where}".removesuffix(": ")
+            self.hosts[name].note(f"failed: {why.what}")
+        return list(failed.values())
 
     async def _on_host(self, perform: Perform, move: Move, host: HostRun) -> None:
         started = time.monotonic()
@@ -193,7 +269,7 @@ class Deployment:
 
     async def _update(self, move: Move, host: HostRun) -> None:
         assert self.order.target is not None
-        await host.update(self.order.target, self.release, migrate=move.migrate)
+        await host.update(self.order.target, self.release, migrate=move.migrate, until=move.until)
 
     def _require_one_release(self, move: Move) -> None:
         releases = {name: str(self.hosts[name].updated["release"]) for name in move.hosts}
@@ -234,24 +310,36 @@ class Deployment:
         await host.commit()
         host.called(Call.COMMIT.value, started)
 
-    async def _finish_all(self) -> MidstreamError | None:
-        """Tells all hosts that it is done. Returns what needs attention: the release is committed all the same."""
-        failed = await self._finish_hosts("done")
+    async def _finish_part(self, move: Move) -> None:
+        """Tells all hosts that it is done, as far as `until`; the last time frees their locks."""
+        well = not self._afterwards and all(host.state == "committed" for host in self.hosts.values())
+        if not move.until and not well:
+            await self._undo_tasks()
+        outcome = "done" if move.until or well else "failed"
+        failed = await self._finish_hosts(outcome, move.until)
+        for name, error in failed.items():
+            error.where = name
+        self._afterwards += failed.values()
+
+    def _end(self) -> MidstreamError | None:
+        """What needs attention, although the release is committed."""
         behind = [host for host in self.hosts.values() if host.state != "committed"]
         if behind:
             return self._behind(behind)
-        drift = [row for host in self.hosts.values() for row in host.drift()]
-        if failed or drift:
-            rows = [f"{name}: {error.what}" for name, error in failed.items()]
-            return AttentionError(
-                "the release is committed, but not everything is as it should be",
-                where=", ".join(failed) or self.plan.stage,
-                detail="\n".join([*rows, *drift]),
-                serving=f"release {self.release}",
-                remedy=f"midstream status --check {self.plan.stage}",
-            )
+        rows = [f"{error.where}: {error.what}" if error.where else error.what for error in self._afterwards]
+        rows += [f"{host.name}: {text}" for host in self.hosts.values() for text in host.not_undone]
+        rows += [row for host in self.hosts.values() for row in host.drift()]
+        if not rows:
+            self._state("finished")
+            return None
         self._state("finished")
-        return None
+        return AttentionError(
+            "the release is committed, but not everything is as it should be",
+            where=", ".join(dict.fromkeys(error.where for error in self._afterwards if error.where)) or self.plan.stage,
+            detail="\n".join([*rows, *(error.detail for error in self._afterwards if error.detail)]),
+            serving=f"release {self.release}",
+            remedy=f"midstream status --check {self.plan.stage}",
+        )
 
     def _behind(self, behind: list[HostRun]) -> MidstreamError:
         names = ", ".join(host.name for host in behind)
@@ -264,9 +352,15 @@ class Deployment:
             remedy=f"midstream resume {self.plan.stage}" + (" once they can be reached" if lost else ""),
         )
 
-    async def _finish_hosts(self, outcome: str) -> dict[str, MidstreamError]:
+    async def _finish_hosts(self, outcome: str, until: str = "") -> dict[str, MidstreamError]:
         opened = [host for host in self.hosts.values() if host.token is not None]
-        return await self._each(opened, lambda host: host.finish(outcome, self.release))
+        return await self._each(opened, lambda host: host.finish(outcome, self.release, until))
+
+    async def _undo_tasks(self) -> None:
+        """What tasks of deploy.py say undoes them, the last first."""
+        for error in await self.tasks.undo():
+            self._afterwards.append(error)
+            self._note(f"failed: {error.what}")
 
     async def _each(
         self, hosts: list[HostRun], work: Callable[[HostRun], Awaitable[None]]
@@ -290,12 +384,16 @@ class Deployment:
         if undecided:
             self._state("undecided")
             return judge(facts)
+        await self._back_moves(BACK_BEFORE)
         begun = [host for host in self.hosts.values() if host.state in ("changing", "proven", "deciding")]
         went_on: tuple[str, ...] = ()
-        if facts.migrated_release and not self._reversible():
+        why = self._why_go_on(facts)
+        if why:
             went_on = await self._go_on([host for host in begun if host.state == "proven"])
             begun = [host for host in begun if host.name not in went_on]
         put_back_failed = await self._revert_hosts(begun, error)
+        await self._back_moves(BACK_AFTER)
+        await self._undo_tasks()
         outcome = "interrupted" if isinstance(error, InterruptedDeploy) else "failed"
         not_closed = await self._finish_hosts(outcome)
         self._state("reverted")
@@ -307,8 +405,29 @@ class Deployment:
                 put_back_failed=put_back_failed,
                 not_closed=not_closed,
                 went_on=went_on,
+                went_on_why=why,
+                not_undone=self._not_undone(),
             )
         )
+
+    async def _back_moves(self, gap: Gap) -> None:
+        """Hooks and tasks of the way back; what fails among them is told, and stops nothing."""
+        for move in self.plan.back:
+            if move.point in gap:
+                await self._all_through(move)
+
+    def _not_undone(self) -> dict[str, str]:
+        found = {host.name: "; ".join(host.not_undone) for host in self.hosts.values() if host.not_undone}
+        tasks = "; ".join(error.what for error in self._afterwards)
+        return found | ({"deploy.py": tasks} if tasks else {})
+
+    def _why_go_on(self, facts: Facts) -> str:
+        """Why hosts that are proven stay on the new release although another one failed; "" where they go back."""
+        if facts.migrated_release and not self._reversible():
+            return "its migrations cannot be reversed"
+        if isinstance(facts.error, InterruptedDeploy) or all(spec.auto_revert for spec in self.order.specs.values()):
+            return ""
+        return "auto_revert = false"
 
     def _facts(self, where: str, error: MidstreamError, undecided: tuple[str, ...]) -> Facts:
         return Facts(
@@ -316,7 +435,7 @@ class Deployment:
             host=where,
             stage=self.plan.stage,
             kind=self.plan.kind.value,
-            before={host.name: host.before for host in self.hosts.values() if host.token is not None},
+            before={host.name: host.before for host in self.hosts.values() if host.opened},
             migrated_release=self.release if any(host.migrated for host in self.hosts.values()) else "",
             undecided=undecided,
             lease_s=self._lease_s(),
@@ -349,5 +468,20 @@ class Deployment:
     def _note(self, text: str) -> None:
         self._tell(Event(EventKind.NOTE, text=text))
 
+    def _tell_task(self, task: str, phase: str, kind: EventKind, text: str, seconds: float | None) -> None:
+        ok = None if kind is not EventKind.END else not text
+        self._tell(Event(kind, phase=phase, step=task, text=text, ok=ok, seconds=seconds))
+
     def _tell(self, event: Event) -> None:
         self._report(replace(event, release=self.release) if event.kind is EventKind.STATE else event)
+
+
+def seat_of(host: HostRun, run: Deployment) -> Seat:
+    """The host as the tasks of deploy.py see it: their commands belong to the deploy, and are journalled with it."""
+
+    def mark() -> dict[str, Any]:
+        if host.token is None:
+            raise HostError(f"the lock of {host.name} is not ours", where=host.name)
+        return {"deploy_id": run.order.deploy_id, "token": host.token}
+
+    return Seat(host.name, host.spec, host.client, mark, lambda: str(host.updated.get("release") or ""))

@@ -17,7 +17,7 @@ class Facts:
     """All maps: host -> text or error. `before`: the release that was committed when the deploy began, "" for none.
     `migrated_release`: whose migrations ran, "" for none. `put_back_failed`: hosts that took no way back.
     `not_closed`: hosts whose lock could not be freed by us. `undecided`: hosts of which the decision is not known.
-    `went_on`: hosts that stay on the new release because its migrations cannot be reversed."""
+    `went_on`: hosts that stay on the new release, and why. `not_undone`: what hooks did and their undo did not take back."""
 
     error: MidstreamError
     host: str
@@ -30,6 +30,8 @@ class Facts:
     not_closed: Mapping[str, MidstreamError] = field(default_factory=dict)
     undecided: tuple[str, ...] = ()
     went_on: tuple[str, ...] = ()
+    went_on_why: str = "its migrations cannot be reversed"
+    not_undone: Mapping[str, str] = field(default_factory=dict)
     lease_s: float = 15.0
 
 
@@ -37,7 +39,7 @@ def judge(facts: Facts) -> MidstreamError:
     """The one error to show and to exit with."""
     error = facts.error
     kind: type[MidstreamError] = type(error)
-    if facts.put_back_failed or facts.undecided or facts.migrated_release or facts.went_on:
+    if facts.put_back_failed or facts.undecided or facts.migrated_release or facts.went_on or facts.not_undone:
         kind = AttentionError
     verdict = kind(
         error.what,
@@ -72,7 +74,7 @@ def _serving(facts: Facts) -> str:
     elif facts.before:
         parts.append("nothing yet: no release was committed before")
     if facts.went_on:
-        parts.append(f"the new release on {', '.join(facts.went_on)} (its migrations cannot be reversed)")
+        parts.append(f"the new release on {', '.join(facts.went_on)} ({facts.went_on_why})")
     return "; ".join(parts)
 
 
@@ -92,6 +94,8 @@ def _remedy(facts: Facts) -> str:
         )
     if facts.put_back_failed:
         return f"look at {', '.join(facts.put_back_failed)} with `midstream status`, then `{command}` again"
+    if facts.not_undone:
+        return f"undo by hand what {', '.join(facts.not_undone)} could not; then `{command}`"
     if error.remedy:
         return error.remedy
     if isinstance(error, InterruptedDeploy):
@@ -105,6 +109,7 @@ def _remedy(facts: Facts) -> str:
 
 def _additions(facts: Facts) -> list[str]:
     lines = [f"{host} was NOT put back: {error.what}" for host, error in facts.put_back_failed.items()]
+    lines += [f"{host}: {text}" for host, text in facts.not_undone.items()]
     lines += [f"{host} is undecided: its agent could not be asked" for host in facts.undecided]
     lines += [
         f"{host}: could not be told that the deploy has ended ({error.what}); its agent frees the lock by itself "

@@ -20,7 +20,7 @@ from typing import Any
 from midstream.core.names import is_release
 from midstream.core.spec import AppSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import LockedError, MidstreamError, OperatorError
+from midstream.errors import AppError, LockedError, MidstreamError, OperatorError
 
 LEASE_S = 15.0
 PATIENCE_S = 30.0
@@ -84,6 +84,7 @@ class FakeDeploy:
     migrated: bool = False
     ended: str = ""
     pack: bytearray = field(default_factory=bytearray)
+    undos: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -118,6 +119,8 @@ class FakeAgent:
         self.apps: dict[str, FakeApp] = {}
         self.ended: dict[str, FakeDeploy] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.undone: list[str] = []  # names of commands whose undo was run
+        self.files: dict[str, bytes] = {}
         self.migrates = False  # a `deploy.update` with `migrate` reports that it did
         self._script: dict[str, list[Behaviour]] = {}
         self._server: asyncio.Server | None = None
@@ -164,6 +167,7 @@ class FakeAgent:
         for app in self.apps.values():
             if app.deploy is not None and app.deploy.ended == "":
                 self._put_back(app)
+                self._undo(app.deploy)
                 self._end(app, "expired")
 
     async def __aenter__(self) -> FakeAgent:
@@ -287,7 +291,7 @@ class FakeAgent:
         places = {"state_dir": "/nowhere", "runtime_dir": "/nowhere/run", "features": []}
         return {**head, "root": False, "keeper": keeper, **places}
 
-    def _open(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+    def _open(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         try:
             spec = from_wire(AppSpec, params["spec"])
         except WireError as error:
@@ -298,8 +302,12 @@ class FakeAgent:
         if app.deploy is None:
             token = f"token-{len(self.calls)}"
             app.deploy = FakeDeploy(params["deploy_id"], token, params["kind"], params["user"])
+        mark = {"deploy_id": app.deploy.id, "token": app.deploy.token}
+        _write(writer, {"jsonrpc": "2.0", "method": "locked", "params": mark})
         row = app.row(app.committed)
         committed = row and {key: row[key] for key in ("release", "revision", "branch")}
+        if params.get("until") == "check":
+            return {"token": app.deploy.token, "lease_s": LEASE_S, "committed": committed}
         return {
             "token": app.deploy.token,
             "lease_s": LEASE_S,
@@ -330,7 +338,10 @@ class FakeAgent:
     def _update(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         app, deploy = self._deploy(params)
         if (known := deploy.answers.get("update")) is not None:
-            return known
+            deploy.migrated = deploy.migrated or (bool(params["migrate"]) and self.migrates)
+            return {**known, "migrated": deploy.migrated}
+        if params.get("until") == "git:create_release":
+            return {"release": "", "migrated": False}
         release = params["release"]
         if not is_release(release):
             raise BadParameters(f"not a release id: {release}")
@@ -386,6 +397,35 @@ class FakeAgent:
         deploy.answers["publish"] = answer
         return answer
 
+    def _command(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
+        """`false` fails; anything else prints itself."""
+        _, deploy = self._deploy(params)
+        name, argv = params["name"], tuple(params["argv"])
+        if params.get("undo"):
+            deploy.undos.append((name, tuple(params["undo"])))
+        self._progress(writer, deploy, params.get("phase", ""), name)
+        code = 1 if argv[0] == "false" else 0
+        if code and params.get("check", True):
+            raise AppError(f"{name} failed: `{' '.join(argv)}` exit 1", where=self.host)
+        return {"code": code, "text": f"exit {code}", "ok": code == 0, "output": " ".join(argv) + "\n"}
+
+    def _undo(self, deploy: FakeDeploy) -> None:
+        while deploy.undos:
+            self.undone.append(deploy.undos.pop()[0])
+
+    def _file_write(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+        self._app(params)
+        data = self.files.get(params["path"], b"") if params["offset"] else b""
+        self.files[params["path"]] = data[: params["offset"]] + base64.b64decode(params["data"])
+        return {"offset": len(self.files[params["path"]]), "path": params["path"]}
+
+    def _file_read(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+        self._app(params)
+        data = self.files[params["path"]]
+        piece = data[params["offset"] : params["offset"] + params["size"]]
+        last = params["offset"] + len(piece) >= len(data)
+        return {"data": base64.b64encode(piece).decode(), "size_bytes": len(data), "last": last}
+
     def _commit(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app, deploy = self._deploy(params)
         deploy.phase = "published"
@@ -410,7 +450,10 @@ class FakeAgent:
     def _finish(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app, deploy = self._deploy(params)
         drift = _drift(app)
-        self._end(app, params["outcome"])
+        if params["outcome"] != "done":
+            self._undo(deploy)
+        if not params.get("until"):
+            self._end(app, params["outcome"])
         return {"removed": [], "drift": drift, "draining": 1 if deploy.answers.get("publish") and not drift else 0}
 
     def _end(self, app: FakeApp, outcome: str) -> None:
@@ -430,6 +473,7 @@ class FakeAgent:
         if app.deploy is None:
             return {"settled": False, "release": app.committed}
         self._put_back(app)
+        self._undo(app.deploy)
         self._end(app, "put back")
         return {"settled": True, "release": app.committed}
 
@@ -543,6 +587,20 @@ class FakeAgent:
 _Work = Callable[[FakeAgent, dict[str, Any], asyncio.StreamWriter], dict[str, Any]]
 _DEPLOY = ("deploy_id", "token")
 _ACT = (("app",), ("services", "wait", "timeout_s"))
+_COMMAND = (
+    "shell",
+    "env",
+    "timeout_s",
+    "where",
+    "cwd",
+    "stdin",
+    "capture",
+    "check",
+    "phase",
+    "undo",
+    "undo_shell",
+    "undo_timeout_s",
+)
 _UPDATE = ("spec", "revision", "tree", "revision_time", "branch", "release", "secrets", "pack", "migrate")
 
 # method -> (work, required parameters, optional ones), as in docs/control-protocol.md
@@ -563,17 +621,20 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "lock": (FakeAgent._lock, ("app", "owner", "reason"), ()),
     "unlock": (FakeAgent._unlock, ("app",), ()),
     "app.remove": (FakeAgent._nothing, ("app",), ()),
-    "run": (FakeAgent._run, ("app", "argv"), ("shell", "timeout_s")),
+    "run": (FakeAgent._run, ("app", "argv"), ("shell", "timeout_s", "cwd", "env", "stdin", "where", "capture")),
+    "file.read": (FakeAgent._file_read, ("app", "path", "offset", "size"), ()),
+    "file.write": (FakeAgent._file_write, ("app", "path", "offset", "data", "last", "id"), ("mode",)),
     "agent.stop": (FakeAgent._nothing, (), ("timeout_s",)),
     "agent.upgrade": (FakeAgent._nothing, (), ("argv", "keeper_image")),
-    "deploy.open": (FakeAgent._open, ("deploy_id", "spec", "kind", "user"), ("wait",)),
+    "deploy.open": (FakeAgent._open, ("deploy_id", "spec", "kind", "user"), ("wait", "until")),
     "deploy.upload": (FakeAgent._upload, (*_DEPLOY, "offset", "data", "last"), ()),
-    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ()),
+    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ("until",)),
+    "deploy.command": (FakeAgent._command, (*_DEPLOY, "name", "argv"), _COMMAND),
     "deploy.select": (FakeAgent._select, _DEPLOY, ("release", "force")),
     "deploy.publish": (FakeAgent._publish, _DEPLOY, ()),
     "deploy.commit": (FakeAgent._commit, _DEPLOY, ()),
     "deploy.revert": (FakeAgent._revert, (*_DEPLOY, "reason"), ()),
-    "deploy.finish": (FakeAgent._finish, (*_DEPLOY, "outcome"), ()),
+    "deploy.finish": (FakeAgent._finish, (*_DEPLOY, "outcome"), ("until",)),
     "deploy.status": (FakeAgent._deploy_status, ("app",), ("deploy_id", "token")),
     "deploy.settle": (FakeAgent._settle, ("app",), ("reason",)),
 }
