@@ -87,11 +87,18 @@ class Sandbox:
             time.sleep(0.005)
 
 
+def _in_memory() -> str | None:
+    """Runtime folders are on a tmpfs on real hosts (/run), whosever they are: on a disk with a journal the numbers would
+    be the file system's."""
+    path = "/dev/shm"
+    return path if os.access(path, os.W_OK) else None
+
+
 @contextlib.contextmanager
 def sandbox() -> Iterator[Sandbox]:
     """A sandbox under the temporary folder; when it ends, its processes are dead and its files gone."""
     # Short: paths of unix sockets end at 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="msb"))
+    folder = Path(tempfile.mkdtemp(prefix="msb", dir=_in_memory()))
     box = Sandbox(folder)
     try:
         yield box

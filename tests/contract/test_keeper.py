@@ -16,6 +16,7 @@ from midstream.agent.keeper_link import KeeperCommand, KeeperLink, KeeperLost, K
 from midstream.core.messages import (
     REPLIES,
     REQUESTS,
+    SLOTS_MAX,
     FdPlacement,
     Held,
     ListenerSpec,
@@ -23,6 +24,7 @@ from midstream.core.messages import (
     ProcessKind,
     ProcessState,
     Refusal,
+    SlotOpening,
     SpawnSpec,
     StandingOrder,
 )
@@ -396,6 +398,32 @@ def test_an_address_in_use_is_refused_with_its_errno(play):
         with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(KeeperRefused) as refused:
             await world.link.listen(ListenerSpec("web", f"tcp://127.0.0.1:{other.getsockname()[1]}"))
         assert (refused.value.refusal, refused.value.errno) == (Refusal.OS, "EADDRINUSE")
+
+    play(story)
+
+
+def test_many_slots_are_opened_in_one_message(play):
+    """In the order asked, readiness only where asked; what is open already is given again."""
+
+    async def story(world: World) -> None:
+        again = await world.link.channel("app/web/7")
+        names = [f"app/web/{slot}" for slot in range(SLOTS_MAX + 2)]
+        opened = await world.link.slots([SlotOpening(name, ready=name.endswith("7")) for name in names])
+        try:
+            assert [len(found) for found in opened] == [3 if name.endswith("7") else 2 for name in names]
+            for name, (output, notify, *ready) in list(zip(names, opened, strict=True))[6:9]:
+                await world.write(name, b"hello")
+                assert os.read(output, 100) == b"hello"
+                await world.say(name, "READY=1")
+                assert b"READY=1" in os.read(notify, 100)
+                for fd in ready:
+                    await world.write(f"{name}/ready", b"\n")
+                    assert os.read(fd, 100) == b"\n"
+            held = {(item.kind, item.name) for item in await world.link.inventory()}
+            assert len(held) == 2 * len(names) + sum(name.endswith("7") for name in names)
+        finally:
+            for fd in (again.fd, *(fd for found in opened for fd in found)):
+                os.close(fd)
 
     play(story)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -19,13 +20,16 @@ from midstream.agent.keeper_link import KeeperRefused
 from midstream.core.messages import (
     ChannelRequest,
     FdPlacement,
+    InventoryRequest,
     ListenerSpec,
     ListenRequest,
     NotifyRequest,
     ProcessState,
     Refusal,
+    SlotOpening,
+    SlotsRequest,
 )
-from midstream.linux import process
+from midstream.linux import cgroup, process, spawn
 from midstream.testing.keeper_host import PATIENCE_S, KeeperClient, KeeperHost, running_keeper, spec
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it drops privileges")
@@ -468,6 +472,42 @@ def test_a_process_joins_its_cgroup_and_the_folder_goes_with_the_last_of_it(clie
         pytest.skip("no writable cgroup2 on this host")
     assert f"midstream-{host.keeper_id}/app.web.1.0" in found["cgroup"]
     assert not os.path.exists(f"{root}/app.web.1.0")
+
+
+def test_slots_are_opened_all_or_none(client):
+    wanted = (SlotOpening("app/web/1"), SlotOpening("app/web/2", ready=True), SlotOpening("../etc"))
+    with pytest.raises(KeeperRefused) as refused:
+        client.do("slots", SlotsRequest(wanted))
+    assert refused.value.refusal is Refusal.BAD_REQUEST
+    assert client.do("inventory", InventoryRequest()).items == ()
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOSYS, errno.EPERM])
+def test_without_clone3_a_child_joins_its_cgroup_by_itself(monkeypatch, tmp_path, refusal):
+    """Older kernels, and seccomp filters that do not know the call."""
+    root, reason = cgroup.make_root(f"midstream-test-{os.getpid()}")
+    if root is None:
+        pytest.skip(reason)
+    asked = []
+
+    def refused(folder_fd: int) -> int:
+        asked.append(folder_fd)
+        raise OSError(refusal, "")
+
+    monkeypatch.setattr(spawn.prctl, "fork_into_cgroup", refused)
+    monkeypatch.setattr(spawn.sys, "_current_frames", lambda: {0: None})
+    out = tmp_path / "out"
+    fd = os.open(out, os.O_WRONLY | os.O_CREAT)
+    try:
+        placed = (spawn.Placement(1, fd),)
+        launch = spawn.Launch(("/bin/cat", "/proc/self/cgroup"), {}, cgroup=cgroup.make(root, "one"), placements=placed)
+        child = spawn.launch(launch)
+        assert os.waitpid(child.pid, 0)[1] == 0
+        os.close(child.report_fd)
+        assert asked and "/one" in out.read_text()
+    finally:
+        os.close(fd)
+        cgroup.remove(root)
 
 
 def test_the_record_names_the_process_and_is_closed_to_others(client, host):

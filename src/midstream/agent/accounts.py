@@ -17,10 +17,12 @@ owner in that folder, for nobody else who has an app of the name:
 
 from __future__ import annotations
 
+import functools
 import grp
 import os
 import pwd
 import stat
+import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +79,13 @@ class Grant:
 
 
 def account_of_uid(uid: int) -> Account:
-    """Blocking (nsswitch). A uid without a name gets one that says so."""
+    """Blocking (nsswitch), at most once a second for each. A uid without a name gets one that says so."""
+    return _account_lately(uid, int(time.monotonic()))
+
+
+@functools.lru_cache(maxsize=64)
+def _account_lately(uid: int, _second: int) -> Account:
+    """A thousand services start as one user: asked each time, the databases were a seventh of the agent's work."""
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from midstream.agent.accounts import account_of_uid
@@ -17,13 +18,69 @@ from midstream.agent.plans import profile_of, readiness_of
 from midstream.agent.processes import Name, Place3
 from midstream.agent.spawning import account_for, channel_of
 from midstream.core.events import Spawned
-from midstream.core.messages import NoticesOf, SpawnSpec
+from midstream.core.messages import NoticesOf, SlotOpening, SpawnSpec
 from midstream.core.placeholders import fill
 from midstream.core.spec import Readiness, ServiceSpec
 from midstream.linux.file_identity import FileUser
 
 if TYPE_CHECKING:
     from midstream.agent.host import Host
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A process that is about to be started."""
+
+    name: Name
+    place: Place3
+    spec: SpawnSpec
+    service: ServiceSpec
+
+
+class Ears:
+    """Where what one slot says goes. One object a slot, and no closures: with a thousand services they were a megabyte."""
+
+    __slots__ = ("_host", "generation", "name", "opening", "slot")
+
+    def __init__(self, host: Host, name: Name, generation: int, slot: int, opening: SlotOpening) -> None:
+        self._host = host
+        self.name = name
+        self.generation = generation
+        self.slot = slot
+        self.opening = opening
+
+    def _place(self) -> Place3 | None:
+        found = self._host.processes.instance_at(self.name, self.generation, self.slot)
+        return (self.generation, self.slot, found.attempt) if found else None
+
+    def in_tree(self, pid: int) -> bool | None:
+        """Whether the process is of the instance; None when it is gone already."""
+        at = self._place()
+        live = self._host.processes.get(self.name, at) if at else None
+        if live is None or at is None:
+            return None
+        if pid == live.entry.pid:
+            return True
+        if not os.path.exists(f"/proc/{pid}"):
+            return None
+        return pid in self._host.processes.tree_of(self._host.key(self.name, at), live.entry)
+
+    def on_notice(self, notice: Notice) -> None:
+        at = self._place()
+        if at is not None:
+            self._host.processes.notice(self.name, at, notice)
+
+    def on_refusal(self, refusal: Refusal) -> None:
+        self._host.note(*self.name, "notify", f"refused: {refusal.reason}", self.generation, self.slot)
+
+    def on_ready_fd(self, fd: int) -> None:
+        """Something came on the readiness pipe."""
+        try:
+            data = os.read(fd, 256)
+        except BlockingIOError:
+            return
+        if b"\n" in data:
+            self.on_notice(Notice(ready=True))
 
 
 class Channels:
@@ -34,13 +91,21 @@ class Channels:
         self._open: set[str] = set()
         self._sockets: dict[str, NoticeSocket] = {}
         self._ready_fds: dict[str, int] = {}
+        self._uid_sets: dict[frozenset[int], frozenset[int]] = {}  # one object for all slots that have the same
 
-    async def ensure(self, name: Name, place: Place3, spec: SpawnSpec, service: ServiceSpec) -> None:
-        """Opens what the process will be given, unless it is open. Raises KeeperLost."""
-        channel = channel_of(self._host.key(name, place))
-        if channel not in self._open:
-            self.configure_logs(name, service)
-            await self._attach(name, place[0], place[1], channel, (spec.uid, spec.gid), service)
+    async def ensure(self, starts: Sequence[Start]) -> None:
+        """Opens what these processes will be given, unless it is open, in as few messages as possible. Raises KeeperLost,
+        and KeeperRefused when one of them cannot be opened."""
+        wanted: dict[str, Ears] = {}
+        for start in starts:
+            name, (generation, slot, _) = start.name, start.place
+            channel = channel_of(self._host.key(name, start.place))
+            if channel not in self._open:
+                self.configure_logs(name, start.service)
+                wanted[channel] = self._ears(
+                    name, generation, slot, channel, start.spec.uid, start.spec.gid, start.service
+                )
+        await self._attach(list(wanted.values()))
 
     async def retire(self, name: Name, generation: int) -> None:
         """No process of the generation is left: the keeper lets go too."""
@@ -65,24 +130,41 @@ class Channels:
         for service, generation in {tuple(item.split("/")[1:3]) for item in self._open if item.startswith(f"{app}/")}:
             await self.retire((app, service), int(generation))
 
-    async def _attach(
+    def _ears(
         self,
         name: Name,
         generation: int,
         slot: int,
         channel: str,
-        ids: tuple[int | None, int | None],
+        uid: int | None,
+        gid: int | None,
         service: ServiceSpec,
-    ) -> None:
+    ) -> Ears:
+        ready = readiness_of(service, profile_of(service)) is Readiness.FD
+        return Ears(self._host, name, generation, slot, SlotOpening(channel, uid, gid, ready))
+
+    async def _attach(self, wanted: Sequence[Ears]) -> None:
+        if not wanted:
+            return
         if self._host.link is None:
             raise KeeperLost("the keeper is away")
-        self._host.logs.attach(ChannelName(*name, generation, slot), (await self._host.link.channel(channel, *ids)).fd)
-        notify = await self._host.link.notify(channel, *ids)
-        self._listen_to_notices(name, generation, slot, channel, notify.fd)
-        if readiness_of(service, profile_of(service)) is Readiness.FD:
-            ready = await self._host.link.channel(f"{channel}/ready", *ids)
-            self._listen_to_ready_fd(name, generation, slot, channel, ready.fd)
-        self._open.add(channel)
+        opened = await self._host.link.slots([ears.opening for ears in wanted])
+        for ears, (output, notify, *ready) in zip(wanted, opened, strict=True):
+            channel = ears.opening.name
+            self._host.logs.attach(ChannelName(*ears.name, ears.generation, ears.slot), output)
+            self._sockets[channel] = NoticeSocket(
+                notify, Authority(ears.in_tree, self._uids(ears)), ears.on_notice, ears.on_refusal
+            )
+            for fd in ready:
+                self._listen_to_ready_fd(ears, fd)
+            self._open.add(channel)
+
+    def _uids(self, ears: Ears) -> frozenset[int]:
+        """Whose word counts when the sender is gone already."""
+        owner = self._host.apps[ears.name[0]].owner_uid if ears.name[0] in self._host.apps else self._host.uid
+        own = () if ears.opening.uid is None else (ears.opening.uid,)
+        uids = frozenset((self._host.uid, owner, *own))
+        return self._uid_sets.setdefault(uids, uids)
 
     def configure_logs(self, name: Name, service: ServiceSpec) -> None:
         app = self._host.apps.get(name[0])
@@ -121,14 +203,14 @@ class Channels:
         log_name = ChannelName(*name, seen.generation, seen.slot)
         try:
             await self._absorb_spool(log_name, channel)
-            await self._attach(name, seen.generation, seen.slot, channel, (uid, gid), service)
+            await self._attach([self._ears(name, seen.generation, seen.slot, channel, uid, gid, service)])
         except KeeperRefused as error:
             self._host.note(*name, "keeper", f"its output cannot be read: {error}", seen.generation, seen.slot)
             return
         # It said READY=1 to an agent that is gone; a process that ran when we came is past its start.
         live = self._host.processes.get(name, (seen.generation, seen.slot, seen.attempt))
         if live is not None and self._host.processes.was_ready(name, seen):
-            live.ready.set()
+            live.set_ready()
         await self._hear_what_was_said(name, seen, channel, said)
 
     async def _hear_what_was_said(self, name: Name, seen: Spawned, channel: str, said: NoticesOf | None) -> None:
@@ -160,53 +242,12 @@ class Channels:
         except KeeperRefused:
             pass  # a new keeper: what the old one spooled went with it
 
-    def _listen_to_notices(self, name: Name, generation: int, slot: int, channel: str, fd: int) -> None:
-        def place() -> Place3 | None:
-            found = self._host.processes.instance_at(name, generation, slot)
-            return (generation, slot, found.attempt) if found else None
-
-        def in_tree(pid: int) -> bool | None:
-            at = place()
-            live = self._host.processes.get(name, at) if at else None
-            if live is None or at is None:
-                return None
-            if pid == live.entry.pid:
-                return True
-            if not os.path.exists(f"/proc/{pid}"):
-                return None
-            return pid in self._host.processes.tree_of(self._host.key(name, at), live.entry)
-
-        def on_notice(notice: Notice) -> None:
-            at = place()
-            if at is not None:
-                self._host.processes.notice(name, at, notice)
-
-        def on_refusal(refusal: Refusal) -> None:
-            self._host.note(*name, "notify", f"refused: {refusal.reason}", generation, slot)
-
-        record = self._host.record(name[0], generation)
-        owner = self._host.apps[name[0]].owner_uid if name[0] in self._host.apps else self._host.uid
-        uids = {self._host.uid, owner}
-        if record is not None:
-            uids.add(account_for(record.spec, owner, self._host.uid, record.spec.services.get(name[1])).uid)
-        self._sockets[channel] = NoticeSocket(fd, Authority(in_tree, frozenset(uids)), on_notice, on_refusal)
-
-    def _listen_to_ready_fd(self, name: Name, generation: int, slot: int, channel: str, fd: int) -> None:
-        loop = asyncio.get_running_loop()
+    def _listen_to_ready_fd(self, ears: Ears, fd: int) -> None:
+        channel = ears.opening.name
         os.set_blocking(fd, False)
-
-        def readable() -> None:
-            try:
-                data = os.read(fd, 256)
-            except BlockingIOError:
-                return
-            found = self._host.processes.instance_at(name, generation, slot)
-            if b"\n" in data and found is not None:
-                self._host.processes.notice(name, (generation, slot, found.attempt), Notice(ready=True))
-
         self._forget_ready_fd(channel)
         self._ready_fds[channel] = fd
-        loop.add_reader(fd, readable)
+        asyncio.get_running_loop().add_reader(fd, ears.on_ready_fd, fd)
 
     def _forget_ready_fd(self, channel: str) -> None:
         fd = self._ready_fds.pop(channel, None)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from midstream.agent import crashpoint
-from midstream.agent.channels import Channels
+from midstream.agent.channels import Channels, Start
 from midstream.agent.dropped import forget_dropped
 from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.keeper_orders import KeeperOrders
@@ -60,6 +60,7 @@ from midstream.core.service import Service, durable, wake_s
 from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock
 
+_SPAWN_GROUP = 32  # processes asked of the keeper at a time
 _DEPTH_MAX = 50  # of a run folder, when it is removed
 _ENTRIES_MAX = 10_000
 
@@ -405,21 +406,50 @@ class Host:
         return Place(f"{self.runtime}/run/{app}/{service}/{number}", owner, os.environ.get("PATH", os.defpath))
 
     async def _spawn(self, spawns: list[tuple[Name, Spawn]]) -> None:
-        ready: list[SpawnSpec] = []
-        for name, effect in spawns:
-            place = (effect.generation, effect.slot, effect.attempt)
-            try:
-                ready.append(await self.prepared(name, place))
-            except KeeperLost:
-                raise
-            except Exception as error:  # whatever it is, it is this service's: the others are started
-                text = error.what if isinstance(error, MidstreamError) else str(error) or type(error).__name__
-                self.post(name, Ended(*place, f"could not be started: {text}", ran=False))
-        if not ready or self.link is None:
-            return
-        self._point(f"Spawn {', '.join(spec.key for spec in ready)}")
-        for start in range(0, len(ready), 32):
-            for result in await self.link.spawn(tuple(ready[start : start + 32])):
+        """In groups: while the keeper starts one, the next is prepared. Raises KeeperLost."""
+        starting: asyncio.Task[None] | None = None
+        try:
+            for start in range(0, len(spawns), _SPAWN_GROUP):
+                found = [await self._start_of(name, effect) for name, effect in spawns[start : start + _SPAWN_GROUP]]
+                if starting is not None:
+                    await starting
+                ready = await self._heard([one for one in found if one is not None])
+                if ready:
+                    self._point(f"Spawn {', '.join(spec.key for spec in ready)}")
+                    starting = asyncio.get_running_loop().create_task(self._start_all(ready))
+                    await asyncio.sleep(0)  # it is asked before the next group is prepared
+        finally:
+            if starting is not None:
+                await starting
+
+    async def _start_of(self, name: Name, effect: Spawn) -> Start | None:
+        place = (effect.generation, effect.slot, effect.attempt)
+        try:
+            return await self._start(name, place)
+        except KeeperLost:
+            raise
+        except Exception as error:  # whatever it is, it is this service's: the others are started
+            self._not_started(name, place, error)
+            return None
+
+    async def _heard(self, starts: list[Start]) -> list[SpawnSpec]:
+        """Opens what they are heard by; one that this fails for does not keep the others from being started."""
+        try:
+            await self.channels.ensure(starts)
+            return [start.spec for start in starts]
+        except KeeperRefused as error:
+            if len(starts) == 1:
+                self._not_started(starts[0].name, starts[0].place, error)
+                return []
+        return [spec for start in starts for spec in await self._heard([start])]
+
+    def _not_started(self, name: Name, place: Place3, error: Exception) -> None:
+        text = error.what if isinstance(error, MidstreamError) else str(error) or type(error).__name__
+        self.post(name, Ended(*place, f"could not be started: {text}", ran=False))
+
+    async def _start_all(self, ready: list[SpawnSpec]) -> None:
+        if self.link is not None:
+            for result in await self.link.spawn(tuple(ready)):
                 key = parse_key(result.key)
                 self.note(
                     key.app,
@@ -435,6 +465,11 @@ class Host:
 
     async def prepared(self, name: Name, place: Place3) -> SpawnSpec:
         """Everything a process needs, made: run folder, listeners, channel, notify socket. -> its SpawnSpec."""
+        start = await self._start(name, place)
+        await self.channels.ensure([start])
+        return start.spec
+
+    async def _start(self, name: Name, place: Place3) -> Start:
         if self.link is None:
             raise KeeperLost("the keeper is away")
         app, service_name = name
@@ -448,8 +483,7 @@ class Host:
         self._make_run_folder(where.run, account.uid, account.gid)
         listeners = await self.listeners.for_instance(record, service, slot, where.owner_uid)
         spec = instance_spec(record, service, self.key(name, place), listeners, where, self.uid)
-        await self.channels.ensure(name, place, spec, service)
-        return spec
+        return Start(name, place, spec, service)
 
     def _make_run_folder(self, path: str, uid: int, gid: int) -> None:
         """Above it all is root's, so that nobody can put something else in its place."""

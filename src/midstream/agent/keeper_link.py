@@ -23,7 +23,7 @@ from midstream.core.messages import (
     PROTOCOL,
     READING,
     REPLIES,
-    SPECS_MAX,
+    SLOTS_MAX,
     Acked,
     AckRequest,
     AgentCommandRequest,
@@ -55,6 +55,8 @@ from midstream.core.messages import (
     ShutdownRequest,
     Signalled,
     SignalRequest,
+    SlotOpening,
+    SlotsRequest,
     Spawned,
     SpawnRequest,
     SpawnResult,
@@ -74,6 +76,7 @@ from midstream.linux import fds
 
 T = TypeVar("T")
 _BATCH_BYTES = MESSAGE_MAX_BYTES - 4096
+_BATCH_ITEMS = 32
 
 
 class KeeperRefused(HostError):
@@ -301,26 +304,30 @@ class KeeperLink:
                 loop.remove_writer(fileno)
 
     async def _ask_with_fds(
-        self, reply: type[T], op: str, request: Any, passed: Sequence[int] = ()
+        self, reply: type[T], op: str, request: Any, passed: Sequence[int] = (), encoded: str = ""
     ) -> tuple[T, list[int]]:
-        """A caller that is cancelled does not cancel what was asked: the reply is taken, its descriptors are closed."""
-        asking = asyncio.ensure_future(self._ask_now(reply, op, request, tuple(passed)))
+        """A caller that is cancelled does not cancel what was asked: the reply is taken, its descriptors are closed.
+        encoded: the request as JSON, where it was made already."""
+        asking = asyncio.ensure_future(self._ask_now(reply, op, request, tuple(passed), encoded))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
             asking.add_done_callback(_discard)
             raise
 
-    async def _ask_now(self, reply: type[T], op: str, request: Any, passed: Sequence[int] = ()) -> tuple[T, list[int]]:
+    async def _ask_now(
+        self, reply: type[T], op: str, request: Any, passed: Sequence[int], encoded: str
+    ) -> tuple[T, list[int]]:
         assert REPLIES[op] is reply
         async with self._turn:
             self._number += 1
-            message = {"id": self._number, "op": op, **to_wire(request)}
+            head: dict[str, Any] = {"id": self._number, "op": op}
             if op not in READING:
-                message["epoch"] = self.epoch
+                head["epoch"] = self.epoch
+            message = _joined(_json(head), encoded or _json(to_wire(request)))
             self._reply = asyncio.get_running_loop().create_future()
             try:
-                await self._send(json.dumps(message, separators=(",", ":")).encode(), passed)
+                await self._send(message.encode(), passed)
                 answer, received = await self._reply
             except asyncio.CancelledError:
                 # The reply to this request would be taken for the next one's: give the connection up.
@@ -339,8 +346,8 @@ class KeeperLink:
             )
         return from_wire(reply, answer["ok"]), received
 
-    async def _ask(self, reply: type[T], op: str, request: Any, passed: Sequence[int] = ()) -> T:
-        value, received = await self._ask_with_fds(reply, op, request, passed)
+    async def _ask(self, reply: type[T], op: str, request: Any, passed: Sequence[int] = (), encoded: str = "") -> T:
+        value, received = await self._ask_with_fds(reply, op, request, passed, encoded)
         fds.close_all(received)
         return value
 
@@ -367,8 +374,9 @@ class KeeperLink:
     async def spawn(self, specs: Sequence[SpawnSpec], passed: Sequence[int] = ()) -> tuple[SpawnResult, ...]:
         """Start each, idempotent by key; as many messages as needed, each with all of `passed`."""
         results: list[SpawnResult] = []
-        for batch in _batches(specs):
-            spawned = await self._ask(Spawned, "spawn", SpawnRequest(tuple(batch)), passed)
+        for batch, texts in _batches(specs):
+            encoded = f'{{"specs":[{texts}]}}'
+            spawned = await self._ask(Spawned, "spawn", SpawnRequest(tuple(batch)), passed, encoded)
             results.extend(spawned.results)
         return tuple(results)
 
@@ -456,6 +464,17 @@ class KeeperLink:
     async def unnotify(self, name: str) -> None:
         await self._ask(REPLIES["unnotify"], "unnotify", NameRequest(name))
 
+    async def slots(self, slots: Sequence[SlotOpening]) -> list[tuple[int, ...]]:
+        """For each slot the descriptors of its channel, its notify socket and, where it asks, its readiness channel. They
+        do not block. As many messages as needed."""
+        found: list[tuple[int, ...]] = []
+        for start in range(0, len(slots), SLOTS_MAX):
+            batch = slots[start : start + SLOTS_MAX]
+            _, received = await self._ask_with_fds(REPLIES["slots"], "slots", SlotsRequest(tuple(batch)))
+            each = iter(received)
+            found += [tuple(next(each) for _ in range(3 if slot.ready else 2)) for slot in batch]
+        return found
+
     async def notices(self) -> tuple[NoticesOf, ...]:
         """What was said on notify sockets while no agent was attached. Stays until `clear_notices`."""
         return (await self._ask(Notices, "notices", NoticesRequest())).items
@@ -484,8 +503,9 @@ class KeeperLink:
         for start in range(0, len(revoke), 500):
             request = OrdersRequest(revoke=tuple(revoke[start : start + 500]))
             await self._ask(REPLIES["orders"], "orders", request)
-        for batch in _batches(set):
-            await self._ask(REPLIES["orders"], "orders", OrdersRequest(set=tuple(batch)))
+        for batch, texts in _batches(set):
+            encoded = f'{{"set":[{texts}]}}'
+            await self._ask(REPLIES["orders"], "orders", OrdersRequest(set=tuple(batch)), encoded=encoded)
 
     async def agent_command(self, argv: Sequence[str]) -> None:
         """What the keeper starts when the agent is gone, from now on."""
@@ -510,16 +530,29 @@ def _resolve(writable: asyncio.Future[None]) -> None:
         writable.set_result(None)
 
 
-def _batches(items: Sequence[T]) -> Iterator[list[T]]:
-    """Runs of items that fit in one message each."""
+def _batches(items: Sequence[T]) -> Iterator[tuple[list[T], str]]:
+    """Runs of items that fit in one message each, with their JSON, separated by commas. Short runs: what one message
+    takes to decode is what the keeper's heap grows to for good."""
     batch: list[T] = []
+    texts: list[str] = []
     size = 0
     for item in items:
-        length = len(json.dumps(to_wire(item))) + 1
-        if batch and (size + length > _BATCH_BYTES or len(batch) == SPECS_MAX):
-            yield batch
-            batch, size = [], 0
+        text = _json(to_wire(item))
+        length = len(text) + 1  # ASCII
+        if batch and (size + length > _BATCH_BYTES or len(batch) == _BATCH_ITEMS):
+            yield batch, ",".join(texts)
+            batch, texts, size = [], [], 0
         batch.append(item)
+        texts.append(text)
         size += length
     if batch:
-        yield batch
+        yield batch, ",".join(texts)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _joined(head: str, fields: str) -> str:
+    """One JSON object from two."""
+    return head if fields == "{}" else f"{head[:-1]},{fields[1:]}"

@@ -5,7 +5,7 @@ whether it said that it is ready, its watchdog. Runs in the agent's loop.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from midstream.agent import watching
@@ -41,9 +41,21 @@ class Live:
 
     entry: ProcessEntry
     watcher: asyncio.Task[None] | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    is_ready: bool = False  # it said so
+    ready: asyncio.Event | None = None  # made when somebody waits: one for each of a thousand processes is a megabyte
     watchdog: asyncio.TimerHandle | None = None
     memory: asyncio.Task[None] | None = None
+
+    def set_ready(self) -> None:
+        self.is_ready = True
+        if self.ready is not None:
+            self.ready.set()
+
+    async def said_ready(self) -> None:
+        """Waits until it has said so."""
+        if not self.is_ready:
+            self.ready = self.ready or asyncio.Event()
+            await self.ready.wait()
 
 
 class Processes:
@@ -100,9 +112,6 @@ class Processes:
         async def run_command(argv: tuple[str, ...], timeout_s: float) -> HealthResult:
             return await self._command_check(record, name, argv, timeout_s)
 
-        async def said_ready() -> None:
-            await live.ready.wait()
-
         async def listed(trouble: list[str]) -> None:
             await self._host.looks.until_listed(name, place, trouble)
 
@@ -121,7 +130,7 @@ class Processes:
             min_uptime_s=spec.min_uptime_s,
             explain=lambda tree, given: why_not_accepting(profile, spec.command, tree, given, shell=spec.shell),
             pids=pids,
-            said_ready=said_ready,
+            said_ready=live.said_ready,
             run_command=run_command,
             listed=listed if profile.worker is not None else None,
         )
@@ -203,7 +212,7 @@ class Processes:
                 early.append(notice)
             return
         if notice.ready:
-            live.ready.set()
+            live.set_ready()
             self.remember_ready(name, place)
         if notice.status is not None:
             self._host.post(name, Said(*place, notice.status))

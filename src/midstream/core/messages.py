@@ -17,6 +17,7 @@ PROTOCOL = 1
 MESSAGE_MAX_BYTES = 160 * 1024
 FDS_MAX = 250
 SPECS_MAX = 250  # in one spawn request
+SLOTS_MAX = FDS_MAX // 3  # in one slots request
 
 
 class ProcessKind(enum.Enum):
@@ -239,6 +240,23 @@ class NotifyRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotOpening:
+    """What one slot is heard by: its channel, its notify socket, and with `ready` its channel `NAME/ready`."""
+
+    name: str
+    uid: int | None = None
+    gid: int | None = None
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsRequest:
+    """`channel` and `notify` for many slots at once, at most SLOTS_MAX. Refused as a whole."""
+
+    slots: tuple[SlotOpening, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NoticesRequest:
     """What the keeper read from notify sockets while no agent was attached; `clear` forgets these names first."""
 
@@ -299,6 +317,7 @@ REQUESTS: dict[str, type] = {
     "unchannel": NameRequest,
     "notify": NotifyRequest,
     "unnotify": NameRequest,
+    "slots": SlotsRequest,
     "notices": NoticesRequest,
     "spool": SpoolRequest,
     "orders": OrdersRequest,
@@ -484,6 +503,7 @@ REPLIES: dict[str, type] = {
     "unchannel": Done,
     "notify": Opened,
     "unnotify": Done,
+    "slots": Done,
     "notices": Notices,
     "spool": Spool,
     "orders": Done,

@@ -33,6 +33,8 @@ from midstream.linux.spawn import RLIMITS, Launch, Placement
 
 HANDLED_SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE})
 
+TELL_LATER_S = 0.02
+
 
 class Inherited:
     """What the keeper itself was started with, to be given back to its children."""
@@ -68,6 +70,7 @@ class Children:
         self._inherited = inherited
         self._cgroup_root = cgroup_root
         self._emptying: dict[str, int] = {}  # cgroup folder -> its cgroup.events
+        self.tell_from_s = 0.0  # the agent is told of changes from then on
         self.keeper_id = layout.keeper_id
         self.orders = Orders(layout, loop, table, self._start_ordered)
         self.on_ended: Callable[[Row], None] = lambda row: None
@@ -243,9 +246,9 @@ class Children:
 
     def _finish(self, row: Row, state: ProcessState) -> None:
         self._table.ended(row, state)
+        self.orders.process_ended(row)  # first: what is swept waits, who is served does not
         if row.cgroup is not None:
             self._sweep_cgroup(row.cgroup)
-        self.orders.process_ended(row)
         self.on_ended(row)
 
     def _sweep_cgroup(self, path: str) -> None:
@@ -315,6 +318,12 @@ class Children:
     # Standing orders
 
     def _start_ordered(self, order: StandingOrder, key: str) -> SpawnResult:
+        """The agent has nothing to do about it, so it is told a little later: woken now, it would compete with the child
+        for the processor, and the service would be back a millisecond later."""
+        now_s = self._loop.now_s
+        if now_s >= self.tell_from_s:
+            self.tell_from_s = now_s + TELL_LATER_S
+            self._loop.after(TELL_LATER_S, lambda: None)  # the end of that turn tells
         return self.spawn(replace(order.spec, key=key), (), by="order")
 
     def check_order(self, order: StandingOrder) -> None:

@@ -15,8 +15,9 @@ import re
 import socket
 import stat
 import struct
+from collections.abc import Sequence
 
-from midstream.core.messages import Held, HeldItem, ListenerSpec, Notice, Refusal
+from midstream.core.messages import Held, HeldItem, ListenerSpec, Notice, Refusal, SlotOpening
 from midstream.core.wire import to_wire
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop
@@ -248,6 +249,25 @@ class Holdings:
         if held is None and name not in self.lost_notify:
             raise Refused(Refusal.UNKNOWN, f"no notify socket {name!r} is held")
         return self._layout.notify_path(name)
+
+    def open_slots(self, slots: Sequence[SlotOpening]) -> list[int]:
+        """For each slot the descriptors of its channel, notify socket and (where asked) readiness channel, in this order.
+        Raises Refused, and then has opened none of them."""
+        channels, sockets = set(self.channels), set(self.notify_sockets)
+        found = []
+        try:
+            for slot in slots:
+                found.append(self.open_channel(slot.name, slot.uid, slot.gid).fd)
+                found.append(self.open_notify(slot.name, slot.uid, slot.gid).fd)
+                if slot.ready:
+                    found.append(self.open_channel(f"{slot.name}/ready", slot.uid, slot.gid).fd)
+        except Refused:
+            for name in self.channels.keys() - channels:
+                self.close_channel(name)
+            for name in self.notify_sockets.keys() - sockets:
+                self.close_notify(name)
+            raise
+        return found
 
     # While there is no agent
 

@@ -110,7 +110,7 @@ class Keeper:
     def _end_of_turn(self) -> None:
         fds.close_all(self._close_later)
         self._close_later.clear()
-        if self.attached is not None and self.table.is_dirty:
+        if self.attached is not None and self.table.is_dirty and self.loop.now_s >= self.children.tell_from_s:
             self.table.is_dirty = False
             self.door_of().tell_changed(self.attached, self.table.seq)
 

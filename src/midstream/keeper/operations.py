@@ -18,6 +18,7 @@ from midstream.core.messages import (
     PROTOCOL,
     READING,
     REQUESTS,
+    SLOTS_MAX,
     SPECS_MAX,
     Acked,
     AckRequest,
@@ -49,6 +50,7 @@ from midstream.core.messages import (
     ShutdownRequest,
     Signalled,
     SignalRequest,
+    SlotsRequest,
     Spawned,
     SpawnRequest,
     Spool,
@@ -234,6 +236,12 @@ def _unnotify(keeper: Keeper, _connection: Connection, wanted: NameRequest, _pas
     return Done(), ()
 
 
+def _slots(keeper: Keeper, _connection: Connection, wanted: SlotsRequest, _passed: list[int]) -> Reply:
+    if len(wanted.slots) > SLOTS_MAX:
+        raise Refused(Refusal.BAD_REQUEST, f"slots: at most {SLOTS_MAX} at a time")
+    return Done(), keeper.held.open_slots(wanted.slots)
+
+
 def _notices(keeper: Keeper, _connection: Connection, wanted: NoticesRequest, _passed: list[int]) -> Reply:
     for name in wanted.clear:
         if name in keeper.held.notify_sockets:
@@ -309,6 +317,7 @@ _OPERATIONS: dict[str, Callable[[Any, Connection, Any, list[int]], Reply]] = {
     "unchannel": _unchannel,
     "notify": _notify,
     "unnotify": _unnotify,
+    "slots": _slots,
     "notices": _notices,
     "spool": _spool,
     "orders": _orders,

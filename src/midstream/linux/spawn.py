@@ -13,6 +13,7 @@ import fcntl
 import os
 import resource
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -20,6 +21,11 @@ from typing import NoReturn
 from midstream.linux import prctl
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+# Linux before 5.7, a seccomp filter that does not know clone3, or a folder that may be written by another way only.
+_NO_CLONE_INTO_CGROUP = frozenset(
+    {errno.ENOSYS, errno.EINVAL, errno.E2BIG, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP}
+)
 
 RLIMITS: dict[str, int] = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
@@ -75,9 +81,9 @@ def launch(wanted: Launch) -> Launched:
     # Those that have a handler here: it must not run in the child. (All 64 would cost 0.1 ms to turn into enums.)
     former_mask = signal.pthread_sigmask(signal.SIG_BLOCK, wanted.reset_signals)
     try:
-        pid = os.fork()
+        pid, joined = _fork(wanted.cgroup)
         if pid == 0:
-            _become(wanted, write_fd)
+            _become(wanted, write_fd, joined)
     except OSError:
         os.close(report_fd)
         raise
@@ -85,6 +91,26 @@ def launch(wanted: Launch) -> Launched:
         signal.pthread_sigmask(signal.SIG_SETMASK, former_mask)
         os.close(write_fd)
     return Launched(pid, report_fd)
+
+
+def _fork(cgroup: str | None) -> tuple[int, bool]:
+    """(pid, whether the child was born in the cgroup). 0 in the child. Raises OSError when there can be no child."""
+    if cgroup is None or len(sys._current_frames()) > 1:
+        return os.fork(), False
+    try:
+        folder_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return os.fork(), False  # the child says what is wrong with the folder
+    pid = -1
+    try:
+        pid = prctl.fork_into_cgroup(folder_fd)
+    except OSError as error:
+        if error.errno not in _NO_CLONE_INTO_CGROUP:
+            raise
+    finally:
+        if pid != 0:
+            os.close(folder_fd)
+    return (pid, True) if pid >= 0 else (os.fork(), False)
 
 
 def read_report(report_fd: int) -> tuple[str, int] | None:
@@ -107,11 +133,11 @@ class _Progress:
         self.stage = "start"
 
 
-def _become(wanted: Launch, report_fd: int) -> NoReturn:
+def _become(wanted: Launch, report_fd: int, joined: bool) -> NoReturn:
     """In the child. Never returns, never raises: the parent's code must not run twice."""
     progress = _Progress(report_fd)
     try:
-        _arrange(wanted, progress)
+        _arrange(wanted, progress, joined)
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
         try:
@@ -120,14 +146,14 @@ def _become(wanted: Launch, report_fd: int) -> NoReturn:
             os._exit(127)
 
 
-def _arrange(wanted: Launch, progress: _Progress) -> NoReturn:
+def _arrange(wanted: Launch, progress: _Progress, joined: bool) -> NoReturn:
     os.setsid()
     for signum in wanted.reset_signals:
         signal.signal(signum, signal.SIG_DFL)
     if wanted.record is not None:
         _write_record(*wanted.record)
     progress.stage = "cgroup"
-    if wanted.cgroup is not None:
+    if wanted.cgroup is not None and not joined:
         _join(wanted.cgroup)
     progress.stage = "fds"
     _place(wanted.placements, progress)

@@ -52,6 +52,7 @@ from midstream.core.messages import (
     ShutdownRequest,
     Signalled,
     SignalRequest,
+    SlotsRequest,
     Spawned,
     SpawnRequest,
     SpawnResult,
@@ -132,7 +133,7 @@ class FakeLink(KeeperLink):
             self.on_lost()
 
     async def _ask_with_fds(
-        self, reply: type[T], op: str, request: Any, passed: Sequence[int] = ()
+        self, reply: type[T], op: str, request: Any, passed: Sequence[int] = (), encoded: str = ""
     ) -> tuple[T, list[int]]:
         await asyncio.sleep(0)  # as with the socket, others run in between
         if not self._connected:
@@ -181,6 +182,7 @@ class FakeKeeper:
             "unchannel": lambda request, _passed: self._release(Held.CHANNEL, request),
             "notify": self._notify,
             "unnotify": lambda request, _passed: self._release(Held.NOTIFY, request),
+            "slots": self._slots,
             "notices": self._notices,
             "spool": self._spool,
             "orders": self._orders,
@@ -479,6 +481,15 @@ class FakeKeeper:
             thing = _HeldThing(ours.detach(), f"/fake/n/{request.name}", other=theirs.detach())
             self._hold(Held.NOTIFY, request.name, thing)
         return Opened(thing.address), [thing.fd]
+
+    def _slots(self, request: SlotsRequest, passed: list[int]) -> tuple[Done, list[int]]:
+        found = []
+        for slot in request.slots:
+            found += self._channel(ChannelRequest(slot.name, slot.uid, slot.gid), passed)[1]
+            found += self._notify(NotifyRequest(slot.name, slot.uid, slot.gid), passed)[1]
+            if slot.ready:
+                found += self._channel(ChannelRequest(f"{slot.name}/ready", slot.uid, slot.gid), passed)[1]
+        return Done(), found
 
     def _notices(self, request: NoticesRequest, _passed: list[int]) -> tuple[Notices, list[int]]:
         for name in request.clear:
