@@ -54,11 +54,11 @@ class Opening:
     kind: str = "deploy"
     user: str = ""
     wait: bool = False
+    until: str = ""  # "check": takes the lock and answers; the same call without it goes on
 
 
 class Deploys:
     """All deploys of this host. `tell` of each call is where its progress goes."""
-    until: str = ""  # "check": takes the lock and answers; the same call without it goes on
 
     def __init__(self, host: Host, state_folder: str) -> None:
         self.host = host
@@ -97,25 +97,25 @@ class Deploys:
             if work.intent.id == opening.deploy_id:
                 accounts.require_owner(peer, self.host.apps[spec.app].owner_uid, self.host.uid, spec.app)
                 begun(work)
+                if opening.until == "check":
+                    return self._lock_facts(work)
                 return await self._outliving(self._facts(peer, work, tell))
             if not opening.wait:
                 raise self._locked(work)
             gone = work
             await self.host.until(lambda gone=gone: self._works.get(spec.app) is not gone, timeout_s=2.0)  # type: ignore[misc]
         owner_uid = self._authorise(peer, spec)  # while we waited, the app may have been removed, and made by another
-                if opening.until == "check":
-                    return self._lock_facts(work)
         self._refuse_manual_lock(spec.app, peer)
         work = self._begin(peer, opening, spec, owner_uid)
         begun(work)
+        if opening.until == "check":
+            return self._lock_facts(work)
         return await self._outliving(self._first_facts(peer, work, tell))
 
     async def _outliving(self, work: Coroutine[Any, Any, T]) -> T:
         """It goes on when its caller goes away."""
         task = asyncio.get_running_loop().create_task(work)
         self._outlive.add(task)
-        if opening.until == "check":
-            return self._lock_facts(work)
         task.add_done_callback(self._outlive.discard)
         return await asyncio.shield(task)
 
@@ -188,15 +188,15 @@ class Deploys:
             "warnings": [f"this deploy was finished here before: release {work.intent.release} is committed"],
         }
 
+    def _lock_facts(self, work: Work) -> dict[str, Any]:
+        return {"token": work.intent.token, "lease_s": LEASE_S, "committed": self._committed(work.app), "warnings": []}
+
     def _committed(self, app: AppRecord) -> dict[str, str] | None:
         return {"release": app.release, "revision": app.revision, "branch": app.branch} if app.release else None
 
     def _refuse_shared_folder(self, spec: AppSpec) -> None:
         for other in self.host.apps.values():
             if other.deploy_to == spec.deploy_to:
-    def _lock_facts(self, work: Work) -> dict[str, Any]:
-        return {"token": work.intent.token, "lease_s": LEASE_S, "committed": self._committed(work.app), "warnings": []}
-
                 raise OperatorError(
                     f"{spec.deploy_to} belongs to app {other.app!r}", where="deploy_to", remedy="choose another folder"
                 )
@@ -366,13 +366,13 @@ class Deploys:
             await self._finish(work, "abandoned")
         except MidstreamError as error:
             self.host.note(work.intent.app, "", "attention", error.what)
+            await hooks.undo_all(work)
             self._close(work)
 
     # -- the calls ---------------------------------------------------------------------------------------------------
 
     def work_for(self, peer: Peer, deploy_id: str, token: int) -> Work:
         """The open deploy of that id, or one that was committed before (`over`). Raises LockedError when it was put back or
-            await hooks.undo_all(work)
         taken over (fencing)."""
         for work in self._works.values():
             if work.intent.id == deploy_id:
@@ -628,14 +628,6 @@ class Deploys:
             self._close(work)
         return found
 
-    def _found(self, work: Work, removed: list[str], warnings: list[str]) -> dict[str, Any]:
-        """What `finish` answers, from the processes as they are now."""
-        app = work.intent.app
-        drift = drift_of(self.host, app) if work.intent.state is IntentState.COMMITTED else []
-        draining = sum(
-            item.state is GenerationState.DRAINING
-            for (owner, _), service in self.host.services.items()
-            if owner == app
     async def _tidy(self, work: Work, until: str) -> list[str]:
         """Cleanup and revisions.log, as far as `until`; returns the releases that were removed."""
         removed: list[str] = []
@@ -651,6 +643,14 @@ class Deploys:
                 await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
         return removed
 
+    def _found(self, work: Work, removed: list[str], warnings: list[str]) -> dict[str, Any]:
+        """What `finish` answers, from the processes as they are now."""
+        app = work.intent.app
+        drift = drift_of(self.host, app) if work.intent.state is IntentState.COMMITTED else []
+        draining = sum(
+            item.state is GenerationState.DRAINING
+            for (owner, _), service in self.host.services.items()
+            if owner == app
             for item in service.generations
         )
         return {"removed": removed, "drift": drift, "draining": draining, "warnings": warnings}

@@ -17,8 +17,8 @@ from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
 from midstream.agent.host import Host
-from midstream.agent.keeper_link import KeeperRefused
 from midstream.agent.host_commands import HostCommands
+from midstream.agent.keeper_link import KeeperRefused
 from midstream.agent.plans import profile_of
 from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, EventRow
@@ -26,8 +26,8 @@ from midstream.agent.updating import UpdateRequest
 from midstream.agent.work import Progress, Work
 from midstream.core.events import SetHold, Want
 from midstream.core.instance import ALIVE, InstanceState
-from midstream.core.names import SpawnKey
 from midstream.core.intent import IntentState
+from midstream.core.names import SpawnKey
 from midstream.core.phases import Hold
 from midstream.core.service import Service
 from midstream.core.spec import CommandStep
@@ -90,10 +90,10 @@ class Methods:
             "deploy.finish": self.deploy_finish,
             "deploy.status": self.deploy_status,
             "deploy.settle": self.deploy_settle,
+            **HostCommands(self.host, self.deploys, self._app, self._work).table(self._teller),
         }
 
     # -- who asks ----------------------------------------------------------------------------------------------------
-            **HostCommands(self.host, self.deploys, self._app, self._work).table(self._teller),
 
     def _app(self, connection: Connection, params: dict[str, Any]) -> AppRecord:
         name = _text(params, "app")
@@ -449,25 +449,25 @@ class Methods:
             str(params.get("kind", "deploy")),
             str(params.get("user", "")),
             bool(params.get("wait")),
+            str(params.get("until") or ""),
         )
         if opening.kind not in ("deploy", "rollback", "configure"):
             raise OperatorError(f"there is no kind of deploy {opening.kind!r}")
         # `begun` is called as soon as the lock is taken: from then on this connection keeps the deploy alive, and what was
-            str(params.get("until") or ""),
         # begun goes on when the client goes away; while it waits for the lock, going away ends it. The client is told at
         # once, because it takes the locks of its hosts one after the other.
         return await self.deploys.open(
             connection.peer, opening, self._teller(connection), lambda work: self._locked(connection, work)
         )
 
-    def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
-        work = self.deploys.work_for(
-            connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
-        )
     def _locked(self, connection: Connection, work: Work) -> None:
         self._keep_alive(connection, work)
         connection.notify("locked", {"deploy_id": work.intent.id, "token": work.intent.token})
 
+    def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
+        work = self.deploys.work_for(
+            connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
+        )
         if not work.over:
             self._keep_alive(connection, work)
         return work

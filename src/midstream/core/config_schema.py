@@ -324,7 +324,7 @@ HOST = Table(
         Key("roles", "roles", _ROLES, "What it is for.", "every role"),
         Key("env", "env", read.variables, "Variables for everything on this host. They win over those of services."),
     ),
-)  # fmt: skip
+)
 
 SECRET = Table(
     SecretSource,

@@ -231,5 +231,5 @@ class AppSpec:
     roles: tuple[str, ...] = ()  # of this host
     min_free_bytes: int = 100 * 1024 * 1024
     progress_timeout_s: float = 600.0
-    auto_revert: bool = True
     max_parallel: int = 0  # hosts of a wave that are handed over at the same time; 0: all
+    auto_revert: bool = True
