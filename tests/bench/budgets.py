@@ -46,6 +46,28 @@ BUDGETS = (
     Budget("handover_worst_ms", "slowest request within a handover", ""),
     Budget("steady_p99_ms", "p99 between handovers", ""),
     Budget("handover_s", "from the trigger until only new code answers", ""),
+    Budget(
+        "deploy_1_0_s", "deploy, no build steps, one host over ssh", "≤ 1/5 of Capistrano's time", 0.2, "capistrano"
+    ),
+    Budget("rollback_1_0_s", "rollback, one host", "", None, "capistrano"),
+    Budget(
+        "deploy_1_50_s",
+        "deploy, no build steps, one host over ssh, 50 ms round trip",
+        "≤ 1/8 of Capistrano's time",
+        0.125,
+        "capistrano",
+    ),
+    Budget("rollback_1_50_s", "rollback, one host, 50 ms round trip", "", None, "capistrano"),
+    Budget("deploy_2_0_s", "deploy, no build steps, 2 hosts over ssh", "", None, "capistrano"),
+    Budget("rollback_2_0_s", "rollback, 2 hosts", "", None, "capistrano"),
+    Budget("deploy_2_50_s", "deploy, no build steps, 2 hosts over ssh, 50 ms round trip", "", None, "capistrano"),
+    Budget("rollback_2_50_s", "rollback, 2 hosts, 50 ms round trip", "", None, "capistrano"),
+    Budget("deploy_8_0_s", "deploy, no build steps, 8 hosts over ssh", "", None, "capistrano"),
+    Budget("rollback_8_0_s", "rollback, 8 hosts", "", None, "capistrano"),
+    Budget("deploy_8_50_s", "deploy, no build steps, 8 hosts over ssh, 50 ms round trip", "", None, "capistrano"),
+    Budget("rollback_8_50_s", "rollback, 8 hosts, 50 ms round trip", "", None, "capistrano"),
+    Budget("one_file_s", "deploy of a one-file change in a 200 MB tree", "", None, "capistrano"),
+    Budget("one_file_kb", "kB between deployer and host for it", "", None, "capistrano"),
 )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import report
-from cases import FULL, QUICK, Scale, handover, supervision
+from cases import FULL, QUICK, Scale, deploying, handover, supervision
 from measurement import Measurement
 from peers import Server, Supervisor
 from sandbox import become_subreaper
@@ -28,6 +28,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 CASES: dict[str, Callable[[Scale, frozenset[str]], Iterator[Measurement]]] = {
     "supervision": supervision.measure,
     "handover": handover.measure,
+    "deploying": deploying.measure,
 }
 
 

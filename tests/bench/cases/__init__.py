@@ -17,7 +17,8 @@ class Scale:
     settle_s: float  # between the last start and that
     handovers: int
     steady_s: float  # between two handovers
+    deploys: int
 
 
-FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0)
-QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0)
+FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0, 5)
+QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0, 2)
