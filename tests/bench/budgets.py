@@ -66,6 +66,9 @@ BUDGETS = (
     Budget("rollback_8_0_s", "rollback, 8 hosts", "", None, "capistrano"),
     Budget("deploy_8_50_s", "deploy, no build steps, 8 hosts over ssh, 50 ms round trip", "", None, "capistrano"),
     Budget("rollback_8_50_s", "rollback, 8 hosts, 50 ms round trip", "", None, "capistrano"),
+    Budget("round_trips_1", "round trips that a deploy waits for, one host (connecting included)", ""),
+    Budget("round_trips_2", "round trips that a deploy waits for, 2 hosts (connecting included)", ""),
+    Budget("round_trips_8", "round trips that a deploy waits for, 8 hosts (connecting included)", ""),
     Budget("one_file_s", "deploy of a one-file change in a 200 MB tree", "", None, "capistrano"),
     Budget("one_file_kb", "kB between deployer and host for it", "", None, "capistrano"),
 )

@@ -28,6 +28,7 @@ from fleet import HERE, Fleet, new_fleet, why_no_fleet  # noqa: E402  (what a fl
 
 LINK = TESTS / "bench" / "slow_link.py"
 DEPLOY_TO = "/srv/shop"
+ROUND_TRIP_MS = 50
 BIG_FILES = 200  # of a megabyte each
 OURS, THEIRS = "midstream", "capistrano"
 PATIENCE_S = 300
@@ -48,8 +49,9 @@ def measure(scale: Scale, only: frozenset[str]) -> Iterator[Measurement]:
     for count in (1, 2) if scale.quick else (1, 2, 8):
         try:
             with new_fleet(count) as fleet, site(fleet, big=False) as here:
-                for delay_ms in (0, 25):
-                    yield from _timed(here, tools, scale.deploys, count, 2 * delay_ms, delay_ms)
+                direct = list(_timed(here, tools, scale.deploys, count, 0))
+                slow = list(_timed(here, tools, scale.deploys, count, ROUND_TRIP_MS))
+                yield from (*direct, *slow, *_round_trips(direct, slow, count))
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             yield absent(f"deploy_{count}_0_s", OURS, "s", f"failed: {error}")
     try:
@@ -199,11 +201,17 @@ class site:
         shutil.rmtree(self.site.folder)
 
 
-def _timed(
-    here: Site, tools: list[str], times: int, count: int, round_trip_ms: int, delay_ms: float
-) -> Iterator[Measurement]:
+def _round_trips(direct: list[Measurement], slow: list[Measurement], count: int) -> Iterator[Measurement]:
+    """How many times a deploy waits for the link, by what the delay adds to it."""
+    for fast, late in zip(direct, slow, strict=True):
+        if fast.metric.startswith("deploy"):
+            trips = (late.value - fast.value) * 1000 / ROUND_TRIP_MS
+            yield Measurement(f"round_trips_{count}", fast.subject, trips, "count")
+
+
+def _timed(here: Site, tools: list[str], times: int, count: int, round_trip_ms: int) -> Iterator[Measurement]:
     """Deploys of a new commit each, then rollbacks, by turns so that noise hits both."""
-    here.open_link(delay_ms)
+    here.open_link(round_trip_ms / 2)
     deploys: dict[str, list[float]] = {tool: [] for tool in tools}
     rollbacks: dict[str, list[float]] = {tool: [] for tool in tools}
     for tool in tools * 2:
