@@ -614,7 +614,6 @@ class Deploys:
         """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked. When the
         deploy did not go well its hooks are undone first: their undo may need what cleaning up takes away."""
         not_undone = [] if outcome in ("done", "checked") else await hooks.undo_all(work)
-        if not until:
         work.phase = "finishing"
         removed: list[str] = []
         warnings: list[str] = []
