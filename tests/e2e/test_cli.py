@@ -221,13 +221,16 @@ def test_an_unknown_branch_is_a_usage_error_with_the_nearest(shop: Shop) -> None
     assert "main" in result.err
 
 
-def test_hosts_that_are_not_this_machine_are_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_are_not_this_machine_are_asked_over_ssh(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIDSTREAM_SOCKET")
+    monkeypatch.setenv("MIDSTREAM_SSH", "sh -c 'echo Connection refused >&2; exit 255'")
     shop.commit("midstream.toml", TOML + 'hosts = ["deploy@web1.example.com"]\n')
     for argv in (["deploy"], ["status"], ["restart", "web"]):
         result = shop.run(*argv)
-        assert result.code == 2, result
-        assert "web1.example.com" in result.err
+        assert result.code == 1, result
+        assert "no sshd listens there" in result.err
+        assert "deploy@web1.example.com" in result.err
+    assert shop.agent.methods() == []
 
 
 def test_diff_names_the_commits_that_a_deploy_would_bring(shop: Shop) -> None:

@@ -7,32 +7,58 @@ Reads only a few keys of the file, without checking it: a mistake in a build ste
 from __future__ import annotations
 
 import os
-import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from midstream.cli.ask import Answers, ask_all
+from midstream.cli.hosts import ALL, HERE, Only, choose, is_here, reach
 from midstream.cli.places import socket_to_ask
-from midstream.deploy.sync_client import SyncClient, connect
+from midstream.deploy.sync_client import SyncClient
+from midstream.deploy.transport import Host, LocalHost
 from midstream.errors import OperatorError
 
 CONFIG_NAME = "midstream.toml"
-_HERE = ("", "localhost", "127.0.0.1", "::1")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """`app` and `stage` may be "": not said. `services` empty: all."""
+    """`app` and `stage` may be "": not said. `services` empty: all. `several`: the stage has several hosts, whichever of
+    them are meant, so output names them."""
 
     app: str
     stage: str
     services: tuple[str, ...]
-    socket: str
+    hosts: tuple[Host, ...]
+    several: bool = False
 
-    def connect(self) -> SyncClient:
-        """A client of the agent. Raises HostError."""
-        return connect(self.socket)
+    def ask(self, work: Callable[[SyncClient, str], T]) -> Answers[T]:
+        """`work(client, host name)` on all hosts at the same time; see `ask_all`."""
+        return ask_all(self.hosts, work, several=self.several)
+
+    def require_somebody(self, answers: Answers[Any]) -> None:
+        """Raises OperatorError when none of the hosts, all of which answered, has a service of those names."""
+        if self.services and not answers.failed and all(row.value is None for row in answers.rows):
+            raise OperatorError(
+                f"no host has a service called {', '.join(self.services)}",
+                where=self.where,
+                remedy=f"midstream status {self.stage} names them",
+            )
+
+    @property
+    def where(self) -> str:
+        """The hosts, or the one socket, for messages."""
+        return ", ".join(host.socket_path if isinstance(host, LocalHost) else host.name for host in self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class RawHost:
+    """A host of `midstream.toml` as it is written. `roles` empty: all."""
+
+    address: str
+    roles: tuple[str, ...] = ()
 
 
 def find_config(given: str = "", folder: str = "") -> str | None:
@@ -54,10 +80,13 @@ def find_config(given: str = "", folder: str = "") -> str | None:
         here = above
 
 
-def take_aim(words: Sequence[str] = (), *, config: str = "", app: str = "", socket_path: str = "") -> Aim:
-    """What `[STAGE] [SERVICE…]` means. Raises OperatorError for a stage whose hosts are not this machine.
+def take_aim(
+    words: Sequence[str] = (), *, config: str = "", app: str = "", socket_path: str = "", only: Only = ALL
+) -> Aim:
+    """What `[STAGE] [SERVICE…]` means, and which hosts. Raises OperatorError when no stage is named and none of several is
+    on this machine.
 
-    Where a socket is named, it is believed: that agent is asked, whatever the stage's hosts are.
+    Where a socket is named by `--socket`, that agent is asked, whatever the stage's hosts are.
     """
     path = find_config(config)
     table = _peek(path) if path else {}
@@ -69,11 +98,15 @@ def take_aim(words: Sequence[str] = (), *, config: str = "", app: str = "", sock
         stage, services = services[0], services[1:]
     elif len(stages) == 1:
         stage = next(iter(stages))
-    named = bool(socket_path or os.environ.get("MIDSTREAM_SOCKET"))
-    if not named and not app:
-        _refuse_elsewhere(stage, stages)
-    name = app or _app_of(stage, stages, table, path)
-    return Aim(name, stage, services, socket_to_ask(socket_path))
+    own_app = _app_of(stage, stages, table, path)
+    name = app or own_app
+    if socket_path or (app and app != own_app):
+        return Aim(name, stage, services, (LocalHost(HERE, socket_to_ask(socket_path)),))
+    rows = raw_hosts(stages[stage]) if stage else _of_no_stage(stages)
+    chosen = choose(rows, only, stage)
+    several = len(rows) > 1
+    hosts = reach([row.address for row in chosen], of_several=several)
+    return Aim(name, stage, services, tuple(hosts.values()), several)
 
 
 def _peek(path: str) -> dict[str, Any]:
@@ -97,33 +130,27 @@ def _app_of(stage: str, stages: dict[str, Any], table: dict[str, Any], path: str
     return app_name(os.path.basename(os.path.dirname(path)))
 
 
-def is_here(address: str) -> bool:
-    """Whether a host's address in midstream.toml means this machine."""
-    name = address.rpartition("@")[2]
-    return name in _HERE or name in (socket.gethostname(), socket.getfqdn() if "." in name else "")
-
-
-def addresses(stage: Any) -> list[str]:
-    """The host addresses of a stage's raw table; [""] for a stage without hosts, which is this machine."""
+def raw_hosts(stage: Any) -> tuple[RawHost, ...]:
+    """The hosts of a stage's raw table; one without address for a stage without hosts, which is this machine."""
     hosts = stage.get("hosts", []) if isinstance(stage, dict) else []
-    found = [host if isinstance(host, str) else str(host.get("address", "")) for host in hosts if host != {}]
-    return found or [""]
+    rows = [_raw_host(host) for host in (hosts if isinstance(hosts, list) else []) if host != {}]
+    return tuple(rows) or (RawHost(""),)
 
 
-def _refuse_elsewhere(stage: str, stages: dict[str, Any]) -> None:
-    asked = [stages[stage]] if stage else list(stages.values())
-    elsewhere = [address for table in asked for address in addresses(table) if not is_here(address)]
-    if elsewhere and (stage or all(not is_here(a) for table in asked for a in addresses(table))):
-        raise elsewhere_error(stage, elsewhere)
+def _raw_host(host: Any) -> RawHost:
+    if not isinstance(host, dict):
+        return RawHost(str(host))
+    roles = host.get("roles", ())
+    several = [roles] if isinstance(roles, str) else roles
+    return RawHost(str(host.get("address", "")), tuple(map(str, several if isinstance(several, list | tuple) else ())))
 
 
-def elsewhere_error(stage: str, elsewhere: Sequence[str]) -> OperatorError:
-    return OperatorError(
-        f"stage {stage} is on {', '.join(elsewhere)}; this version reaches only the agent of the machine it runs on"
-        if stage
-        else f"no stage is on this machine, but on {', '.join(elsewhere)}",
-        remedy="run the command there, or name an agent with --socket",
-    )
+def _of_no_stage(stages: dict[str, Any]) -> tuple[RawHost, ...]:
+    """Where several stages could be meant, this machine is, if any of them is on it."""
+    addresses = [row.address for table in stages.values() for row in raw_hosts(table)]
+    if addresses and not os.environ.get("MIDSTREAM_SOCKET") and not any(is_here(address) for address in addresses):
+        raise OperatorError("which stage?", remedy=f"choose from {', '.join(stages)}")
+    return (RawHost(""),)
 
 
 def only_app(client: SyncClient, app: str) -> str:

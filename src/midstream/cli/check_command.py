@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
 import click
 
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import command, config_option, json_option, socket_option
 from midstream.cli.output import clean, echo_json, short, size
+from midstream.deploy.transport import Host, LocalHost
+
+if TYPE_CHECKING:
+    from midstream.cli.project import Project
+    from midstream.deploy.sync_client import SyncClient
 
 
 @command(
@@ -18,22 +28,23 @@ from midstream.cli.output import clean, echo_json, short, size
 )
 @click.argument("stage", required=False)
 @click.option("-b", "--branch", metavar="REV", default="", help="Branch, tag or revision.")
+@host_options
 @config_option
 @socket_option
 @json_option
-def check(stage: str | None, branch: str, config_path: str, socket: str, as_json: bool) -> int:
+def check(stage: str | None, branch: str, only: Only, config_path: str, socket: str, as_json: bool) -> int:
     """See whether a deploy could run.
 
-    Resolves the revision, reads its configuration and the secrets, and has the agent do what it does at the
+    Resolves the revision, reads its configuration and the secrets, and has the agent of each host do what it does at the
     beginning of a deploy: take the lock, make the folders, look for linked files, free space, ports and rights. The
     lock is freed again, and nothing else is changed.
     """
     from midstream.cli import project
-    from midstream.cli.places import socket_to_ask
+    from midstream.cli.ask import ask_all
     from midstream.deploy.config_file import read_secrets
 
     lines: list[str] = []
-    chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
+    chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
     try:
         assert chosen.target is not None
         lines.append(f"revision: {chosen.target.branch} is {short(chosen.target.sha)} “{clean(chosen.target.subject)}”")
@@ -42,16 +53,23 @@ def check(stage: str | None, branch: str, config_path: str, socket: str, as_json
         if secrets:
             lines.append(f"secrets: {', '.join(secrets)} can be read")
         notes = [*chosen.notes, *service_warnings(chosen)]
-        lines.append(_agent_line(chosen, socket_to_ask(socket)))
     finally:
         chosen.close()
+    absent = [host for host in chosen.reach.values() if _is_not_there_yet(host)]
+    lines += [f"{host.name}: no agent runs here yet; `midstream deploy` starts one for you" for host in absent]
+    hosts = [host for host in chosen.reach.values() if host not in absent]
+    several = len(chosen.stage.hosts) > 1
+    answers = ask_all(hosts, partial(_open_and_end, chosen), several=several) if hosts else None
+    lines += [f"{host}: {line}" for host, line in (answers.good() if answers else ())]
+    if answers and answers.failed and not several:
+        return answers.conclude(as_json)
     if as_json:
-        echo_json({"ok": True, "checked": lines, "notes": notes})
-        return 0
-    click.echo("\n".join(f"ok  {line}" for line in lines))
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    return 0
+        echo_json({"ok": not (answers and answers.failed), "checked": lines, "notes": notes})
+    else:
+        click.echo("\n".join(f"ok  {line}" for line in lines))
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
+    return answers.conclude(as_json) if answers else 0
 
 
 def service_warnings(chosen: object) -> list[str]:
@@ -70,25 +88,20 @@ def service_warnings(chosen: object) -> list[str]:
     return found
 
 
-def _agent_line(chosen: object, socket_path: str) -> str:
-    """Opens a deploy and ends it at once. Raises what the agent refuses."""
-    import os
+def _is_not_there_yet(host: Host) -> bool:
+    """Whether the host is this machine, and has no agent: `midstream deploy` starts one."""
+    return isinstance(host, LocalHost) and not os.path.exists(host.socket_path)
 
+
+def _open_and_end(chosen: Project, client: SyncClient, host: str) -> str:
+    """Opens a deploy and ends it at once. Raises what the agent refuses."""
     from midstream.cli.deploy_run import operator_name
-    from midstream.cli.project import Project
     from midstream.core.wire import to_wire
     from midstream.deploy.record import new_deploy_id
-    from midstream.deploy.sync_client import connect
 
-    assert isinstance(chosen, Project)
-    if not os.path.exists(socket_path):
-        return "host: no agent runs here yet; `midstream deploy` starts one for you"
-    spec = to_wire(next(iter(chosen.specs.values())))
-    deploy_id = new_deploy_id()
-    with connect(socket_path) as client:
-        user = operator_name()
-        opened = client.call("deploy.open", deploy_id=deploy_id, spec=spec, kind="deploy", user=user, wait=False)
-        client.call("deploy.finish", deploy_id=deploy_id, token=opened["token"], outcome="checked")
+    deploy_id, user, spec = new_deploy_id(), operator_name(), to_wire(chosen.specs[host])
+    opened = client.call("deploy.open", deploy_id=deploy_id, spec=spec, kind="deploy", user=user, wait=False)
+    client.call("deploy.finish", deploy_id=deploy_id, token=opened["token"], outcome="checked")
     committed = opened.get("committed")
     serving = f"release {committed['release']} is committed" if committed else "nothing is committed yet"
-    return f"host: folders, linked files, ports and rights are fine, {size(opened.get('free_bytes'))} free; {serving}"
+    return f"folders, linked files, ports and rights are fine, {size(opened.get('free_bytes'))} free; {serving}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import command, config_option, json_option, socket_option
 from midstream.core.names import is_release
 from midstream.errors import OperatorError
@@ -18,6 +19,7 @@ _EXITS = (0, 1, 2, 4, 5, 70, 130)
     midstream deploy
     midstream deploy production
     midstream deploy staging --branch feature/basket
+    midstream deploy --without web3      a host that is down; it is recorded as behind
     midstream deploy --wait              wait for another deploy instead of being refused
     midstream deploy --json | tee deploy.jsonl
     """,
@@ -28,11 +30,19 @@ _EXITS = (0, 1, 2, 4, 5, 70, 130)
 )
 @click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too. It is in the log anyway.")
+@host_options
 @config_option
 @socket_option
 @json_option
 def deploy(
-    stage: str | None, branch: str, wait: bool, verbose: bool, config_path: str, socket: str, as_json: bool
+    stage: str | None,
+    branch: str,
+    wait: bool,
+    verbose: bool,
+    only: Only,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """Put a release on the hosts of STAGE and hand over to it.
 
@@ -41,21 +51,22 @@ def deploy(
     locked or held, and the old release serves on. ^C once goes back in order; twice leaves, and the agents go back by
     themselves. The deploy ends when the new release is committed; old processes finish their work behind it.
 
+    All hosts of STAGE end on the release, or all go back. A host that cannot be reached stops it, unless it is left out
+    by --without (or --hosts, --roles): then it is recorded as behind, `midstream status` says so, and the next deploy
+    takes it along.
+
     STAGE may be left out where there is only one. Where no agent runs on this machine, one is started for you.
     """
     from midstream.cli import deploy_run, project
-    from midstream.cli.private_agent import ensure_agent
     from midstream.cli.task_book import open_book
     from midstream.core.plan import deploy_plan
     from midstream.deploy.config_file import read_secrets
 
-    chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
+    chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
     try:
         tasks = open_book(chosen.file.folder)
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
-        socket_path, started = ensure_agent(socket)
-        if started:
-            click.echo(f"midstream: {started}", err=True)
+        chosen = deploy_run.with_agent_here(chosen, socket)
         order = deploy_run.new_order(
             chosen,
             deploy_plan(chosen.specs, attached=tasks.registry.attached()),
@@ -63,7 +74,7 @@ def deploy(
             wait=wait,
             tasks=tasks,
         )
-        return deploy_run.perform(order, chosen, socket_path, deploy_run.Show(as_json, verbose))
+        return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)
     finally:
         chosen.close()
 
@@ -81,6 +92,7 @@ def deploy(
 @click.option("--force", is_flag=True, help="Also to a bad release, and over a migration that says it is final.")
 @click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
+@host_options
 @config_option
 @socket_option
 @json_option
@@ -90,6 +102,7 @@ def rollback(
     force: bool,
     wait: bool,
     verbose: bool,
+    only: Only,
     config_path: str,
     socket: str,
     as_json: bool,
@@ -101,14 +114,13 @@ def rollback(
     migrations are not undone.
     """
     from midstream.cli import deploy_run, project
-    from midstream.cli.places import socket_to_ask
     from midstream.cli.task_book import open_book
     from midstream.core.plan import rollback_plan
 
     if release and not is_release(release):
         raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
-    chosen = project.of_working_copy(config_path, stage, named_socket=bool(socket))
+    chosen = project.of_working_copy(config_path, stage, socket=socket, only=only)
     tasks = open_book(chosen.file.folder)
     plan = rollback_plan(chosen.specs, release=release, attached=tasks.registry.attached())
     order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force, tasks=tasks)
-    return deploy_run.perform(order, chosen, socket_to_ask(socket), deploy_run.Show(as_json, verbose))
+    return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)

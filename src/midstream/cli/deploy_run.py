@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import click
@@ -31,8 +31,8 @@ from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.runner import Deployment
 from midstream.deploy.tasks.book import TaskBook
-from midstream.deploy.transport import LocalHost
-from midstream.errors import MidstreamError
+from midstream.deploy.transport import Host, LocalHost
+from midstream.errors import HostError, MidstreamError
 
 A_YEAR_S = 366 * 86400
 CONNECT_S = 5.0
@@ -97,6 +97,22 @@ def new_order(
     )
 
 
+def with_agent_here(project: Project, socket: str) -> Project:
+    """The project with an agent that answers on this machine, if the stage is on it: one is started where there is none,
+    which is said. Raises HostError when none comes up."""
+    if not any(isinstance(host, LocalHost) for host in project.reach.values()):
+        return project
+    from midstream.cli.private_agent import ensure_agent
+
+    path, started = ensure_agent(socket)
+    if started:
+        click.echo(f"midstream: {started}", err=True)
+    ways: dict[str, Host] = {
+        name: LocalHost(name, path) if isinstance(host, LocalHost) else host for name, host in project.reach.items()
+    }
+    return replace(project, reach=ways)
+
+
 def packer(project: Project) -> Callable[[str, list[str]], Pack | None]:
     """Makes the pack for a host, from the project's repository."""
     source = project.source
@@ -106,8 +122,8 @@ def packer(project: Project) -> Callable[[str, list[str]], Pack | None]:
     return lambda sha, have: source.pack(sha, have, submodules=submodules)
 
 
-def memo_for(order: Order, config: str, socket_path: str) -> Memo:
-    """What is kept of the order, so that another command can resume it."""
+def memo_for(order: Order, config: str, socket: str) -> Memo:
+    """What is kept of the order, so that another command can resume it. socket: of `--socket`, "" when not named."""
     target = order.target
     memo = Memo(
         order.deploy_id,
@@ -115,8 +131,9 @@ def memo_for(order: Order, config: str, socket_path: str) -> Memo:
         order.plan.app,
         order.plan.stage,
         config,
-        socket_path,
+        os.path.abspath(socket) if socket else "",
         order.user,
+        hosts=order.plan.hosts,
         release=order.release,
         began=time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
@@ -141,12 +158,12 @@ def headline(order: Order) -> str:
     return f"{head}: {target.branch} at {short(target.sha)} “{clean(target.subject)}”" if target else head
 
 
-def perform(order: Order, project: Project, socket_path: str, show: Show) -> int:
+def perform(order: Order, project: Project, show: Show, *, socket: str = "", resumed: bool = False) -> int:
     """Runs the order to its end and shows it. Returns 0 or raises the MidstreamError that the outcome carries; it is
-    shown with the path of the full log."""
+    shown with the path of the full log. socket: as named by `--socket`. resumed: the deploy was begun before."""
     redact = Redactor(order.secrets)
     out = printer(as_json=show.as_json, terminal=sys.stdout.isatty(), verbose=show.verbose)
-    record = Record(records_folder(), memo_for(order, str(project.file.path), socket_path), _complain)
+    record = Record(records_folder(), memo_for(order, str(project.file.path), socket), _complain)
     record.begin()
     record.line(headline(order))
     for note in project.notes:
@@ -157,11 +174,14 @@ def perform(order: Order, project: Project, socket_path: str, show: Show) -> int
     order.tasks.keep_secret = redact.keep
     report.begin(order)
     try:
-        outcome = asyncio.run(_run(order, socket_path, report))
+        outcome = asyncio.run(_run(order, project.reach, report))
     except MidstreamError as error:  # no connection at all
         out.close()
         record.line(f"error: {error.what}")
-        record.ended("reverted")
+        if resumed:  # what was begun is still unfinished
+            record.close()
+        else:
+            record.ended("reverted")
         raise
     except BaseException:
         out.close()
@@ -207,18 +227,54 @@ class _Reporter:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-async def _run(order: Order, socket_path: str, report: Callable[[Event], None]) -> Outcome:
-    clients = {name: AgentClient(LocalHost(name, socket_path)) for name in order.plan.hosts}
+async def _run(order: Order, reach: Mapping[str, Host], report: Callable[[Event], None]) -> Outcome:
+    clients = {name: AgentClient(reach[name]) for name in order.plan.hosts}
     deployment = Deployment(order, clients, report)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
             loop.add_signal_handler(number, deployment.interrupt)
     try:
-        await asyncio.gather(*(client.start(give_up_s=CONNECT_S) for client in clients.values()))
+        await _start_all(order, list(clients.values()))
         return await deployment.run()
     finally:
         await asyncio.gather(*(client.close() for client in clients.values()))
+
+
+async def _start_all(order: Order, clients: Sequence[AgentClient]) -> None:
+    """Connects to all hosts. Raises one error that names every host that cannot be reached, before anything is begun."""
+    results = await asyncio.gather(*(client.start(give_up_s=CONNECT_S) for client in clients), return_exceptions=True)
+    failed: dict[str, MidstreamError] = {}
+    for client, result in zip(clients, results, strict=True):
+        if isinstance(result, MidstreamError):
+            failed[client.host.name] = result
+        elif isinstance(result, BaseException):
+            raise result
+    if not failed:
+        return
+    if len(clients) == 1:
+        raise next(iter(failed.values()))
+    raise _not_reached(order, failed)
+
+
+def _not_reached(order: Order, failed: Mapping[str, MidstreamError]) -> HostError:
+    names = ", ".join(failed)
+    told = [
+        line
+        for name, error in failed.items()
+        for line in (f"{name}: {error.what}", *(f"  {said}" for said in error.detail.splitlines()))
+    ]
+    remedy = "bring them back"
+    if len(failed) < len(order.plan.hosts):
+        command = f"midstream {order.plan.kind.value} {order.plan.stage} --without {','.join(failed)}"
+        remedy += f", or go past them: `{command}` (recorded as behind)"
+    return HostError(
+        f"{len(failed)} of {len(order.plan.hosts)} hosts cannot be reached: {names}",
+        where=names,
+        detail="\n".join(told),
+        serving="unchanged: nothing was begun",
+        remedy=remedy,
+    )
 
 
 def _conclude(outcome: Outcome, redact: Redactor, record: Record, report: _Reporter) -> int:

@@ -10,10 +10,13 @@ from typing import Any
 import click
 
 from midstream.cli.aim import Aim, only_app, take_aim
+from midstream.cli.ask import services_here
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json, span
 from midstream.cli.places import state_home
 from midstream.cli.words import DURATION
+from midstream.deploy.sync_client import SyncClient
 from midstream.errors import OperatorError
 
 
@@ -27,12 +30,20 @@ from midstream.errors import OperatorError
 @click.argument("words", metavar="[STAGE] SERVICE", nargs=-1, required=True)
 @click.option("--for", "ttl_s", type=DURATION, default="15m", show_default=True, help="When it ends by itself.")
 @click.option("--reason", metavar="TEXT", default="", help="Why; `status` shows it.")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
 def hold(
-    words: tuple[str, ...], ttl_s: float, reason: str, app: str, config_path: str, socket: str, as_json: bool
+    words: tuple[str, ...],
+    ttl_s: float,
+    reason: str,
+    only: Only,
+    app: str,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """Start nothing of SERVICE for a while. What runs goes on running; what ends stays ended until the hold ends.
 
@@ -41,17 +52,25 @@ def hold(
     """
     from midstream.cli.deploy_run import operator_name
 
-    aim = _one_service(words, "hold", config_path, app, socket)
+    aim = _one_service(words, "hold", config_path, app, socket, only)
     service = aim.services[0]
-    with aim.connect() as client:
+
+    def take(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)
+        services_here(client, name, aim.services, several=aim.several)
         answer = client.call("hold", app=name, service=service, owner=operator_name(), ttl_s=ttl_s, reason=reason)
-    _remember(f"{aim.socket} {name}/{service}", answer["token"])
-    if as_json:
-        echo_json(answer)
-    else:
-        click.echo(f"{service} is held for {span(ttl_s)}; `midstream unhold {service}` ends it earlier")
-    return 0
+        return f"{client.where} {name}/{service}", answer
+
+    answers = aim.ask(take)
+    aim.require_somebody(answers)
+    for host, (place, answer) in answers.good():
+        _remember(place, answer["token"])
+        if as_json:
+            echo_json({"host": host, **answer} if aim.several else answer)
+        else:
+            on = f" on {host}" if aim.several else ""
+            click.echo(f"{service} is held{on} for {span(ttl_s)}; `midstream unhold {service}` ends it earlier")
+    return answers.conclude(as_json)
 
 
 @command(
@@ -64,32 +83,47 @@ def hold(
 @click.argument("words", metavar="[STAGE] SERVICE", nargs=-1, required=True)
 @click.option("--token", metavar="TOKEN", default="", help="The hold's token (default: that of your last hold of it).")
 @click.option("--force", is_flag=True, help="Also a hold of somebody else.")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
 def unhold(
-    words: tuple[str, ...], token: str, force: bool, app: str, config_path: str, socket: str, as_json: bool
+    words: tuple[str, ...],
+    token: str,
+    force: bool,
+    only: Only,
+    app: str,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """End a hold: the service is watched and restarted again at once."""
-    aim = _one_service(words, "unhold", config_path, app, socket)
+    aim = _one_service(words, "unhold", config_path, app, socket, only)
     service = aim.services[0]
-    with aim.connect() as client:
+    tokens = _tokens()
+
+    def end(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)
-        place = f"{aim.socket} {name}/{service}"
-        known: Any = token or _tokens().get(place)
+        services_here(client, name, aim.services, several=aim.several)
+        place = f"{client.where} {name}/{service}"
+        known: Any = token or tokens.get(place)
         extra = {} if known is None else {"token": known}
-        answer = client.call("unhold", app=name, service=service, force=force, **extra)
-    _remember(place, None)
-    if as_json:
-        echo_json(answer)
-    else:
-        click.echo(f"{service} is not held")
-    return 0
+        return place, client.call("unhold", app=name, service=service, force=force, **extra)
+
+    answers = aim.ask(end)
+    aim.require_somebody(answers)
+    for host, (place, answer) in answers.good():
+        _remember(place, None)
+        if as_json:
+            echo_json({"host": host, **answer} if aim.several else answer)
+        else:
+            click.echo(f"{service} is not held" + (f" on {host}" if aim.several else ""))
+    return answers.conclude(as_json)
 
 
-def _one_service(words: tuple[str, ...], verb: str, config: str, app: str, socket: str) -> Aim:
-    aim = take_aim(words, config=config, app=app, socket_path=socket)
+def _one_service(words: tuple[str, ...], verb: str, config: str, app: str, socket: str, only: Only) -> Aim:
+    aim = take_aim(words, config=config, app=app, socket_path=socket, only=only)
     if len(aim.services) != 1:
         raise OperatorError(f"{verb} which service?", remedy=f"midstream {verb} SERVICE: one at a time")
     return aim

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import json
+import threading
 from typing import Any
 
 import click
 
-from midstream.cli.aim import only_app, take_aim
+from midstream.cli.aim import Aim, only_app, take_aim
+from midstream.cli.ask import services_here
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import clean, coloured, echo_json, moment, short, table
-from midstream.deploy.sync_client import ConnectionLost, connect
+from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.errors import OperatorError
 
 
@@ -23,29 +27,41 @@ from midstream.errors import OperatorError
     """,
 )
 @click.argument("stage", required=False)
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
-def releases(stage: str | None, app: str, config_path: str, socket: str, as_json: bool) -> int:
-    """List the releases on the host, oldest first: which is committed, which really run, which are known bad.
+def releases(stage: str | None, only: Only, app: str, config_path: str, socket: str, as_json: bool) -> int:
+    """List the releases on the hosts, oldest first: which is committed, which really run, which are known bad.
 
     `foreign` ones were made by another tool (Capistrano); a rollback can go to them when its log says they ran.
     """
-    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket)
-    with aim.connect() as client:
+    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket, only=only)
+
+    def ask(client: SyncClient, host: str) -> tuple[str, list[dict[str, Any]]]:
         name = only_app(client, aim.app)
-        rows = client.call("releases", app=name)["releases"]
+        return name, client.call("releases", app=name)["releases"]
+
+    answers = aim.ask(ask)
+    found = [(host, row) for host, (_, rows) in answers.good() for row in rows]
     if as_json:
-        for row in rows:
-            echo_json(row)
-        return 0
-    if not rows:
-        click.echo(f"{name} has no release yet")
-        return 0
-    header = ("RELEASE", "REVISION", "BRANCH", "MADE", "STATE", "RUNS", "NOTE")
-    click.echo(table(header, [_release_row(row) for row in rows]))
-    return 0
+        for host, row in found:
+            echo_json({"host": host, **row} if aim.several else row)
+    elif found:
+        header = ("RELEASE", "REVISION", "BRANCH", "MADE", "STATE", "RUNS", "NOTE")
+        click.echo(host_table(aim, header, [(host, _release_row(row)) for host, row in found]))
+    for host, (name, rows) in answers.good():
+        if not rows and not as_json:
+            click.echo(f"{name} has no release yet" + (f" on {host}" if aim.several else ""))
+    return answers.conclude(as_json)
+
+
+def host_table(aim: Aim, header: tuple[str, ...], rows: list[tuple[str, tuple[str, ...]]]) -> str:
+    """A table, with the host in front where the stage has several."""
+    if not aim.several:
+        return table(header, [row for _, row in rows])
+    return table(("HOST", *header), [(host, *row) for host, row in rows])
 
 
 def _release_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -66,26 +82,36 @@ def _release_row(row: dict[str, Any]) -> tuple[str, ...]:
 )
 @click.argument("words", metavar="[STAGE] SERVICE", nargs=-1, required=True)
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many entries.")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
-def why(words: tuple[str, ...], limit: int, app: str, config_path: str, socket: str, as_json: bool) -> int:
+def why(words: tuple[str, ...], limit: int, only: Only, app: str, config_path: str, socket: str, as_json: bool) -> int:
     """Tell each start, stop and restart of SERVICE, oldest first, with its cause: who, which intent, which exit."""
-    aim = take_aim(words, config=config_path, app=app, socket_path=socket)
+    aim = take_aim(words, config=config_path, app=app, socket_path=socket, only=only)
     if len(aim.services) != 1:
         raise OperatorError("why of which service?", remedy="midstream why SERVICE")
-    with aim.connect() as client:
+
+    def ask(client: SyncClient, host: str) -> list[dict[str, Any]]:
         name = only_app(client, aim.app)
-        entries = client.call("why", app=name, service=aim.services[0], limit=limit)["entries"]
+        (service,) = services_here(client, name, aim.services, several=aim.several)
+        return list(client.call("why", app=name, service=service, limit=limit)["entries"])
+
+    answers = aim.ask(ask)
+    aim.require_somebody(answers)
+    found = [(host, entry) for host, entries in answers.good() for entry in entries]
+    found.sort(key=lambda pair: float(pair[1].get("time") or 0.0))
+    found = found[-limit:]
     if as_json:
-        for entry in entries:
-            echo_json(entry)
-    elif not entries:
+        for host, entry in found:
+            echo_json({"host": host, **entry} if aim.several else entry)
+    elif found:
+        header = ("WHEN", "GEN", "SLOT", "WHAT", "CAUSE", "WHO")
+        click.echo(host_table(aim, header, [(host, _why_row(entry)) for host, entry in found]))
+    elif not answers.failed:
         click.echo(f"nothing has happened to {aim.services[0]} yet")
-    else:
-        click.echo(table(("WHEN", "GEN", "SLOT", "WHAT", "CAUSE", "WHO"), [_why_row(entry) for entry in entries]))
-    return 0
+    return answers.conclude(as_json)
 
 
 def _why_row(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -113,38 +139,75 @@ def _or_dash(value: Any) -> str:
 @click.argument("words", metavar="[STAGE] [SERVICE]...", nargs=-1)
 @click.option("-f", "--follow", is_flag=True, help="Go on printing; survives restarts of services and of the agent.")
 @click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True, help="How many lines.")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
 def logs(
-    words: tuple[str, ...], follow: bool, lines: int, app: str, config_path: str, socket: str, as_json: bool
+    words: tuple[str, ...],
+    follow: bool,
+    lines: int,
+    only: Only,
+    app: str,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
-    """Print the output of services, each line with its time and `service.generation.slot`."""
-    aim = take_aim(words, config=config_path, app=app, socket_path=socket)
-    follower = _Follower(as_json)
-    client = aim.connect()
-    name = only_app(client, aim.app)
+    """Print the output of services, each line with its time and `service.generation.slot`; of several hosts in the order
+    of time, with the host.
+
+    With -f the lines of several hosts come as they are written, host by host at first.
+    """
+    aim = take_aim(words, config=config_path, app=app, socket_path=socket, only=only)
+    sorter = None if follow or not aim.several else list[tuple[datetime.datetime, str]]()
+    lock = threading.Lock()
+
+    def read(client: SyncClient, host: str) -> bool:
+        follower = _Follower(as_json, host if aim.several else "", sorter, lock)
+        name = only_app(client, aim.app)
+        services = services_here(client, name, aim.services, several=aim.several)
+        _read_logs(client, follower, {"app": name, "services": services, "lines": lines, "follow": follow})
+        return True
+
+    answers = aim.ask(read)
+    for _, line in sorted(sorter or ()):
+        click.echo(line)
+    aim.require_somebody(answers)
+    return answers.conclude(as_json)
+
+
+def _read_logs(client: SyncClient, follower: _Follower, ask: dict[str, Any]) -> None:
+    """To the end; when lines are followed, over losses of the connection."""
+    host = client.host
     while True:
-        ask = {"app": name, "services": list(aim.services), "lines": lines, "follow": follow}
         try:
             with client:
                 client.call("logs", on_notice=follower.take, **ask)
-            return 0
+            return
         except ConnectionLost:
-            if not follow:
+            if not ask["follow"]:
                 raise
         follower.skip_known()
-        lines = max(lines, 1000)
-        client = connect(aim.socket, give_up_s=30.0)
+        ask["lines"] = max(ask["lines"], 1000)
+        client = connect(host, give_up_s=30.0)
 
 
 class _Follower:
-    """Prints log lines; after a reconnect those that were shown before are passed over: all that are older than the
-    last one of their service, and as many of its very time as were shown."""
+    """Prints log lines of one host; after a reconnect those that were shown before are passed over: all that are older
+    than the last one of their service, and as many of its very time as were shown. `sorter`: collects lines instead."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(
+        self,
+        as_json: bool,
+        host: str,
+        sorter: list[tuple[datetime.datetime, str]] | None,
+        lock: threading.Lock,
+    ) -> None:
         self._as_json = as_json
+        self._host = host
+        self._sorter = sorter
+        self._lock = lock
         self._shown: dict[str, tuple[float, int]] = {}
         self._skip: dict[str, tuple[float, int]] = {}
 
@@ -154,15 +217,23 @@ class _Follower:
     def take(self, method: str, row: dict[str, Any]) -> None:
         if method != "log":
             return
-        moment_s = _time_of(row)
-        if not self._is_new(str(row.get("service")), moment_s.timestamp()):
+        time = _time_of(row)
+        if not self._is_new(str(row.get("service")), time.timestamp()):
             return
+        line = self._line(row, time)
+        with self._lock:
+            if self._sorter is not None:
+                self._sorter.append((time, line))
+            else:
+                click.echo(line)
+
+    def _line(self, row: dict[str, Any], time: datetime.datetime) -> str:
         if self._as_json:
-            echo_json(row)
-            return
-        stamp = moment_s.astimezone().isoformat(sep=" ", timespec="milliseconds")
+            return json.dumps({"host": self._host, **row} if self._host else row, ensure_ascii=False)
+        stamp = time.astimezone().isoformat(sep=" ", timespec="milliseconds")
         place = f"{row.get('service')}.{row.get('generation')}.{row.get('slot')}"
-        click.echo(f"{stamp} {place} | {clean(str(row.get('line')))}")
+        head = f"{self._host} {place}" if self._host else place
+        return f"{stamp} {head} | {clean(str(row.get('line')))}"
 
     def _is_new(self, service: str, time_s: float) -> bool:
         last, count = self._shown.get(service, (0.0, 0))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import command, config_option, json_option, socket_option
 from midstream.cli.output import clean, echo_json, moment, short
-from midstream.errors import HostError
+
+if TYPE_CHECKING:
+    from midstream.deploy.sync_client import SyncClient
 
 _BRANCH = click.option("-b", "--branch", metavar="REV", default="", help="Branch, tag or revision.")
 
@@ -26,10 +30,13 @@ _BRANCH = click.option("-b", "--branch", metavar="REV", default="", help="Branch
 @click.argument("stage", required=False)
 @_BRANCH
 @click.option("--rollback", is_flag=True, help="The plan of `midstream rollback` instead.")
+@host_options
 @config_option
 @socket_option
 @json_option
-def plan(stage: str | None, branch: str, rollback: bool, config_path: str, socket: str, as_json: bool) -> int:
+def plan(
+    stage: str | None, branch: str, rollback: bool, only: Only, config_path: str, socket: str, as_json: bool
+) -> int:
     """Print the plan that `midstream deploy` would run: this very value is what it walks through.
 
     The revision is resolved and its configuration read; no host is asked.
@@ -39,12 +46,11 @@ def plan(stage: str | None, branch: str, rollback: bool, config_path: str, socke
     from midstream.core.plan import deploy_plan, plan_lines, rollback_plan
     from midstream.core.wire import to_wire
 
-    named = bool(socket)
     if rollback:
-        chosen = project.of_working_copy(config_path, stage, named_socket=named)
+        chosen = project.of_working_copy(config_path, stage, socket=socket, only=only)
         made = rollback_plan(chosen.specs, attached=open_book(chosen.file.folder).registry.attached())
     else:
-        chosen = project.of_revision(config_path, stage, branch=branch, named_socket=named)
+        chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
         made = deploy_plan(chosen.specs, attached=open_book(chosen.file.folder).registry.attached())
     try:
         if as_json:
@@ -73,39 +79,46 @@ def plan(stage: str | None, branch: str, rollback: bool, config_path: str, socke
 )
 @click.argument("stage", required=False)
 @_BRANCH
+@host_options
 @config_option
 @socket_option
 @json_option
-def diff(stage: str | None, branch: str, config_path: str, socket: str, as_json: bool) -> int:
-    """Show the commits between the release that is committed on the host and what a deploy would bring."""
-    from midstream.cli import project
-    from midstream.cli.places import socket_to_ask
+def diff(stage: str | None, branch: str, only: Only, config_path: str, socket: str, as_json: bool) -> int:
+    """Show the commits between the release that is committed on the hosts and what a deploy would bring.
 
-    chosen = project.of_revision(config_path, stage, branch=branch, named_socket=bool(socket))
+    Where the hosts are not on one release, each of their releases is compared, with the hosts that have it.
+    """
+    from midstream.cli import project
+    from midstream.cli.ask import ask_all
+
+    chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
     try:
-        running = _committed_revision(socket_to_ask(socket), chosen.app)
         assert chosen.target is not None and chosen.source is not None
         new = chosen.target.sha
-        found = _compare(chosen.source, running, new)
-        answer = {"app": chosen.app, "stage": chosen.stage.name, "running": running, "target": new, **found}
+        several = len(chosen.stage.hosts) > 1
+        asked = ask_all(list(chosen.reach.values()), partial(_committed_revision, chosen.app), several=several)
+        hosts_of: dict[str, list[str]] = {}
+        for row in asked.rows:
+            if row.error is None or not several:  # one host without an agent: nothing is deployed there yet
+                hosts_of.setdefault(row.value or "", []).append(row.host)
+        for running, hosts in hosts_of.items():
+            place = {"app": chosen.app, "stage": chosen.stage.name}
+            answer: dict[str, Any] = {**place, "running": running, "target": new}
+            answer |= _compare(chosen.source, running, new)
+            if several:
+                answer["hosts"] = hosts
+            if as_json:
+                echo_json(answer)
+            else:
+                click.echo("\n".join(_diff_lines(answer)))
     finally:
         chosen.close()
-    if as_json:
-        echo_json(answer)
-    else:
-        click.echo("\n".join(_diff_lines(answer)))
-    return 0
+    return asked.conclude(as_json) if several else 0
 
 
-def _committed_revision(socket_path: str, app: str) -> str:
-    """The committed revision, "" when the app is not deployed or there is no agent yet."""
-    from midstream.deploy.sync_client import connect
-
-    try:
-        with connect(socket_path) as client:
-            apps = client.call("status")["apps"]
-    except HostError:
-        return ""
+def _committed_revision(app: str, client: SyncClient, host: str) -> str:
+    """The committed revision, "" when the app is not deployed."""
+    apps = client.call("status")["apps"]
     return next((str(row.get("revision") or "") for row in apps if row["app"] == app), "")
 
 
@@ -121,7 +134,8 @@ def _compare(source: Any, running: str, new: str) -> dict[str, Any]:
 
 def _diff_lines(answer: dict[str, Any]) -> list[str]:
     running, target = answer["running"], answer["target"]
-    head = f"{answer['app']} ({answer['stage']}): "
+    hosts = f" on {', '.join(answer['hosts'])}" if "hosts" in answer else ""
+    head = f"{answer['app']} ({answer['stage']}){hosts}: "
     if not running:
         return [f"{head}nothing is deployed here yet; a deploy brings {short(target)}"]
     if running == target:

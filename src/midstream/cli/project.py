@@ -9,28 +9,31 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from midstream.cli.aim import elsewhere_error, find_config, is_here
+from midstream.cli.aim import find_config
+from midstream.cli.hosts import ALL, HERE, Only, choose, reach
 from midstream.core.config import Config, Stage
 from midstream.core.spec import AppSpec
 from midstream.deploy.config_file import ProjectFile, open_project
 from midstream.deploy.order import Target
 from midstream.deploy.source import Source
+from midstream.deploy.transport import Host
 from midstream.errors import OperatorError
 from midstream.profiles import GENERIC, SERVERS
-
-HERE = "localhost"
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
     """A stage ready to be deployed. `target` None: of the working copy alone (rollback). `specs`: host -> spec, in the
-    stage's order. `notes`: sentences for the operator. `source` is to be closed."""
+    stage's order, of the hosts that are meant; `reach`: how to reach each; `left_out`: the stage's other hosts. `notes`:
+    sentences for the operator. `source` is to be closed."""
 
     file: ProjectFile
     config: Config
     stage: Stage
     specs: Mapping[str, AppSpec]
+    reach: Mapping[str, Host]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     target: Target | None = None
     source: Source | None = None
 
@@ -58,7 +61,13 @@ def open_file(config_path: str) -> ProjectFile:
 
 
 def of_revision(
-    config_path: str, stage: str | None, *, branch: str = "", named_socket: bool = False, revision: str = ""
+    config_path: str,
+    stage: str | None,
+    *,
+    branch: str = "",
+    socket: str = "",
+    only: Only = ALL,
+    revision: str = "",
 ) -> Project:
     """The stage as it is at a revision: `revision` (a full one, known already), else what `branch` or the stage's own
     branch is now. Raises OperatorError with every mistake, HostError when the repository cannot be reached."""
@@ -69,35 +78,36 @@ def of_revision(
         target = source.resolve(revision or branch or where.branch)
         text = source.show(target.sha, where.config_path)
         config = file.load(text, revision=target.sha[:12], profiles=profile_names())
-        return _project(file, config, where.stage, named_socket, target, source)
+        return _project(file, config, where.stage, socket, only, target, source)
     except BaseException:
         source.close()
         raise
 
 
-def of_working_copy(config_path: str, stage: str | None, *, named_socket: bool = False) -> Project:
+def of_working_copy(config_path: str, stage: str | None, *, socket: str = "", only: Only = ALL) -> Project:
     """The stage as the working copy has it, without asking the repository: an outage of it blocks no rollback."""
     file = open_file(config_path)
     config = file.load(profiles=profile_names())
-    return _project(file, config, stage, named_socket)
+    return _project(file, config, stage, socket, only)
 
 
 def _project(
     file: ProjectFile,
     config: Config,
     stage_name: str | None,
-    named_socket: bool,
+    socket: str,
+    only: Only,
     target: Target | None = None,
     source: Source | None = None,
 ) -> Project:
     stage = config.stage(stage_name)
-    elsewhere = [host.address for host in stage.hosts if not is_here(host.address)]
-    if elsewhere and not (named_socket and len(stage.hosts) == 1):
-        raise elsewhere_error(stage.name, elsewhere)
-    specs = {host.address or HERE: config.resolve(stage.name, host) for host in stage.hosts}
+    hosts = choose(stage.hosts, only, stage.name)
+    ways = reach([host.address for host in hosts], socket, of_several=len(stage.hosts) > 1)
+    specs = {host.address or HERE: config.resolve(stage.name, host) for host in hosts}
     _refuse_what_would_not_happen(file, specs)
     notes = (*config.notes, *stage.warnings, *(source.notes if source else ()))
-    return Project(file, config, stage, specs, notes, target, source)
+    left_out = tuple(host.address or HERE for host in stage.hosts if host not in hosts)
+    return Project(file, config, stage, specs, ways, notes, left_out, target, source)
 
 
 def _refuse_what_would_not_happen(file: ProjectFile, specs: Mapping[str, AppSpec]) -> None:

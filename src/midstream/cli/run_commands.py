@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from midstream.cli.aim import only_app, take_aim
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
 from midstream.deploy.sync_client import SyncClient
@@ -23,38 +24,57 @@ MIGRATE = "deploy:migrate"
     midstream exec python manage.py check --deploy
     midstream exec --shell 'ls -l | head'
     midstream exec -- cat REVISION
+    midstream exec --stage production --roles db -- df -h .
     """,
 )
 @click.argument("argv", metavar="COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--shell", is_flag=True, help="COMMAND is one line for the shell.")
+@click.option("-s", "--stage", metavar="STAGE", default="", help="Which stage (default: the only one).")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
-def exec_(argv: tuple[str, ...], shell: bool, app: str, config_path: str, socket: str, as_json: bool) -> int:
-    """Run COMMAND on the host, in the folder of the committed release, with the app's user and environment.
+def exec_(
+    argv: tuple[str, ...],
+    shell: bool,
+    stage: str,
+    only: Only,
+    app: str,
+    config_path: str,
+    socket: str,
+    as_json: bool,
+) -> int:
+    """Run COMMAND on the hosts, in the folder of the committed release, with the app's user and environment.
 
-    Its output is printed as it comes. Exits with 0 when COMMAND did, else with 1, and says how it ended.
+    Its output is printed as it comes, of several hosts at the same time, with the host. Exits with 0 when COMMAND did
+    everywhere, else with 1, and says how it ended.
     """
-    aim = take_aim(config=config_path, app=app, socket_path=socket)
-    with aim.connect() as client:
-        name = only_app(client, aim.app)
-        return _one_shot(client, name, argv, shell, as_json)
+    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket, only=only)
+    if aim.services:
+        raise OperatorError(f"there is no stage {stage}", remedy="midstream.toml names the stages")
+
+    def work(client: SyncClient, host: str) -> int:
+        return _one_shot(client, only_app(client, aim.app), argv, shell, as_json, host if aim.several else "")
+
+    return aim.ask(work).conclude(as_json)
 
 
-def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, as_json: bool) -> int:
-    """Runs one command to its end. Raises AppError when it fails."""
+def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, as_json: bool, host: str = "") -> int:
+    """Runs one command to its end. Raises AppError when it fails. host: in front of each line, when there are several."""
+    mark: dict[str, Any] = {"host": host} if host else {}
+    head = f"{host} | " if host else ""
 
     def take(method: str, params: dict[str, Any]) -> None:
         if method == "output":
             if as_json:
-                echo_json({"type": "output", "line": params.get("line", "")})
+                echo_json({"type": "output", **mark, "line": params.get("line", "")})
             else:
-                click.echo(str(params.get("line", "")))
+                click.echo(head + str(params.get("line", "")))
 
     answer = client.call("run", on_notice=take, app=app, argv=list(argv), shell=shell)
     if as_json:
-        echo_json({"type": "end", **answer})
+        echo_json({"type": "end", **mark, **answer})
     if answer.get("code") == 0:
         return 0
     raise AppError(f"`{' '.join(argv)}` {answer.get('text') or 'failed'}", where=app, serving="unchanged")
@@ -70,23 +90,26 @@ def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, 
 )
 @click.argument("words", metavar="[STAGE] TASK", nargs=-1)
 @click.option("--list", "listing", is_flag=True, help="List the tasks.")
+@host_options
 @config_option
 @socket_option
 @json_option
-def run(words: tuple[str, ...], listing: bool, config_path: str, socket: str, as_json: bool) -> int:
+def run(words: tuple[str, ...], listing: bool, only: Only, config_path: str, socket: str, as_json: bool) -> int:
     """Run one task of the deploy by itself, in the committed release, as that release's midstream.toml has it.
 
-    Tasks: deploy:migrate (the commands of [migrate]).
+    Tasks: deploy:migrate (the commands of [migrate]), on the primary of its role.
     """
     from midstream.cli import project
+    from midstream.core.plan import primary_of
+    from midstream.deploy.sync_client import connect
 
-    aim = take_aim(words, config=config_path, socket_path=socket)
-    with aim.connect() as client:
+    aim = take_aim(words, config=config_path, socket_path=socket, only=only)
+    with connect(aim.hosts[0]) as client:
         row = next((row for row in client.call("status")["apps"] if row["app"] == aim.app), None)
         if row is None or not row.get("revision"):
             raise OperatorError(f"{aim.app or 'the app'} is not deployed here", remedy="midstream deploy")
-        named = bool(socket)
-        chosen = project.of_revision(config_path, aim.stage or None, revision=row["revision"], named_socket=named)
+        revision = row["revision"]
+        chosen = project.of_revision(config_path, aim.stage or None, revision=revision, socket=socket, only=only)
         chosen.close()
         tasks = _tasks(chosen)
         if listing:
@@ -97,8 +120,11 @@ def run(words: tuple[str, ...], listing: bool, config_path: str, socket: str, as
             asked = " ".join(aim.services)
             what = f"there is no task {asked}" if asked else "which task?"
             raise OperatorError(what, remedy=f"known: {', '.join(tasks) or 'none, [migrate] is not configured'}")
+    migrate = chosen.stage.app.migrate
+    primary = primary_of(migrate.role if migrate else "", chosen.specs)
+    with connect(chosen.reach[primary]) as client:
         for argv, shell in tasks[aim.services[0]]:
-            _one_shot(client, aim.app, argv, shell, as_json)
+            _one_shot(client, aim.app, argv, shell, as_json, primary if aim.several else "")
     return 0
 
 

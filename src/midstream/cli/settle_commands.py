@@ -6,12 +6,18 @@ Both only repeat idempotent calls under the id of that deploy: the agent knows f
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
-from midstream.errors import OperatorError
+from midstream.errors import AttentionError, OperatorError
+
+if TYPE_CHECKING:
+    from midstream.cli.aim import Aim
+    from midstream.deploy.sync_client import SyncClient
 
 _EXITS = (0, 1, 2, 4, 5, 70, 130)
 _ID = click.option("--id", "deploy_id", metavar="ID", default="", help="Which deploy (default: the unfinished one).")
@@ -23,22 +29,26 @@ _ID = click.option("--id", "deploy_id", metavar="ID", default="", help="Which de
     examples="""
     midstream resume
     midstream resume production
+    midstream resume --without web3      a host that does not come back; it is recorded as behind
     """,
 )
 @click.argument("stage", required=False)
 @_ID
 @click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
+@host_options
 @config_option
 @socket_option
 @json_option
-def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, socket: str, as_json: bool) -> int:
+def resume(
+    stage: str | None, deploy_id: str, verbose: bool, only: Only, config_path: str, socket: str, as_json: bool
+) -> int:
     """Carry the deploy of a deployer that died, or lost its hosts, to its end.
 
     Runs on the machine that deployed: the record of the deploy is there. The same revision goes on from where each
     host stands; what is done is not done again, and what a host has put back meanwhile is made anew.
     """
     from midstream.cli import deploy_run, project
-    from midstream.cli.places import records_folder, socket_to_ask
+    from midstream.cli.places import records_folder
     from midstream.cli.task_book import open_book
     from midstream.core.plan import Kind, deploy_plan, rollback_plan
     from midstream.deploy.config_file import read_secrets
@@ -54,20 +64,20 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
             where=folder,
             remedy="resume it on the machine that deployed, or put it back: midstream abort",
         )
-    path = str(file.path)
+    path, socket = str(file.path), socket or memo.socket
+    only = replace(only, hosts=only.hosts or memo.hosts)
     tasks = open_book(file.folder)
     if memo.kind == Kind.DEPLOY.value:
-        chosen = project.of_revision(path, memo.stage, revision=memo.revision, named_socket=bool(socket))
+        chosen = project.of_revision(path, memo.stage, revision=memo.revision, socket=socket, only=only)
         plan = deploy_plan(chosen.specs, attached=tasks.registry.attached())
     else:
-        chosen = project.of_working_copy(path, memo.stage, named_socket=bool(socket))
+        chosen = project.of_working_copy(path, memo.stage, socket=socket, only=only)
         plan = rollback_plan(chosen.specs, release=memo.release, attached=tasks.registry.attached())
     try:
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
         order = deploy_run.new_order(chosen, plan, release=memo.release, secrets=secrets, tasks=tasks)
         order = replace(order, deploy_id=memo.deploy_id, user=memo.user, target=memo.target or order.target)
-        socket_path = socket_to_ask(socket) if socket else memo.socket
-        return deploy_run.perform(order, chosen, socket_path, deploy_run.Show(as_json, verbose))
+        return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket, resumed=True)
     finally:
         chosen.close()
 
@@ -81,28 +91,61 @@ def resume(stage: str | None, deploy_id: str, verbose: bool, config_path: str, s
     """,
 )
 @click.argument("stage", required=False)
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
-def abort(stage: str | None, app: str, config_path: str, socket: str, as_json: bool) -> int:
+def abort(stage: str | None, only: Only, app: str, config_path: str, socket: str, as_json: bool) -> int:
     """Put back the deploy that is going on, whoever began it, and free its lock.
 
-    What is committed stays: to leave a committed release use `midstream rollback`. The agent does the same by itself
-    some seconds after it lost a deployer; this is for not waiting, and for a deployer that hangs.
+    What is committed stays: to leave a committed release use `midstream rollback`. Where it is committed on some of the
+    hosts already, it is not put back on the others: `midstream resume` carries it to its end. The agents do the same by
+    themselves some seconds after they lost a deployer; this is for not waiting, and for a deployer that hangs.
     """
     from midstream.cli.aim import only_app, take_aim
     from midstream.cli.deploy_run import operator_name
 
-    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket)
-    with aim.connect() as client:
+    aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket, only=only)
+    if aim.several:
+        _refuse_half_way(aim)
+
+    def settle(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)
-        answer = client.call("deploy.settle", app=name, reason=f"aborted by {operator_name()}")
-    serving = f"release {answer['release']} is committed" if answer.get("release") else "nothing is committed"
-    if as_json:
-        echo_json(answer)
-    elif answer["settled"]:
-        click.echo(f"the deploy of {name} is ended; {serving}")
-    else:
-        click.echo(f"no deploy of {name} is going on; {serving}")
-    return 0
+        return name, client.call("deploy.settle", app=name, reason=f"aborted by {operator_name()}")
+
+    answers = aim.ask(settle)
+    for host, (name, answer) in answers.good():
+        head = f"{host}: " if aim.several else ""
+        serving = f"release {answer['release']} is committed" if answer.get("release") else "nothing is committed"
+        if as_json:
+            echo_json({"host": host, **answer} if aim.several else answer)
+        elif answer["settled"]:
+            click.echo(f"{head}the deploy of {name} is ended; {serving}")
+        else:
+            click.echo(f"{head}no deploy of {name} is going on; {serving}")
+    return answers.conclude(as_json)
+
+
+def _refuse_half_way(aim: Aim) -> None:
+    """Raises AttentionError when the decision was made: some hosts have committed the release of the deploy that others
+    have not decided yet. Putting those back would leave the fleet on two releases."""
+    going_on: dict[str, str] = {}
+    committed: dict[str, str] = {}
+
+    def look(client: SyncClient, host: str) -> dict[str, Any]:
+        rows = client.call("status")["apps"]
+        return next((row for row in rows if row["app"] == aim.app), {})
+
+    for host, row in aim.ask(look).good():
+        committed[host] = str(row.get("release") or "")
+        if row.get("deploy"):
+            going_on[host] = str((row["deploy"] or {}).get("release") or "")
+    ahead = [host for host, release in committed.items() if host not in going_on and release in going_on.values()]
+    if ahead and any(going_on.values()):
+        raise AttentionError(
+            f"the deploy is decided: {', '.join(ahead)} has committed its release, {', '.join(going_on)} not yet",
+            where=", ".join(going_on),
+            serving="; ".join(f"{release or 'nothing'} on {host}" for host, release in committed.items()),
+            remedy=f"midstream resume {aim.stage}".rstrip(),
+        )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from midstream.cli.aim import take_aim
+from midstream.cli.aim import Aim, take_aim
+from midstream.cli.fleet_view import fleet_problems, fleet_text
+from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
 from midstream.cli.status_view import problems, status_text
@@ -13,7 +17,7 @@ from midstream.errors import EXIT_DRIFT, EXIT_OK, OperatorError
 
 @command(
     "status",
-    exits=(0, 2, 3, 70),
+    exits=(0, 1, 2, 3, 70),
     examples="""
     midstream status
     midstream status production
@@ -24,36 +28,59 @@ from midstream.errors import EXIT_DRIFT, EXIT_OK, OperatorError
 )
 @click.argument("words", metavar="[STAGE] [SERVICE]...", nargs=-1)
 @click.option("--check", is_flag=True, help="Exit with 3 when a service does not run or runs another release.")
+@host_options
 @app_option
 @config_option
 @socket_option
 @json_option
-def status(words: tuple[str, ...], check: bool, app: str, config_path: str, socket: str, as_json: bool) -> int:
-    """Show what runs.
+def status(
+    words: tuple[str, ...], check: bool, only: Only, app: str, config_path: str, socket: str, as_json: bool
+) -> int:
+    """Show what runs, on all hosts of the stage.
 
     For each process its pid, generation and state, the release that is committed, the release the process really
-    runs (read from the process itself, not from a symlink), uptime, restarts and memory; and whatever drifted.
+    runs (read from the process itself, not from a symlink), uptime, restarts and memory; and whatever drifted. A
+    host that cannot be reached is told, hides no other, and makes the exit code 1.
     """
-    aim = take_aim(words, config=config_path, app=app, socket_path=socket)
-    with aim.connect() as client:
-        answer = client.call("status")
-    if aim.app:
-        answer["apps"] = [row for row in answer["apps"] if row["app"] == aim.app]
-        if app and not answer["apps"]:
-            raise OperatorError(f"the agent has no app {app}", where=aim.socket, remedy="midstream deploy brings one")
+    aim = take_aim(words, config=config_path, app=app, socket_path=socket, only=only)
+    answers = aim.ask(lambda client, host: client.call("status"))
+    seen = dict(answers.good())
+    for answer in seen.values():
+        if aim.app:
+            answer["apps"] = [row for row in answer["apps"] if row["app"] == aim.app]
+    if app and seen and not any(answer["apps"] for answer in seen.values()):
+        raise OperatorError(f"the agent has no app {app}", where=aim.where, remedy="midstream deploy brings one")
     if aim.services:
-        _narrow(answer["apps"], aim.services)
-    found = problems(answer)
+        _narrow([row for answer in seen.values() for row in answer["apps"]], aim.services)
+    found = {host: problems(answer) for host, answer in seen.items()}
+    _show(aim, seen, found, {row.host: str(row.error.what) for row in answers.failed if row.error}, as_json)
+    code = _checked(aim, seen, found) if check else EXIT_OK
+    failed = answers.conclude(as_json)
+    return code or failed
+
+
+def _show(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]], failed: dict[str, str], as_json: bool) -> None:
     if as_json:
-        echo_json({**answer, "problems": found})
+        for host, answer in seen.items():
+            row = {**answer, "problems": found[host]}
+            echo_json({"address": host, **row} if aim.several else row)
+    elif aim.several:
+        click.echo(fleet_text(seen, failed))
     else:
-        click.echo(status_text(answer))
-    if not check:
-        return EXIT_OK
-    missing = [f"{aim.app} is not deployed here"] if aim.app and not answer["apps"] else []
-    for line in [*missing, *found]:
+        for answer in seen.values():
+            click.echo(status_text(answer))
+
+
+def _checked(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]]) -> int:
+    """The verdict of --check, told on stderr."""
+    lines = []
+    for host, answer in seen.items():
+        missing = [f"{aim.app} is not deployed here"] if aim.app and not answer["apps"] else []
+        lines += [f"{host}: {line}" if aim.several else line for line in [*missing, *found[host]]]
+    lines += fleet_problems(seen)
+    for line in lines:
         click.echo(f"midstream: {line}", err=True)
-    return EXIT_DRIFT if found or missing else EXIT_OK
+    return EXIT_DRIFT if lines else EXIT_OK
 
 
 def _narrow(apps: list[dict[str, object]], wanted: tuple[str, ...]) -> None:

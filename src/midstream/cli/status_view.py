@@ -27,22 +27,27 @@ def status_text(status: dict[str, Any]) -> str:
 
 
 def _app_text(app: dict[str, Any]) -> str:
-    lines = [_head(app), *_notes(app)]
-    rows = [row for service in app["services"] for row in _rows(app, service)]
+    lines = [app_head(app), *app_notes(app)]
+    rows = app_rows(app)
     if rows:
         lines.append(table(HEADER, rows))
     lines += [f"  {text}" for text in drift_lines(app)]
     return "\n".join(lines)
 
 
-def _head(app: dict[str, Any]) -> str:
+def app_rows(app: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of the table, as `HEADER` has it."""
+    return [row for service in app["services"] for row in _rows(app, service)]
+
+
+def app_head(app: dict[str, Any]) -> str:
     release = app.get("release")
     if not release:
         return f"{app['app']} ({app['stage']}): nothing committed yet"
     return f"{app['app']} ({app['stage']}): release {release}, {app.get('branch') or '?'} at {short(app['revision'])}"
 
 
-def _notes(app: dict[str, Any]) -> Iterator[str]:
+def app_notes(app: dict[str, Any]) -> Iterator[str]:
     if deploy := app.get("deploy"):
         yield f"  {deploy['kind']} by {deploy['user']} in phase {deploy['phase']}, since {moment(deploy.get('since'))}"
     if lock := app.get("lock"):

@@ -116,7 +116,8 @@ class AgentClient:
     async def _reach(self, give_up_s: float) -> asyncio.StreamReader:
         """Connects and greets, trying again with growing pauses until give_up_s have passed."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + give_up_s
+        began = loop.time()
+        deadline = began + give_up_s
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -124,7 +125,7 @@ class AgentClient:
             except OSError as error:
                 last = error
             if loop.time() + pause > deadline:
-                raise gave_up(self.host, last, give_up_s) from None
+                raise gave_up(self.host, last, loop.time() - began if give_up_s else 0.0) from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
 

@@ -44,6 +44,7 @@ class Memo:
     branch: str = ""
     subject: str = ""
     began: str = ""
+    hosts: tuple[str, ...] = ()
 
     @property
     def target(self) -> Target | None:

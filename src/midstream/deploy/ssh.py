@@ -38,7 +38,7 @@ _PLACES = ("midstream", "/opt/midstream/bin/midstream", "/usr/local/bin/midstrea
 # people; a second session could not bind them again. LogLevel: the words of failures are what `unreachable.py` reads.
 _OPTIONS = (
     "BatchMode=yes",
-    "ConnectTimeout=15",
+    "ConnectTimeout=10",
     "ServerAliveInterval=5",
     "ServerAliveCountMax=2",
     "ClearAllForwardings=yes",

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from midstream.deploy import ssh
 from midstream.deploy.unreachable import NotNow, no_agent, not_allowed
 from midstream.errors import MidstreamError
+
+if TYPE_CHECKING:
+    from midstream.deploy.ssh import SshChild
 
 _CONNECT_S = 10.0  # of a unix socket: only an agent that hangs, with a full queue, takes any time
 
@@ -112,7 +114,9 @@ class SshHost:
 
     name: str
 
-    def dial(self) -> ssh.SshChild:
+    def dial(self) -> SshChild:
+        from midstream.deploy import ssh  # imports subprocess and tempfile: not for who asks the agent of this machine
+
         return ssh.connect(self.name)
 
     def unreachable(self, last: str) -> MidstreamError:
@@ -121,7 +125,7 @@ class SshHost:
 
 def gave_up(host: Host, last: OSError, tried_s: float) -> MidstreamError:
     """The error to raise when there is no more time to try again."""
-    note = f"tried for {tried_s:g} s" if tried_s else ""
+    note = f"tried for {tried_s:.0f} s" if tried_s else ""
     if isinstance(last, NotNow):
         error = last.error
         if note and note not in error.detail:

@@ -1,0 +1,77 @@
+"""`midstream status` of several hosts: one table with the host in front, and what differs between hosts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from midstream.cli.output import moment, span, table
+from midstream.cli.status_view import HEADER, app_head, app_notes, app_rows, drift_lines
+
+Seen = Mapping[str, Mapping[str, Any]]  # host -> answer to `status`
+
+
+def fleet_text(seen: Seen, failed: Mapping[str, str]) -> str:
+    """All apps over all hosts as text. failed: host -> why it could not be asked."""
+    names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
+    parts = [_app_text(name, seen, failed) for name in names]
+    if not parts:
+        parts = ["no app yet: `midstream deploy` brings one"]
+    return "\n\n".join(
+        [*parts, "\n".join([*_hosts(seen), *(f"{host}: NOT REACHED: {why}" for host, why in failed.items())])]
+    )
+
+
+def _app_text(name: str, seen: Seen, failed: Mapping[str, str]) -> str:
+    apps = {host: app for host, answer in seen.items() for app in answer["apps"] if app["app"] == name}
+    heads: dict[str, list[str]] = {}
+    for host, app in apps.items():
+        heads.setdefault(app_head(app), []).append(host)
+    if len(heads) == 1 and len(apps) == len(seen):
+        lines = list(heads)
+    else:
+        lines = [f"{head}  on {', '.join(hosts)}" for head, hosts in heads.items()]
+        lines += [f"{name}: not deployed on {host}" for host in seen if host not in apps]
+    lines += [f"  {host}:{note}" for host, app in apps.items() for note in app_notes(app)]
+    lines += [f"  {text}" for text in _differences(name, seen)]
+    rows = [(host, *row) for host, app in apps.items() for row in app_rows(app)]
+    rows += [(host, "-", "-", "-", "not reached", "?", "?", "-", "-", "-", "") for host in failed]
+    if rows:
+        lines.append(table(("HOST", *HEADER), rows))
+    lines += [f"  {host}: {text}" for host, app in apps.items() for text in drift_lines(app)]
+    return "\n".join(lines)
+
+
+def _hosts(seen: Seen) -> Iterator[str]:
+    for host, answer in seen.items():
+        agent, keeper = answer["agent"], answer["keeper"]
+        words = f"agent pid {agent['pid']}, up {span(agent.get('uptime_s'))}; keeper pid {keeper['pid']}"
+        if not keeper.get("attached", True):
+            words += " (NOT attached: it restarts what crashes, the agent decides nothing now)"
+        yield f"{host}: {words}"
+
+
+def fleet_problems(seen: Seen) -> list[str]:
+    """What is wrong between the hosts, though each may be in order by itself."""
+    names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
+    return [text for name in names for text in _differences(name, seen)]
+
+
+def _differences(name: str, seen: Seen) -> list[str]:
+    hosts_of: dict[str, list[str]] = {}
+    rows = [(host, app) for host, answer in seen.items() for app in answer["apps"] if app["app"] == name]
+    for host, app in rows:
+        hosts_of.setdefault(str(app.get("release") or "nothing"), []).append(host)
+    found = []
+    if len(hosts_of) > 1:
+        shown = "; ".join(f"{release} on {', '.join(hosts)}" for release, hosts in sorted(hosts_of.items()))
+        found.append(f"NOT ON ONE RELEASE: {shown}")
+    committed = {host: str(app.get("release") or "") for host, app in rows}
+    behind = {str(row["host"]): row for _, app in rows for row in app.get("behind", ())}
+    for host, row in behind.items():
+        if committed.get(host) != row.get("release"):
+            found.append(
+                f"BEHIND: {host} was left out of release {row.get('release')} "
+                f"({moment(row.get('since'))}, {row.get('user')}); the next deploy takes it along"
+            )
+    return found
