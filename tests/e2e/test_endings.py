@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sqlite3
+import subprocess
 import sys
 
 import pytest
@@ -154,3 +156,65 @@ def test_a_deploy_that_was_put_back_is_over_for_its_calls(project: Project, mach
     machine.kill_agent()
     with pytest.raises(LockedError, match="is over: it was put back"):
         machine.call("deploy.publish", deploy_id=deploy_id, token=token)
+
+
+# -- what a deploy removed -------------------------------------------------------------------------------------------
+
+
+def trash_of(project: Project) -> list[str]:
+    return sorted(item.name for item in (project.deploy_to / ".midstream/trash").iterdir())
+
+
+def noted(machine: Machine) -> list[str]:
+    db = sqlite3.connect(machine.state / "agent.db")
+    rows = db.execute("SELECT name FROM meta WHERE name LIKE 'trash.%'").fetchall()
+    db.close()
+    return [row[0] for row in rows]
+
+
+def test_what_a_deploy_removes_is_deleted_after_it(project: Project, machine: Machine) -> None:
+    project.write(config=project.config(top="keep_releases = 1"))
+    releases = [project.commit("one") and project.deployed() for _ in range(3)]
+    wait_for("old releases to go", lambda: machine.settled())
+    releases.append(project.commit("two") and project.deployed())
+    wait_for("the trash to be empty", lambda: trash_of(project) == [] and noted(machine) == [])
+    assert releases[0] not in [item.name for item in (project.deploy_to / "releases").iterdir()]
+
+
+def test_an_agent_goes_on_deleting_what_the_last_one_began_with(project: Project, machine: Machine) -> None:
+    project.deployed()
+    machine.stop()
+    (project.deploy_to / ".midstream/trash/20000101000000.0/x").mkdir(parents=True)
+    with sqlite3.connect(machine.state / "agent.db") as db:
+        db.execute("INSERT INTO meta VALUES ('trash.shop', '1')")
+    db.close()
+    machine.start()
+    wait_for("the trash to be empty", lambda: trash_of(project) == [] and noted(machine) == [])
+
+
+def test_what_cannot_be_deleted_is_an_event_and_no_failure(project: Project, machine: Machine) -> None:
+    """A bind mount in an old release cannot be deleted, by nobody."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, for a mount")
+    project.write(config=project.config(top="keep_releases = 1"))
+    project.commit("keeps one")
+    stuck = project.deploy_to / "releases" / project.deployed() / "mounted"
+    stuck.mkdir()
+    project.commit("two")
+    project.deployed()
+    subprocess.run(["mount", "--bind", str(machine.root / "home"), str(stuck)], check=True)
+    places = [stuck]
+    try:
+        project.commit("three")
+        result = project.deploy()
+        assert result.code == 0, result.text
+        places += list((project.deploy_to / ".midstream/trash").glob("*/mounted"))
+
+        def told() -> bool:
+            rows = machine.call("why", app="shop", service="web")["entries"]
+            return any(row["what"] == "trash" and "mounted" in row["cause"] for row in rows)
+
+        wait_for("an event", told)
+    finally:
+        for place in places:
+            subprocess.run(["umount", str(place)], check=False, capture_output=True)

@@ -833,13 +833,14 @@ class TestCleanup:
             steps.deploy(repository, release)
             steps.run("store_spec", release=release, spec={})
         answer = steps.run("cleanup", keep=2, committed=R[3], previous_good=R[2], current=R[3])
-        assert answer == {"removed": R[:2], "left": []}
+        assert answer == {"removed": R[:2], "left": [], "trash": True}
         ours = steps.deploy_to / ".midstream"
         assert sorted(os.listdir(steps.deploy_to / "releases")) == R[2:4]
         assert (
             sorted(os.listdir(ours / "specs")) == sorted(os.listdir(ours / "claims")) == [f"{r}.json" for r in R[2:4]]
         )
-        assert os.listdir(ours / "trash") == []
+        assert sorted(os.listdir(ours / "trash")) == [f"{R[0]}.0", f"{R[1]}.0"], "deleted later, by another step"
+        assert steps.run("empty_trash") == {"left": []} and os.listdir(ours / "trash") == []
         refs = git("for-each-ref", "--format=%(objectname)", "refs/midstream", cwd=steps.deploy_to / "repo").split()
         assert sorted(refs) == sorted(shas[2:])
 
@@ -894,7 +895,8 @@ class TestCleanup:
         for path in (locked / "file", locked, locked.parent):
             os.chown(path, NOBODY, NOBODY)
         locked.chmod(0o555)
-        assert steps.run("cleanup", keep=1, committed=R[1]) == {"removed": [R[0]], "left": []}
+        assert steps.run("cleanup", keep=1, committed=R[1])["removed"] == [R[0]]
+        assert steps.run("empty_trash") == {"left": []}
         assert os.listdir(steps.deploy_to / ".midstream/trash") == []
 
     def test_what_cannot_be_deleted_is_reported_and_the_rest_goes_on(self, nobody: tuple[Steps, Repository]) -> None:
@@ -905,18 +907,37 @@ class TestCleanup:
         cache = steps.deploy_to / "releases" / R[0] / "cache"
         cache.mkdir(mode=0o755)
         (cache / "of-root").touch()
-        answer = steps.run("cleanup", keep=1, committed=R[2])
-        assert answer["removed"] == R[:2]
+        assert steps.run("cleanup", keep=1, committed=R[2])["removed"] == R[:2]
+        answer = steps.run("empty_trash")
         assert len(answer["left"]) == 1 and "ermission" in answer["left"][0]["reason"]
         assert sorted(os.listdir(steps.deploy_to / "releases")) == [R[2]]
         (cache_left,) = (steps.deploy_to / ".midstream/trash").iterdir()
         os.chown(cache_left / "cache", NOBODY, NOBODY)
-        assert steps.run("cleanup", keep=1, committed=R[2])["left"] == []
+        assert steps.run("empty_trash")["left"] == []
 
     def test_leftovers_of_a_killed_cleanup_are_deleted(self, steps: Steps) -> None:
-        steps.run("prepare")
+        assert steps.run("prepare")["trash"] is False
         (steps.deploy_to / ".midstream/trash" / f"{R[0]}.0" / "x").mkdir(parents=True)
-        steps.run("cleanup", keep=1)
+        assert steps.run("cleanup", keep=1)["trash"] is True
+        assert steps.run("empty_trash") == {"left": []}
+        assert os.listdir(steps.deploy_to / ".midstream/trash") == []
+
+    def test_the_trash_is_emptied_beside_other_steps(self, steps: Steps) -> None:
+        """A deploy does not wait for it, nor it for a deploy."""
+        steps.run("prepare")
+        (steps.deploy_to / ".midstream/trash" / f"{R[0]}.0").mkdir()
+        with open(steps.deploy_to / ".midstream/lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert steps.run("empty_trash") == {"left": []}
+
+    def test_two_that_empty_the_trash_do_not_get_in_each_others_way(self, steps: Steps) -> None:
+        steps.run("prepare")
+        for n in range(300):
+            (steps.deploy_to / f".midstream/trash/{R[0]}.0/{n}/x/y").mkdir(parents=True)
+        both = [steps.start("empty_trash") for _ in range(2)]
+        for process in both:
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 0 and '"left":[]' in out, out
         assert os.listdir(steps.deploy_to / ".midstream/trash") == []
 
     def test_releases_being_a_link_is_refused(self, steps: Steps, repository: Repository, tmp_path: Path) -> None:

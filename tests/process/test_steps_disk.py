@@ -149,7 +149,8 @@ def test_a_full_disk_stops_neither_going_back_nor_cleaning_up(steps: Steps, disk
     assert steps.run("switch", release=A)["changed"] is True
     assert os.readlink(steps.deploy_to / "current").endswith(A)
     assert steps.run("discard", release=B)["removed"] is True
-    assert steps.run("cleanup", keep=1, committed=A) == {"removed": [], "left": []}
+    assert steps.run("cleanup", keep=1, committed=A)["left"] == []
+    steps.run("empty_trash")
     assert os.listdir(steps.deploy_to / "releases") == [A]
 
 
@@ -157,6 +158,15 @@ def test_the_room_that_is_asked_for_is_checked_first(steps: Steps, disk: Path) -
     fill(disk)
     with pytest.raises(HostError, match="only 0 MiB are free"):
         steps.run("prepare", min_free_bytes=1024 * 1024)
+
+
+def test_what_lies_in_the_trash_is_room_for_the_next_deploy(steps: Steps, disk: Path) -> None:
+    steps.run("prepare")
+    old = steps.deploy_to / ".midstream/trash" / f"{A}.0"
+    old.mkdir()
+    (old / "wheel").write_bytes(b"x" * 2 * 1024 * 1024)
+    fill(disk)
+    assert steps.run("prepare", min_free_bytes=1024 * 1024)["trash"] is False
 
 
 def test_a_disk_mounted_read_only_is_said(steps: Steps, disk: Path) -> None:

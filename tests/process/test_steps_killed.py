@@ -132,6 +132,7 @@ def test_a_story_of_deploys_with_a_kill_in_each_step(tmp_path: Path) -> None:
         killer.run("cleanup", what_is_in_releases_is_whole, keep=KEEP, committed=release, current=release)
         assert sorted(os.listdir(root / "releases")) == made[-KEEP:]
         assert sorted(os.listdir(root / ".midstream/specs")) == [f"{name}.json" for name in made[-KEEP:]]
+        killer.run("empty_trash", what_is_in_releases_is_whole)
         assert os.listdir(root / ".midstream/trash") == []
     assert git("fsck", "--full", cwd=root / "repo") == ""
     assert sorted(path.name for path in root.iterdir()) == [

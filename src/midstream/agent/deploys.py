@@ -23,6 +23,8 @@ from midstream.agent.drift import drift_of
 from midstream.agent.dropped import forget_dropped
 from midstream.agent.host import Host
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
+from midstream.agent.trash import SERVICE as TRASH
+from midstream.agent.trash import Trash
 from midstream.agent.updating import UpdateRequest, read_env_files, update
 from midstream.agent.work import Progress, Work
 from midstream.core import releases, steps
@@ -65,6 +67,7 @@ class Deploys:
         self._incoming = os.path.join(state_folder, "incoming")
         self._works: dict[str, Work] = {}  # by app
         self._outlive: set[asyncio.Task[Any]] = set()
+        self._trash = Trash(host)
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
 
     # -- begin, attach, lease ----------------------------------------------------------------------------------------
@@ -703,6 +706,8 @@ class Deploys:
             self._forget_app(intent.app)
         self.host.intent_of.pop(intent.app, None)
         forget_dropped(self.host, intent.app)
+        if work.trash:
+            self._trash.empty(intent.app)
         self.host.poke()
 
     def _abandon(self, gone: Callable[[SpawnKey], bool]) -> None:
@@ -744,7 +749,12 @@ class Deploys:
             else:
                 self._lease(work)
         open_ones = {(work.intent.app, work.intent.number) for work in self._works.values()}
-        self._abandon(lambda key: not is_of_deploy(key) or (key.app, key.generation) not in open_ones)
+        self._trash.resume()
+
+        def over(key: SpawnKey) -> bool:
+            return not is_of_deploy(key) or (key.app, key.generation) not in open_ones
+
+        self._abandon(lambda key: over(key) and not self._trash.keeps(key))
         for app in list(self.host.apps):
             forget_dropped(self.host, app)
 
@@ -798,7 +808,7 @@ class Deploys:
 
 def is_of_deploy(key: SpawnKey) -> bool:
     """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
-    return key.service not in ("+run", "+check", "+look")
+    return key.service not in ("+run", "+check", "+look", TRASH)
 
 
 def live_releases(host: Host, app: str) -> set[str]:

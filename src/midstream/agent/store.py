@@ -220,6 +220,7 @@ class Store:
                 self.set_meta(f"former.{app}", json.dumps([record.owner_uid, record.generation, record.token]))
             for table in ("app", "service", "generation", "release", "intent"):
                 self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
+            self.note_trash(app, False)
         try:
             os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
         except FileNotFoundError:
@@ -232,6 +233,17 @@ class Store:
             return None
         owner_uid, generation, token = json.loads(text)
         return int(owner_uid), int(generation), int(token)
+
+    def note_trash(self, app: str, there_is: bool) -> None:
+        """Whether something of the app waits to be deleted."""
+        if there_is:
+            self.set_meta(f"trash.{app}", "1")
+        else:
+            self._write("DELETE FROM meta WHERE name = ?", (f"trash.{app}",))
+
+    def apps_with_trash(self) -> list[str]:
+        rows = self._db.execute("SELECT name FROM meta WHERE name LIKE 'trash.%' ORDER BY name")
+        return [str(row[0]).removeprefix("trash.") for row in rows]
 
     # services and generations
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.agent import crashpoint
+from midstream.agent.accounts import Account
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import Place, account_for, command_spec, one_shot, step_argv
 from midstream.agent.store import AppRecord, GenerationRecord
 from midstream.core import steps
 from midstream.core.intent import Intent, IntentEvent, advance
-from midstream.core.messages import ProcessState
+from midstream.core.messages import ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
 from midstream.core.spec import AppSpec, CommandStep
 from midstream.core.wire import to_wire
@@ -62,6 +63,7 @@ class Work:
     running: dict[str, asyncio.Task[dict[str, Any]]] = field(default_factory=dict)
     pack_path: str = ""
     warnings: list[str] = field(default_factory=list)
+    trash: bool = False  # something that was removed waits to be deleted (`agent/trash.py`)
     over: bool = False  # it was committed and closed before: its calls are answered, and do nothing
 
     @property
@@ -156,7 +158,9 @@ class Work:
         for _ in range(3):
             outcome = await self._run_step_once(name, request, fds, label or name)
             if outcome.result:
-                return steps.read_result(outcome.result)
+                answer = steps.read_result(outcome.result)
+                self.trash = self.trash or bool(answer.get("trash"))
+                return answer
             if not outcome.lost:
                 break
         raise HostError(
@@ -169,33 +173,18 @@ class Work:
 
     async def _run_step_once(self, name: str, request: object, fds: tuple[int, ...], label: str) -> Outcome:
         spec = self._step_spec(name, len(fds))
-        body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
-        try:
-            os.write(body, json.dumps(_request(request)).encode())
-            os.lseek(body, 0, os.SEEK_SET)
+        with request_file(name, request) as body:
             return await self.host.one_shots.run(
                 spec,
                 fds=(body, *fds),
                 timeout_s=STEP_TIMEOUT_S,
                 on_line=lambda line: self.tell(label, "line", line=line),
             )
-        finally:
-            os.close(body)
 
-    def _step_spec(self, name: str, extra_fds: int) -> Any:
-        account = account_for(self.spec, self.app.owner_uid, self.host.uid)
+    def _step_spec(self, name: str, extra_fds: int) -> SpawnSpec:
         key = self._next_key("+" + name.replace("_", "-"), 0)
-        env = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": account.home,
-            "USER": account.name,
-            "LOGNAME": account.name,
-            "LANG": "C.UTF-8",
-        }
-        for passed in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND"):
-            if self.host.uid != 0 and passed in os.environ:
-                env[passed] = os.environ[passed]
-        return one_shot(key, step_argv(name), env, "/", account, self.host.uid, passed_fds=1 + extra_fds)
+        account = account_for(self.spec, self.app.owner_uid, self.host.uid)
+        return step_program(key, name, account, self.host.uid, 1 + extra_fds)
 
     def _next_key(self, service: str, slot: int) -> SpawnKey:
         last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)
@@ -245,6 +234,35 @@ class Work:
             serving=self.serving(),
             remedy="mend it, commit, and deploy again",
         )
+
+
+def step_program(key: SpawnKey, name: str, account: Account, agent_uid: int, passed_fds: int) -> SpawnSpec:
+    """The one-shot that runs step `name`; the first of the descriptors passed to it is its request."""
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "LANG": "C.UTF-8",
+    }
+    for passed in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND"):
+        if agent_uid != 0 and passed in os.environ:
+            env[passed] = os.environ[passed]
+    return one_shot(key, step_argv(name), env, "/", account, agent_uid, passed_fds=passed_fds)
+
+
+@contextmanager
+def request_file(name: str, request: object) -> Iterator[int]:
+    """A descriptor with the request of step `name`, to be passed to its process."""
+    body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
+    try:
+        data = json.dumps(_request(request)).encode()
+        while data:
+            data = data[os.write(body, data) :]
+        os.lseek(body, 0, os.SEEK_SET)
+        yield body
+    finally:
+        os.close(body)
 
 
 def _request(request: object) -> Any:

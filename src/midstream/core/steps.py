@@ -28,7 +28,7 @@ class Prepare:
 
     -> {free_bytes, releases: [14-digit ids, oldest first], revisions: {release: sha}, current: release id, raw target
     or null, current_kind: see `core.layout.CurrentKind`, repaired: bool, strangers: [other names in releases/],
-    have: [shas whose history the mirror has whole], swept: [paths]}
+    have: [shas whose history the mirror has whole], swept: [paths], trash: whether there is any}
     """
 
     deploy_to: str
@@ -152,8 +152,8 @@ class LogRevision:
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """Remove old releases by `core.releases.removable`. `live`: releases with a process or an unfinished job, and one
-    that is being deployed. -> {removed: [ids], left: [{path, reason}]}"""
+    """Remove old releases by `core.releases.removable`, into the trash. `live`: releases with a process or an unfinished
+    job, and one that is being deployed. -> {removed: [ids], left: [{path, reason}], trash: whether there is any}"""
 
     deploy_to: str
     keep: int
@@ -169,12 +169,20 @@ class Discard:
     """Remove one release that will not be used, or, by `deploy_id`, the one that `make_release` claimed for that deploy
     (its answer may never have come). Refused for the one that `current` points to.
 
-    -> {removed: bool, left: [{path, reason}]}
+    -> {removed: bool, left: [{path, reason}], trash: whether there is any}
     """
 
     deploy_to: str
     release: str = ""
     deploy_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyTrash:
+    """Delete what other steps moved to the trash. It may take minutes, and runs beside other steps.
+    -> {left: [{path, reason}]}"""
+
+    deploy_to: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +246,7 @@ REQUESTS: dict[str, type] = {
     "log_revision": LogRevision,
     "cleanup": Cleanup,
     "discard": Discard,
+    "empty_trash": EmptyTrash,
     "diff": Diff,
     "workers": Workers,
     "several": Several,

@@ -24,7 +24,7 @@ from midstream.steps import git, submodules
 from midstream.steps.folder import Folder
 from midstream.steps.mirror import check_sha
 from midstream.steps.place import Place, open_place
-from midstream.steps.trash import empty_trash, to_trash
+from midstream.steps.trash import delete_trash, to_trash
 
 _TRIES = 60
 _CHUNK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ def make_release(request: MakeRelease) -> dict[str, Any]:
                 # Half a release must not look like one to Capistrano; and on a full disk others need the room.
                 with contextlib.suppress(OSError, MidstreamError):
                     to_trash(place, release)
-                    empty_trash(place)
+                    delete_trash(place.root)
                 raise
         return {"release": release, "path": place.layout.release(release), "files": files}
 

@@ -180,7 +180,11 @@ class Folder:
         if found != stat.S_IFDIR:
             self.unlink(name)
             return
-        with self._open_writable(name) as inner:
+        try:
+            inner = self._open_writable(name)
+        except FileNotFoundError:
+            return  # another one deletes it, too
+        with inner:
             inner.empty()
         with self._naming(name), contextlib.suppress(FileNotFoundError):
             os.rmdir(name, dir_fd=self.fd)

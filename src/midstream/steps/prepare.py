@@ -23,6 +23,9 @@ from midstream.steps.place import (
     release_names,
 )
 from midstream.steps.switch import point_current
+from midstream.steps.trash import delete_trash, has_trash
+
+_TIGHT_BYTES = 1 << 30  # with less free than this a build may well need what lies in the trash
 
 
 def prepare(request: Prepare) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def prepare(request: Prepare) -> dict[str, Any]:
     check_linked(request.linked_dirs, request.linked_files)
     _make_root(request.deploy_to)
     with open_place(request.deploy_to) as place:
+        if free_bytes(place.root) < max(request.min_free_bytes, _TIGHT_BYTES):
+            delete_trash(place.root)  # it would be, later; what it takes up is needed now
         refuse_full_disk(place.root, request.min_free_bytes)
         for name in ("releases", "shared"):
             place.root.make(name).__exit__(None, None, None)
@@ -50,6 +55,7 @@ def prepare(request: Prepare) -> dict[str, Any]:
             print(f"current said {found.target}; it is now the absolute path of release {found.release}")
         answer = _look(place.root, place.layout)
         answer.update(current=found.named, current_kind=found.kind.value, repaired=repaired, swept=swept)
+        answer["trash"] = has_trash(place.root)
         return answer
 
 

@@ -28,6 +28,7 @@ _MODULES = {
     "fetch": "mirror",
     "diff": "mirror",
     "make_release": "checkout",
+    "empty_trash": "trash",
     "store_spec": "specs",
     "read_spec": "specs",
     "publish_assets": "assets",

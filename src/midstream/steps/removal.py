@@ -18,7 +18,7 @@ from midstream.steps import assets, git, mirror, submodules
 from midstream.steps.checkout import claimed_by
 from midstream.steps.place import Place, open_place, read_current, read_revision, release_names
 from midstream.steps.switch import order_by_mtime
-from midstream.steps.trash import empty_trash, to_trash
+from midstream.steps.trash import has_trash, to_trash
 
 
 def cleanup(request: Cleanup) -> dict[str, Any]:
@@ -41,13 +41,12 @@ def cleanup(request: Cleanup) -> dict[str, Any]:
         if now.release:
             order_by_mtime(place, now.release, request.previous_good, touch=False)
         _forget_gone(place)
-        left += empty_trash(place)
         _tidy_mirror(place, left)
         for release in removed:
             print(f"removed release {release}")
         for item in left:
             print(f"could not remove {item['path']}: {item['reason']}")
-        return {"removed": removed, "left": left}
+        return {"removed": removed, "left": left, "trash": has_trash(place.root)}
 
 
 def discard(request: Discard) -> dict[str, Any]:
@@ -65,8 +64,7 @@ def discard(request: Discard) -> dict[str, Any]:
                 )
             removed |= _set_aside(place, release, left)
         _forget_gone(place)
-        left += empty_trash(place)
-        return {"removed": removed, "left": left}
+        return {"removed": removed, "left": left, "trash": has_trash(place.root)}
 
 
 def _meant(place: Place, request: Discard) -> list[str]:

@@ -1,15 +1,21 @@
-"""How releases are deleted: renamed into `.midstream/trash` first, then deleted there.
+"""The step `empty_trash`, and how releases are deleted: renamed into `.midstream/trash` first, then deleted there.
 
-Whoever lists `releases` in between sees whole releases only, and what a kill left in the trash is deleted by the next
-step that empties it.
+Whoever lists `releases` in between sees whole releases only. Renaming takes no time, deleting a large virtualenv may
+take a minute: so steps of a deploy only rename, and the agent has the trash emptied when the deploy is over.
 """
 
 from __future__ import annotations
 
 import stat
+from typing import Any
 
+from midstream.core.layout import check_deploy_to
+from midstream.core.steps import EmptyTrash
 from midstream.errors import MidstreamError
-from midstream.steps.place import Place
+from midstream.steps.folder import Folder
+from midstream.steps.place import Place, open_root
+
+_TRASH = ".midstream/trash"
 
 
 def to_trash(place: Place, release: str) -> bool:
@@ -25,14 +31,35 @@ def to_trash(place: Place, release: str) -> bool:
         return False
 
 
-def empty_trash(place: Place) -> list[dict[str, str]]:
-    """Deletes what lies in the trash; what could not be, as {path, reason}."""
-    left = []
-    with place.ours.make("trash") as trash:
-        for name in trash.names():
-            try:
-                trash.remove_tree(name)
-            except (OSError, MidstreamError) as error:
-                path = str(getattr(error, "filename", None) or f"{trash.path}/{name}")
-                left.append({"path": path, "reason": getattr(error, "strerror", None) or str(error)})
-    return left
+def has_trash(root: Folder) -> bool:
+    """Whether anything waits to be deleted."""
+    try:
+        with root.open(_TRASH) as trash:
+            return bool(trash.names())
+    except FileNotFoundError:
+        return False
+
+
+def empty_trash(request: EmptyTrash) -> dict[str, Any]:
+    """Takes no lock: a deploy that begins meanwhile goes on, adding to the trash, or emptying it too."""
+    check_deploy_to(request.deploy_to)
+    with open_root(request.deploy_to) as root:
+        return {"left": delete_trash(root)}
+
+
+def delete_trash(root: Folder) -> list[dict[str, str]]:
+    """Deletes what lies in the trash, also what comes meanwhile; what could not be, as {path, reason}."""
+    left: dict[str, dict[str, str]] = {}
+    try:
+        trash = root.open(_TRASH)
+    except FileNotFoundError:
+        return []
+    with trash:
+        while names := [name for name in trash.names() if name not in left]:
+            for name in names:
+                try:
+                    trash.remove_tree(name)
+                except (OSError, MidstreamError) as error:
+                    path = str(getattr(error, "filename", None) or f"{trash.path}/{name}")
+                    left[name] = {"path": path, "reason": getattr(error, "strerror", None) or str(error)}
+    return list(left.values())
