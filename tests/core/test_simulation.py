@@ -38,6 +38,9 @@ _SEEN = {
     "parked": "WINCH to",
     "woken": "TTIN to",
     "killed": "KILL to",
+    "quieted": "TSTP to",
+    "gone back from quiet": "takes over from a quiet one",
+    "redis down": "redis is down",
 }
 
 

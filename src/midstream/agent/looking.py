@@ -83,22 +83,41 @@ class Looks:
         self._feeds: dict[Group, _Feed] = {}
         self._seen: dict[tuple[str, str, int, int, int], Seen] = {}
         self._changed = asyncio.Condition()
+        self._starting: set[tuple[str, str, int, int, int]] = set()
         self._last = 0
 
     def look(self, name: Name, effect: Look) -> None:
         """Asks about this worker from now on, for as long as it lives; the core is told."""
         self._want((*name, effect.generation), effect.slot, effect.attempt)
 
+    def _is_needed(self, group: Group, slot: int, attempt: int) -> bool:
+        """Whether anybody still waits: for its start, or (`looked`) the core."""
+        service = self._host.services.get(group[:2])
+        if service is None or self._host.processes.get(group[:2], (group[2], slot, attempt)) is None:
+            return False
+        if (*group, slot, attempt) in self._starting:
+            return True
+        mine = [item for item in service.of(group[2]) if (item.slot, item.attempt) == (slot, attempt)]
+        return any(item.looked for item in mine)
+
     async def until_listed(self, name: Name, place: Place3, trouble: list[str]) -> None:
         """Returns when the job library lists the worker. trouble[0] says meanwhile why it does not."""
+        key = (*name, *place)
+        self._starting.add(key)
         self._want((*name, place[0]), *place[1:])
-        async with self._changed:
-            while True:
-                seen = self._seen.get((*name, *place))
-                if seen is not None and seen.listed:
-                    return
-                trouble[0] = seen.trouble if seen is not None and seen.trouble else "its job library does not list it"
-                await self._changed.wait()
+        try:
+            async with self._changed:
+                while True:
+                    seen = self._seen.get(key)
+                    if seen is not None and seen.listed:
+                        return
+                    trouble[0] = (
+                        seen.trouble if seen is not None and seen.trouble else "its job library does not list it"
+                    )
+                    await self._changed.wait()
+        finally:
+            self._starting.discard(key)
+            self._forget_unneeded((*name, place[0]))
 
     def seen(self, name: Name, place: Place3) -> Seen | None:
         return self._seen.get((*name, *place))
@@ -106,9 +125,12 @@ class Looks:
     def gone(self, name: Name, place: Place3) -> None:
         """The process has ended."""
         self._seen.pop((*name, *place), None)
-        feed = self._feeds.get((*name, place[0]))
+        self._forget_unneeded((*name, place[0]))
+
+    def _forget_unneeded(self, group: Group) -> None:
+        feed = self._feeds.get(group)
         if feed is not None:
-            feed.wanted.discard(place[1:])
+            feed.wanted = {item for item in feed.wanted if self._is_needed(group, *item)}
             if not feed.wanted:
                 self._stop(feed)
 
@@ -165,6 +187,7 @@ class Looks:
             every_s = next(every for until_s, every in _PAUSES_S if gone_s < until_s)
             wanted = frozenset(feed.wanted)
             trouble = await self._ask(group, wanted, every_s, _FEED_S, feed)
+            self._forget_unneeded(group)
             if not trouble:
                 pause_s = 0.2
                 continue
@@ -247,6 +270,7 @@ class Looks:
             return
         for slot, attempt, seen in found:
             self._take(group, slot, attempt, seen)
+        self._forget_unneeded(group)
         self._host.keep(asyncio.get_running_loop().create_task(self._tell()))
 
     def _take(self, group: Group, slot: int, attempt: int, seen: Seen) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from midstream import __version__
-from midstream.agent import accounts, reports
+from midstream.agent import accounts, quieting, reports
 from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
@@ -74,6 +74,7 @@ class Methods:
             "signal": self.signal,
             "hold": self.hold,
             "unhold": self.unhold,
+            "quiet": self.quiet,
             "releases": self.releases,
             "lock": self.lock,
             "unlock": self.unlock,
@@ -163,6 +164,7 @@ class Methods:
 
     async def status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         apps = [self._app(connection, params).app] if params.get("app") else sorted(self._visible(connection))
+        await self.host.looks.refresh(apps)
         return reports.host_status(self.host, self.deploys, apps, self._started_s, __version__)
 
     async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -375,6 +377,21 @@ class Methods:
         await self.host.decide([((record.app, service.name), SetHold(None))])
         self.host.note(record.app, service.name, "hold", "ended", who=connection.peer.name)
         return {}
+
+    async def quiet(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """Workers begin no further job until it ends: by itself, or with `end`."""
+        record = self._app(connection, params)
+        service = self._one(record.app, params)
+        owner = str(params.get("owner") or connection.peer.name)
+        if self.deploys.of(record.app) is not None:
+            raise LockedError(f"a deploy of {record.app!r} is under way", remedy="wait for it, or: midstream abort")
+        if params.get("end"):
+            return await quieting.end(self.host, service, owner)
+        ttl_s = _seconds(params, "ttl_s", 900.0)
+        if ttl_s > _HOLD_MAX_S:
+            raise OperatorError(f"a quiet lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+        reason, wait = str(params.get("reason", "")), bool(params.get("wait", True))
+        return await quieting.begin(self.host, record, service, ttl_s, owner, reason, wait)
 
     def _one(self, app: str, params: dict[str, Any]) -> Service:
         return self._chosen(app, {"services": [_text(params, "service")]})[0]

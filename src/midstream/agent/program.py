@@ -25,7 +25,7 @@ from midstream.agent.keeper_link import KeeperCommand, KeeperLink, KeeperLost, K
 from midstream.agent.logs import LogEvent, Logs
 from midstream.agent.methods import Methods
 from midstream.agent.store import Store
-from midstream.core.events import Revert
+from midstream.core.events import Revert, Waken
 from midstream.core.intent import IntentState
 from midstream.core.phases import after_reboot
 from midstream.core.service import Service
@@ -155,6 +155,8 @@ class Program:
             service = replace(service, hold=after_reboot(service.hold, clock.boottime_s(), time.time()))
         if service.handover is not None:
             service, _ = turn.step(service, Revert("the host was restarted"), clock.boottime_s())
+        if service.quiet is not None:
+            service, _ = turn.step(service, Waken(), clock.boottime_s())
         generations = tuple(replace(item, since_s=0.0, deadline_s=0.0) for item in service.generations)
         return replace(service, generations=generations)
 

@@ -84,6 +84,7 @@ def service_status(host: Host, service: Service) -> dict[str, Any]:
         "service": service.name,
         "profile": profile_of(spec).name if spec else "",
         "policy": policy_of(spec, profile_of(spec)).value if spec else "",
+        "quiet": _quiet(service),
         "want": "up" if service.want_up else "down",
         "state": state_of(service),
         "hold": hold,
@@ -99,7 +100,7 @@ def service_status(host: Host, service: Service) -> dict[str, Any]:
                 "parked": item.parked,
                 "since_s": round(boottime_s() - item.since_s, 1),
                 "note": item.note,
-                "instances": [_instance(host, service.app, one) for one in service.of(item.number)],
+                "instances": [_instance(host, service, one) for one in service.of(item.number)],
             }
             for item in service.generations
         ],
@@ -113,6 +114,8 @@ def state_of(service: Service) -> str:
         return "held"
     if service.handover is not None:
         return "handover"
+    if service.quiet is not None:
+        return "quiet"
     if committed is None:
         return "stopped" if not service.generations else "failed"
     instances = service.of(committed.number)
@@ -129,8 +132,26 @@ def state_of(service: Service) -> str:
     return "degraded" if ready else "starting"
 
 
-def _instance(host: Host, app: str, instance: Instance) -> dict[str, Any]:
-    record = host.apps.get(app)
+def _quiet(service: Service) -> dict[str, Any] | None:
+    quiet = service.quiet
+    if quiet is None:
+        return None
+    left_s = round(quiet.deadline_s - boottime_s(), 1) if quiet.deadline_s else None
+    return {"owner": quiet.owner, "reason": quiet.reason, "expires_in_s": left_s}
+
+
+def _work(host: Host, service: Service, instance: Instance) -> dict[str, Any] | None:
+    """What a worker's job library says of it; None: it is no worker, or it was not asked."""
+    seen = host.looks.seen((service.app, service.name), (instance.generation, instance.slot, instance.attempt))
+    if seen is None:
+        return None
+    now_s = time.time()
+    jobs = [{**job, "age_s": round(max(0.0, now_s - job["since"]), 1) if job["since"] else None} for job in seen.jobs]
+    return {"listed": seen.listed, "quiet": seen.quiet, "jobs": jobs, "trouble": seen.trouble}
+
+
+def _instance(host: Host, service: Service, instance: Instance) -> dict[str, Any]:
+    record = host.apps.get(service.app)
     seen = runs(instance.pid, record.deploy_to) if record and instance.pid else None
     used = usage(instance.pid) if instance.pid else None
     state = instance.state.value
@@ -149,6 +170,7 @@ def _instance(host: Host, app: str, instance: Instance) -> dict[str, Any]:
         "last_exit": instance.last_exit,
         "why": instance.why,
         "throwaway": instance.is_throwaway,
+        "work": _work(host, service, instance),
     }
 
 

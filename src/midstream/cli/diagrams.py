@@ -42,7 +42,8 @@ leads back to the old release, after it forward to the new one.
 _PHASES = """## Phases of a handover
 
 Where a candidate stands (`core/phases.py`); `core/turn.py` moves it on when what its phase waits for has come. Any
-failure before the commit ends the handover: the candidate is failed, and the old generation serves as before.
+failure before the commit ends the handover: the candidate is failed, and the old generation serves as before; or, when
+its workers were told to be quiet, which cannot be undone, a fresh generation of the old release does.
 
 ```mermaid
 stateDiagram-v2
@@ -60,6 +61,8 @@ _PHASE_STEPS = (
     (Phase.STARTING, Phase.CLEARING, "the old one runs after all"),
     (Phase.STARTING, Phase.PROVEN, "all instances are healthy"),
     (Phase.PROVEN, Phase.SOAKING, "soak"),
+    (Phase.PROVEN, Phase.QUIETING, "soak, policy drain"),
+    (Phase.QUIETING, Phase.SOAKING, "each old worker is proven quiet, or gone"),
     (Phase.SOAKING, Phase.SOAKED, "the time is over"),
     (Phase.SOAKED, "[*]", "commit"),
 )

@@ -54,6 +54,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "stop": Entry("service_commands:stop", "Stop services, and keep them stopped"),
         "restart": Entry("service_commands:restart", "Replace the processes of services by new ones"),
         "reload": Entry("service_commands:reload", "Have services read their configuration again"),
+        "quiet": Entry("quiet_command:quiet", "Workers begin no further job for a while; ends by itself"),
         "hold": Entry("hold_commands:hold", "Start nothing of a service for a while; ends by itself"),
         "unhold": Entry("hold_commands:unhold", "End a hold"),
         "signal": Entry("service_commands:signal", "Send a signal to the processes of services"),

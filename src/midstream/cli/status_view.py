@@ -80,7 +80,12 @@ def _row(
         state += ", parked"
     if instance["state"] not in ("running", "ready"):
         state += f", {instance['state']}"
-    words = (instance.get("status_text"), generation.get("note"), _service_note(service))
+    words = (
+        instance.get("status_text"),
+        _work_words(instance.get("work")),
+        generation.get("note"),
+        _service_note(service),
+    )
     notes = [clean(str(text)) for text in words if text]
     if runs != expected and instance.get("pid"):
         notes.insert(0, f"DRIFT: should run {expected}")
@@ -98,6 +103,19 @@ def _row(
     )
 
 
+def _work_words(work: dict[str, Any] | None) -> str:
+    """`quiet, 2 jobs: Report 12s, Mail 1s`: what a worker has in hand, the oldest first."""
+    if work is None:
+        return ""
+    if work.get("trouble"):
+        return str(work["trouble"])
+    jobs = sorted(work.get("jobs", ()), key=lambda job: -(job.get("age_s") or 0.0))
+    named = ", ".join(f"{job['name'][:40]} {span(job.get('age_s'))}" for job in jobs[:3])
+    more = f" and {len(jobs) - 3} more" if len(jobs) > 3 else ""
+    count = f"{len(jobs)} job{'s' * (len(jobs) != 1)}: {named}{more}" if jobs else ""
+    return ", ".join(word for word in ("quiet" if work.get("quiet") else "", count) if word)
+
+
 def _state_cell(service: dict[str, Any], state: str) -> str:
     """The generation's state, with the service's in front where that says more."""
     head = service["state"]
@@ -112,6 +130,10 @@ def _service_note(service: dict[str, Any]) -> str:
         left = hold.get("expires_in_s")
         reason = f" ({hold['reason']})" if hold.get("reason") else ""
         return f"held by {hold.get('owner')}{reason}" + (f", {span(float(left))} left" if left is not None else "")
+    quiet = service.get("quiet")
+    if isinstance(quiet, dict) and quiet.get("expires_in_s") is not None:
+        reason = f" ({quiet['reason']})" if quiet.get("reason") else ""
+        return f"quieted by {quiet.get('owner')}{reason}, {span(float(quiet['expires_in_s']))} left"
     return "stopped by hand" if service.get("want") == "down" else ""
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from midstream.core.generation import PROVISIONAL, Generation, GenerationState
+from midstream.core.generation import ENDING, PROVISIONAL, Generation, GenerationState
 from midstream.core.instance import ALIVE, Instance, InstanceState
 from midstream.core.phases import Handover, Hold, Phase, Quiet
 
@@ -113,7 +113,7 @@ def durable(service: Service) -> Service:
 
 def cleared(service: Service) -> bool:
     """Whether the committed generation is down on purpose, because the policy is `replace`: for the candidate, or until
-    the last process of a failed one is gone."""
+    the last process of a failed one, or of the quiet one that it takes over from, is gone."""
     handover = service.handover
     if handover is not None and handover.phase is not Phase.QUEUED:
         generation = service.generation(handover.generation)
@@ -123,8 +123,8 @@ def cleared(service: Service) -> bool:
     return any(
         item.state in ALIVE
         for generation in service.generations
-        if generation.state is GenerationState.FAILED and generation.plan.policy == "replace"
-        if committed is not None and generation.number > committed.number
+        if generation.state in ENDING and generation.plan.policy == "replace"
+        if committed is not None and (generation.number > committed.number or committed.copy_of)
         for item in service.of(generation.number)
     )
 

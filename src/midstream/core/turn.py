@@ -711,7 +711,11 @@ class _Turn:
         quiet = self.service.quiet
         old = self.service.generation(quiet.generation) if quiet is not None else None
         self.service = replace(self.service, quiet=None)
-        if quiet is None or old is None or old.state is not GenerationState.COMMITTED or not old.quieted:
+        if quiet is None or old is None or old.state is not GenerationState.COMMITTED:
+            return
+        if not old.quieted:
+            for item in self.service.of(old.number):
+                self._put(replace(item, looked=False, seen=False, trouble=""))
             return
         self._supersede_committed()
         fresh = replace(

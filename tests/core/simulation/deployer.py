@@ -64,6 +64,13 @@ def stop_and_start(world: World, name: str) -> Asks:
         yield ("sleep", 3.0)
 
 
+def quiet(world: World, name: str) -> Asks:
+    yield ("call", "quiet", name, world.random.uniform(1.0, 60.0))
+    yield ("sleep", world.random.uniform(0.0, 30.0))
+    if world.random.random() < 0.5:
+        yield ("call", "unquiet", name)
+
+
 def hold(world: World, name: str) -> Asks:
     yield ("call", "hold", name, world.random.uniform(1.0, 40.0))
     yield ("sleep", world.random.uniform(0.0, 20.0))

@@ -58,6 +58,9 @@ class Process:
     drained_s: float = 0.0  # when it was told to drain
     noted: bool = False  # the agent has had the time to store that
     sick: bool = False
+    hushed: bool = False  # told to begin no further job
+    quiet_s: float = 0.0  # since when it begins no further job
+    idle_s: float = float("inf")  # when it has finished those in hand
     ended: str = ""
     status: int | None = None
 
@@ -66,8 +69,13 @@ class Process:
         return self.key[:3]
 
     @property
+    def fetches(self) -> bool:
+        """Begins further jobs, if it is a worker."""
+        return self.alive and self.ready and not self.told and not self.quiet_s
+
+    @property
     def serves(self) -> bool:
-        return self.alive and self.ready and not self.parked and not self.told and self.key[2] != THROWAWAY_SLOT
+        return self.fetches and not self.parked and self.key[2] != THROWAWAY_SLOT
 
 
 @dataclass
@@ -146,6 +154,8 @@ class Kernel:
             process.parked = True
         elif name == plan.unpark_signal:
             process.parked = False
+        elif name == plan.quiet_signal:
+            self._quiet(process)
         elif name == "KILL":
             self.die(process, "killed")
         else:
@@ -154,6 +164,22 @@ class Kernel:
                 process.drained_s = world.now_s
             self._obey(process, name)
         world.rules.after_told(process, name)
+
+    def _quiet(self, process: Process) -> None:
+        if not process.hushed:
+            process.hushed = True
+            self.world.after(self.world.random.uniform(0.0, 1.0), lambda: self._hush(process))
+
+    def _hush(self, process: Process) -> None:
+        """Some time after the signal was sent."""
+        plan = process.code.plan
+        process.quiet_s = self.world.now_s
+        if process.code.quality is Quality.NEVER_DRAINS:
+            return
+        longest_s = plan.drain_timeout_s * (0.3 if self.world.random.random() < 0.8 else 1.5)
+        process.idle_s = self.world.now_s + self.world.random.uniform(0.0, longest_s)
+        if plan.leaves_when_idle:
+            self.world.after(process.idle_s - self.world.now_s, lambda: self.die(process, "drained", 0))
 
     def _obey(self, process: Process, name: str) -> None:
         quality, plan = process.code.quality, process.code.plan

@@ -77,7 +77,7 @@ MUTANTS = (
     _one(
         "replace: the old comes back beside the failed",
         SERVICE,
-        'if generation.state is GenerationState.FAILED and generation.plan.policy == "replace"',
+        'if generation.state in ENDING and generation.plan.policy == "replace"',
         "if False",
     ),
     _one(
@@ -151,6 +151,40 @@ MUTANTS = (
         "        self._supersede_committed()\n        self._advance(generation, GenerationEvent.COMMIT)",
         "        self._advance(generation, GenerationEvent.COMMIT)",
     ),
+    _one(
+        "commit beside workers that fetch",
+        TURN,
+        "if old is not None and goes_quiet(old, generation):\n            self",
+        "if False:\n            self",
+    ),
+    _one("told to be quiet is quiet", TURN, "if not item.quiet]", "if not item.quieted]"),
+    _one(
+        "a quiet worker that ended is started again",
+        TURN,
+        "return judged if self.service.want_up else frozenset()",
+        "return slots if self.service.want_up else frozenset()",
+    ),
+    _one(
+        "orders stand while it is quiet",
+        SERVICE,
+        "    if service.quiet is not None:\n        return {}",
+        "    if False:\n        return {}",
+        often=False,
+    ),
+    _one("a quiet is woken by nobody", TURN, "        if not old.quieted:\n", "        if True:\n"),
+    Mutant(
+        "a quiet never expires",
+        (
+            (TURN, "if quiet is not None and quiet.deadline_s and quiet.deadline_s <= self.now_s:", "if False:"),
+            (SERVICE, "        times.append(service.quiet.deadline_s)", "        pass"),
+        ),
+    ),
+    _one("a quiet one is told again", TURN, "if not instance.quieted:  # else", "if True:  # else"),
+    _one("each agent quiets again", TURN, "known = replace(known, quieted=quieted, unsure=quieted)", "pass"),
+    _one("a booting worker is told to be quiet", TURN, "draining = draining and instance.quieted  # it", "pass  # it"),
+    _one("an agent that died before telling leaves it loud", TURN, "elif known.unsure:", "elif False:", often=False),
+    _one("quieting has no end", TURN, "if self.now_s >= handover.since_s + old.plan.quiet_timeout_s:", "if False:"),
+    _one("idle workers are left", TURN, "if event.idle and known.state", "if False and known.state", often=False),
     _one(
         "what ended for good is forgotten",
         TURN,

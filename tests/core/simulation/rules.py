@@ -91,6 +91,9 @@ class Rules:
         states = [generation.state for view in views if (generation := view.generation(number)) is not None]
         late = signal == "KILL" and process.by == "order"  # its generation was gone when it was seen
         self.expect(bool(states) or late, signal, "to", process.key, "of a generation that is not recorded:", views)
+        if plan.quiet_signal and signal == plan.quiet_signal:
+            self._quieted(process, views, states)
+            return
         again = signal == plan.drain_signal and process.noted and not self.world.disk.was_full
         self.expect(not again, process.key, "was told to drain twice: that kills the jobs of some workers")
         if signal == plan.park_signal:
@@ -109,6 +112,15 @@ class Rules:
             if committed:
                 self.hurt.add(process.slot)
 
+    def _quieted(self, process: Process, views: list[Service], states: list[GenerationState]) -> None:
+        """It is told once where a second time does harm, never before it knows the signal, and only for a cause."""
+        twice = process.hushed and process.code.plan.quiet_once and not self.world.disk.was_full
+        self.expect(not twice, process.key, "was told to be quiet twice: that kills the job of some workers")
+        self.expect(process.ready, process.key, "was told to be quiet before it could know what that is")
+        asked = any(view.quiet is not None and view.quiet.generation == process.key[1] for view in views)
+        ends = any(state in ENDING for state in states)
+        self.expect(asked or ends, process.key, "was told to be quiet without a cause:", states)
+
     def after_told(self, process: Process, signal: str) -> None:
         """Telling it must not have been the end of the service."""
         name, number, _, _ = process.key
@@ -119,6 +131,10 @@ class Rules:
             generation = view.generation(number)
             if committed is None or not view.want_up or view.hold or cleared(view):
                 return
+            if view.quiet is not None and view.quiet.deadline_s:
+                return
+            if committed.copy_of:
+                return  # going back from quiet workers: jobs wait until the fresh ones have booted
             failed = generation is not None and generation.state is GenerationState.FAILED
             if failed and process.ready and not soaks(view):
                 live = self.world.kernel.live(name)
@@ -145,7 +161,13 @@ class Rules:
             if number and (known is None or known.committed is None or known.committed.number != number):
                 self._committed(name, service, number)
             self.expect(
-                number in (0, after.committed), name, "is on", number, "and the app on", after.committed, ": torn apart"
+                number in (0, after.committed) or committed[0].release == after.release,
+                name,
+                "is on",
+                number,
+                "and the app on",
+                after.committed,
+                ": torn apart",
             )
         if after.committed != before.committed:
             self.expect(after.intent is not None and after.intent.state is IntentState.COMMITTED, "no intent decided")
@@ -156,6 +178,12 @@ class Rules:
     def _committed(self, name: str, service: Service, number: int) -> None:
         generation = service.generation(number)
         assert generation is not None
+        if generation.copy_of:
+            self.world.say("store:", name, number, "takes over from a quiet one")
+            return  # a fresh one of what was committed
+        for process in self.world.kernel.live(name):
+            if process.key[1] < number and process.code.plan.quiet_signal and generation.plan.policy == "drain":
+                self.expect(not process.fetches, process.key, "still fetches, and", number, "is committed")
         code = self.world.code_of(name, number)
         if generation.plan.confirm:
             self.expect(code.quality not in UNPROVABLE, name, number, "was committed and", code.quality.value)
@@ -184,6 +212,10 @@ class Rules:
                 taken_on = process.told and not ends and not self.world.disk.was_full
                 self.expect(not taken_on, process.key, "was told to end, and the agent has", instance)
                 process.noted = process.noted or (0.0 < process.drained_s < self.world.now_s - 0.1 and not shell.dirty)
+                if process.hushed and not process.told:
+                    ending = service.generation(place[0])
+                    over = ending is not None and ending.state in ENDING
+                    self.expect(service.quiet is not None or over, process.key, "was left quiet")
                 if process.parked and not process.told:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING
@@ -197,6 +229,8 @@ class Rules:
     def _wanted_slots(self, name: str, service: Service, live: dict[tuple[int, int], Process]) -> None:
         committed = service.committed
         if committed is None or not service.want_up or service.hold is not None or cleared(service):
+            return
+        if service.quiet is not None and service.quiet.generation == committed.number:
             return
         for slot in range(committed.plan.instances):
             over = (name, committed.number, slot) in self.over or self.world.disk.was_full or self.rebooted
@@ -234,16 +268,20 @@ class Rules:
         for name, service in truth.services.items():
             self.expect(service.handover is None, name, "is left in", service.handover)
             self.expect(service.hold is None, name, "is left held")
-            states = [(item.number, item.state.value, item.parked) for item in service.generations]
+            self.expect(service.quiet is None, name, "is left quiet")
+            states = [(item.copy_of or item.number, item.state.value, item.parked) for item in service.generations]
             expected = [(truth.committed, "committed", False)] if name in wanted else []
             self.expect(states == expected, name, "ended with", states, ", not", expected)
             committed = service.committed
             up = committed is not None and service.want_up
             slots = set(range(committed.plan.instances)) - set(committed.finished) if committed and up else set()
             live = sorted(item.slot for item in world.kernel.live(name))
-            self.expect(live == [(name, truth.committed, slot) for slot in sorted(slots)], name, "ended with", live)
+            number = committed.number if committed else 0
+            self.expect(live == [(name, number, slot) for slot in sorted(slots)], name, "ended with", live)
         parked = [item.key for item in world.kernel.live() if item.parked]
         self.expect(not parked, "left parked:", parked)
+        silent = [item.key for item in world.kernel.live() if item.hushed]
+        self.expect(not silent, "left quiet:", silent)
         left = [key for key, entry in world.keeper.table.items() if not entry.running]
         self.expect(not left, "never acknowledged:", left)
 
@@ -258,6 +296,7 @@ def _may_run(view: Service, number: int, slot: int, by: str, now_s: float) -> bo
         return False
     if generation.state is GenerationState.COMMITTED:
         held = view.hold is not None and view.hold.deadline_s > now_s
+        held = held or (view.quiet is not None and view.quiet.generation == number)
         return view.want_up and not held and not cleared(view) and slot < generation.plan.instances
     if generation.state not in PROVISIONAL or by == "order":
         return False

@@ -21,6 +21,9 @@ from midstream.core.events import (
     Go,
     Healthy,
     KillTree,
+    Look,
+    Observed,
+    Quieten,
     Ready,
     Refuted,
     Remove,
@@ -33,6 +36,7 @@ from midstream.core.events import (
     Sweep,
     Tick,
     Unhealthy,
+    Waken,
     Want,
     Watch,
 )
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 15.0
 APP = "shop"
-BEYOND = (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED)
+BEYOND = (Phase.PROVEN, Phase.QUIETING, Phase.SOAKING, Phase.SOAKED)
 
 Steps = Generator[str, None, None]
 BUSY, IDLE = "busy", "idle"
@@ -250,6 +254,13 @@ class Shell:
         if durable(after) != durable(before):
             self.dirty.add(name)
         self.services[name] = after
+        self._name_copies(after)
+
+    def _name_copies(self, service: Service) -> None:
+        """A fresh generation runs what the quiet one did."""
+        for item in service.generations:
+            if item.copy_of:
+                self.world.generations[item.number] = self.world.generations[item.copy_of]
 
     def _save(self) -> None:
         if not self.dirty:
@@ -273,6 +284,8 @@ class Shell:
             except IllegalTransition as error:
                 raise Refused(str(error)) from None
             effects += [(name, effect) for effect in more]
+        for service in after.values():
+            self._name_copies(service)
         mine = [(slot, key) for slot, (key, _) in self.ordered.items() if slot[0] in after]
         revoked = [slot for slot, key in mine if not _stands(after[slot[0]], key)]
         if revoked:
@@ -311,6 +324,8 @@ class Shell:
                     self.post(key, Ended(*key[1:], "could not be started: fork", ran=False))
             case Watch():
                 self._watch(_key(name, effect), effect)
+            case Look():
+                self._look_soon(_key(name, effect))
             case Signal():
                 if effect.signal:
                     keeper.signal(self, _key(name, effect), effect.signal)
@@ -340,6 +355,26 @@ class Shell:
             self.world.keeper.set_orders(self, orders, revoke)
             self.ordered = wanted
             yield BUSY
+
+    # what the job library says
+
+    def _look_soon(self, key: Key) -> None:
+        self.world.after(self.world.random.uniform(0.01, 1.0), lambda: self._look(key))
+
+    def _look(self, key: Key) -> None:
+        process = self.world.kernel.by_key[key]
+        if self.world.shell is not self or not process.alive or key[0] not in self.services:
+            return
+        mine = [item for item in self.services[key[0]].of(key[1]) if (item.slot, item.attempt) == key[2:]]
+        if not any(item.looked for item in mine):
+            return
+        if self.world.redis_down:
+            self.post(key, Observed(*key[1:], trouble="connection refused"))
+        else:
+            lag_s = 0.0 if process.code.plan.quiet_once else 3.0
+            quiet = bool(process.quiet_s) and self.world.now_s >= process.quiet_s + lag_s
+            self.post(key, Observed(*key[1:], quiet, quiet and self.world.now_s >= process.idle_s + lag_s))
+        self._look_soon(key)
 
     # watching: ready, then (confirm) an answer, then sickness
 
@@ -541,12 +576,14 @@ class Shell:
         release = self.world.releases[intent.release]
         generation = self.world.disk.truth.generation + 1
         changes: list[tuple[str, Event]] = []
+        last = generation
         for name, code in release.items():
             candidate = Generation(generation, intent.release, GenerationState.PREPARED, code.plan)
-            changes.append((name, Begin(candidate, queued=code.plan.policy == "replace")))
+            last += 1
+            changes.append((name, Begin(candidate, queued=code.plan.policy == "replace", spare=last)))
         self.world.generations[generation] = intent.release
         moved = self._legal(IntentEvent.PUBLISH, generation=generation, services=tuple(release))
-        yield from self._decide(changes, intent=moved, generation=generation)
+        yield from self._decide(changes, intent=moved, generation=last)
 
     def _do_commit(self, number: int) -> Steps:
         intent = self._owned(number)
@@ -578,6 +615,17 @@ class Shell:
         if name in self.services:
             yield from self._decide([(name, SetHold(Hold("monit", 1, self.world.now_s + ttl_s)))])
 
+    def _do_quiet(self, name: str, ttl_s: float) -> Steps:
+        if self._intent() is not None or name not in self.services:
+            raise Refused("locked")
+        spare = self.world.disk.truth.generation + 1
+        event = Quieten(spare, self.world.now_s + ttl_s, "ann")
+        yield from self._decide([(name, event)], generation=spare)
+
+    def _do_unquiet(self, name: str) -> Steps:
+        if name in self.services:
+            yield from self._decide([(name, Waken())])
+
     def _do_unhold(self, name: str) -> Steps:
         if name in self.services:
             yield from self._decide([(name, SetHold(None))])
@@ -592,7 +640,7 @@ def _stands(service: Service, key: Key) -> bool:
     return committed is not None and committed.number == key[1] and key[2] in standing_orders(service)
 
 
-def _key(name: str, effect: Spawn | Watch | Signal | KillTree | Sweep) -> Key:
+def _key(name: str, effect: Spawn | Watch | Look | Signal | KillTree | Sweep) -> Key:
     return (name, effect.generation, effect.slot, effect.attempt)
 
 

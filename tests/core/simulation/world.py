@@ -29,6 +29,7 @@ class World:
         self.now_s = 1000.0
         self.calm = False
         self.no_forks = False
+        self.redis_down = False
         self.record: deque[tuple[float, tuple[object, ...]]] = deque(maxlen=400)
         self.due: list[tuple[float, int, Callable[[], None]]] = []
         self.count = 0
@@ -61,7 +62,13 @@ class World:
         pick = self.random.choice
         policy = {"web": "overlap", "jobs": pick(("drain", "overlap")), "cron": pick(("replace", "replace", "overlap"))}
         park = pick((Park.PAUSE, Park.MIXED))
+        worker = policy[name] == "drain" and pick((True, True, False))
+        once = worker and pick((True, False))
         return GenerationPlan(
+            quiet_signal="TSTP" if worker else "",
+            quiet_once=once,
+            quiet_timeout_s=10.0,
+            leaves_when_idle=once,
             instances=pick((1, 1, 2, 3)),
             policy=policy[name],
             throwaway=name == "web" and pick((True, False)),
@@ -73,7 +80,7 @@ class World:
             park=park,
             park_signal="WINCH" if park is Park.PAUSE else "",
             unpark_signal="TTIN" if park is Park.PAUSE else "",
-            drain_signal="QUIT",
+            drain_signal="TSTP" if worker else "QUIT",
             drain_timeout_s=pick((0.0, 10.0, 30.0)),
             stop_timeout_s=pick((0.5, 5.0)),
             max_draining=pick((0, 1, 2)),
@@ -222,6 +229,14 @@ class World:
         self.no_forks = True
         self.after(self.random.uniform(0.1, 5.0), self.allow_forks)
 
+    def stop_redis(self) -> None:
+        self.say("redis is down")
+        self.redis_down = True
+        self.after(self.random.uniform(0.1, 15.0), self.start_redis)
+
+    def start_redis(self) -> None:
+        self.redis_down = False
+
     def allow_forks(self) -> None:
         self.no_forks = False
 
@@ -275,7 +290,7 @@ class World:
             self.after(at_s, partial(self.ask, deployer.deploy(self, release), peril))
             at_s += pick((1.0, 20.0, 60.0, 100.0))
         for _ in range(pick((0, 1, 2, 5))):
-            act = pick((deployer.stop_and_start, deployer.hold))
+            act = pick((deployer.stop_and_start, deployer.hold, deployer.quiet))
             name = pick(_SERVICES)
             when_s = self.random.uniform(5.0, at_s + 20.0)
             self.after(when_s, partial(self.ask, act(self, name), peril))
@@ -286,6 +301,7 @@ class World:
             self.fill_disk,
             self.stop_forks,
             self.reboot,
+            self.stop_redis,
         )
         for _ in range(pick((0, 0, 2, 6, 15))):
             self.after(self.random.uniform(1.0, at_s + 40.0), pick(mishaps))
