@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from midstream import __version__
-from midstream.agent import accounts, quieting, reports
+from midstream.agent import accounts, left_behind, quieting, reports
 from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
@@ -521,7 +522,15 @@ class Methods:
 
     async def deploy_commit(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
-        return await self._call(connection, work, "commit", lambda: self.deploys.commit(work))
+        hosts = left_behind.names(params["behind"]) if "behind" in params else None
+        answer = await self._call(connection, work, "commit", lambda: self.deploys.commit(work))
+        if hosts is not None:
+            record = self.host.apps[work.intent.app]
+            try:
+                left_behind.note(self.host.store, record, work.intent.user, hosts, time.time())
+            except (HostError, OSError, sqlite3.Error) as error:  # it is committed; the note is not worth failing that
+                answer = {**answer, "warnings": [f"the hosts that were left out could not be noted: {error}"]}
+        return answer
 
     async def deploy_revert(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)

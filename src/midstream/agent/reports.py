@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from midstream.agent import left_behind
 from midstream.agent.accounts import account_of_uid
 from midstream.agent.deploys import Deploys, live_releases
 from midstream.agent.drift import drift_of
@@ -51,6 +52,7 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
         "branch": record.branch,
         "current": _current(host, record),
         "lock": lock,
+        "behind": left_behind.of(host.store, record),
         "deploy": deploy,
         "services": services,
         "drift": drift_of(host, app),

@@ -94,6 +94,7 @@ def new_order(
         wait=wait,
         force=force,
         tasks=tasks or TaskBook(),
+        left_out=project.left_out if len(project.stage.hosts) > 1 else None,
     )
 
 

@@ -67,7 +67,10 @@ def _differences(name: str, seen: Seen) -> list[str]:
         shown = "; ".join(f"{release} on {', '.join(hosts)}" for release, hosts in sorted(hosts_of.items()))
         found.append(f"NOT ON ONE RELEASE: {shown}")
     committed = {host: str(app.get("release") or "") for host, app in rows}
-    behind = {str(row["host"]): row for _, app in rows for row in app.get("behind", ())}
+    told = sorted(
+        (row for _, app in rows for row in app.get("behind", ())), key=lambda row: float(row.get("since") or 0.0)
+    )
+    behind = {str(row["host"]): row for row in told}  # the last word about each
     for host, row in behind.items():
         if committed.get(host) != row.get("release"):
             found.append(

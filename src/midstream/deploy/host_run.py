@@ -174,7 +174,8 @@ class HostRun:
 
     async def commit(self) -> None:
         self.state = "deciding"
-        answer = await self._call("deploy.commit")
+        left_out: dict[str, Any] = {} if self.order.left_out is None else {"behind": list(self.order.left_out)}
+        answer = await self._call("deploy.commit", **left_out)
         self.published.setdefault("generation", answer.get("generation"))
         self.state = "committed"
         self.serving = f"release {answer['release']}"

@@ -49,4 +49,5 @@ class Order:
     secrets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False
     tasks: TaskBook = field(default_factory=TaskBook)  # of deploy.py, which the plan names
+    left_out: tuple[str, ...] | None = None  # the stage's other hosts; None: the stage has one host
     force: bool = False  # of a rollback: also over a migration that cannot be reversed, also to a bad release

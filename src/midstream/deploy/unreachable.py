@@ -136,7 +136,8 @@ _FAR_END = (
         "install a newer Python on the host, then `midstream agent install {host}`",
     ),
     _Case(
-        r"python3?[\d.]*\S?: (No such file|not found|command not found)|bad interpreter",
+        r"python3?[\d.]*\S?: (No such file|not found|command not found)|"
+        r"bad interpreter|exec: \S*midstream: not found",
         "there is no python3 on the host",
         "install Python 3.11 or newer on the host, then `midstream agent install {host}`",
     ),
