@@ -25,6 +25,7 @@ from midstream.errors import OperatorError
 CAPFILES = ("Capfile", "capfile", "Capfile.rb", "capfile.rb")
 _TASK_FOLDERS = ("lib/capistrano/", "config/deploy/tasks/", "config/deploy/recipes/", "lib/deploy/")
 _TASK_ENDINGS = (".rake", ".rb", ".cap")
+_VERSION_FILES = (".ruby-version", ".node-version", ".nvmrc", ".tool-versions")
 _FILES_MAX = 300
 _STAGES_MAX = 50
 
@@ -63,7 +64,8 @@ def convert_files(files: Mapping[str, str], tree: Tree) -> Conversion:
     """The same for files already read: Capistrano's by their relative path. Pure; never raises."""
     stages, chosen = _stages(files)
     recognised = recognised_in(tree)
-    recipes = [recipe_of(stage, _in_order(files, config, stage_file)) for stage, config, stage_file in stages]
+    texts = {name: tree.text(name) for name in _VERSION_FILES if tree.text(name)}
+    recipes = [recipe_of(stage, _in_order(files, config, own), texts) for stage, config, own in stages]
     views = _distinct([view_of(recipe, tree, recognised) for recipe in recipes])
     remarks = _remarks(views, [*chosen, *_unread(recipes, files)])
     text = render_views(views, remarks)
@@ -173,7 +175,8 @@ def _loadable(text: str, views: list[View], remarks: tuple[Remark, ...], tree: T
 
 def _problem(text: str, tree: Tree) -> str:
     """Why the text does not load; "" when it does."""
-    around = Surroundings(folder=f"/{tree.name or 'app'}", repository=f"/{tree.name or 'app'}")
+    folder = f"/{app_name(tree.name)}"
+    around = Surroundings(folder=folder, repository=folder)
     try:
         load(None, text, around=around)
     except (ConfigError, OperatorError) as error:

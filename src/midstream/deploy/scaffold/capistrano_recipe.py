@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from midstream.deploy.scaffold.capistrano_plugins import NEEDLESS
@@ -38,6 +39,7 @@ from midstream.deploy.scaffold.capistrano_values import (
 )
 
 _RAILS = frozenset({"capistrano/rails", "capistrano/rails/assets", "capistrano/rails/migrations"})
+_CHANGES = ("push", "concat", "append", "merge!")
 _UNROLL_MAX = 50
 _STATEMENTS_MAX = 5_000
 
@@ -119,9 +121,10 @@ class Recipe:
         return value.default if isinstance(value, Question) else value
 
 
-def recipe_of(stage: str, files: Iterable[tuple[str, str]]) -> Recipe:
-    """files: (name, text), in the order in which Capistrano loads them. Never raises."""
-    recipe = Recipe(stage)
+def recipe_of(stage: str, files: Iterable[tuple[str, str]], texts: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+    """files: (name, text), in the order in which Capistrano loads them. texts: of other files of the project. Never
+    raises."""
+    recipe = Recipe(stage, Scope(files=texts))
     recipe.scope.settings["stage"] = Symbol(stage)
     reader = _Reader(recipe)
     for number, (name, text) in enumerate(files):
@@ -250,7 +253,7 @@ class _Reader:
     def is_push(self, node: Call | Both) -> bool:
         """`fetch(:linked_dirs) << "x"`, `fetch(:linked_dirs).push "x"`."""
         target = node.left if isinstance(node, Both) else node.receiver
-        changes = node.operator == "<<" if isinstance(node, Both) else node.name in ("push", "concat", "append")
+        changes = node.operator == "<<" if isinstance(node, Both) else node.name in _CHANGES
         return changes and isinstance(target, Call) and target.receiver is None and target.name == "fetch"
 
     def push(self, node: Call | Both, statement: Statement) -> None:
@@ -261,13 +264,28 @@ class _Reader:
             items = [item for one in items for item in (one if isinstance(one, list) else [one])]
         if key is None:
             self.remark(statement, "which setting it is, is not known")
+        elif isinstance(node, Call) and node.name == "merge!":
+            self.merge(key, node, statement)
         else:
             self.change(key, items, statement)
+
+    def merge(self, key: str, node: Call, statement: Statement) -> None:
+        """`fetch(:default_env).merge!(key: value)`."""
+        before = self.scope.fetch(key)
+        found = options_of(node.options, self.scope)
+        for value in flattened_once(node.args, self.scope):
+            found |= value if isinstance(value, dict) else {}
+        if before is not None and not isinstance(before, dict):
+            self.remark(statement, "what it is merged into is not known")
+            return
+        self.scope.settings[key] = {**(before or {}), **found}
+        self.recipe.where.setdefault(key, (self.place(statement), statement.text))
 
     def delete(self, call: Call, statement: Statement) -> None:
         key = self.key_of(call)
         if key is not None:
             self.scope.settings.pop(key, None)
+            self.recipe.where.pop(key, None)
 
     def assign(self, node: Assign, statement: Statement) -> None:
         target = node.target

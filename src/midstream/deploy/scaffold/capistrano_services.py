@@ -68,7 +68,7 @@ def whole_setting(recipe: Recipe, key: str, default: int) -> int:
 def rails_env(recipe: Recipe) -> str:
     """What Rails is told that it is; "" where nothing says that there is a Rails or Rack app."""
     given = text_setting(recipe, "rails_env") or text_setting(recipe, "rack_env")
-    is_ruby = brought(recipe) & {"rails", "assets", "migrations", "puma", "unicorn", "sidekiq", "passenger"}
+    is_ruby = brought(recipe) & {"rails", "assets", "migrations", "puma", "unicorn", "sidekiq"}
     return given or (recipe.stage if is_ruby else "")
 
 
@@ -176,7 +176,8 @@ def services(recipe: Recipe, tree: Tree, recognised: Draft | None, held: frozens
     if "puma" in found:
         out.append(_puma(recipe, tree, recognised, words_setting(recipe, "puma_role") or web_roles))
     elif "unicorn" in found:
-        out.append(_unicorn(recipe, tree, recognised, words_setting(recipe, "unicorn_roles") or web_roles))
+        roles = words_setting(recipe, "unicorn_roles") or _first_held(held, ("app", "web"))
+        out.append(_unicorn(recipe, tree, recognised, roles))
     if "sidekiq" in found:
         out.append(_sidekiq(recipe, held))
     if "resque" in found:

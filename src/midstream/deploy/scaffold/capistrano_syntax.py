@@ -612,10 +612,12 @@ class _Reader:
         if token.kind is Kind.SHELL:
             return Opaque(self.source.text[token.start : token.end])
         following = self.peek()
+        more: list[str | Node] = []
         while following is not None and following.kind is Kind.STRING:  # "a" "b" is one string
             self.at += 1
-            parts = (*parts, *self.parts(following))
+            more += self.parts(following)
             following = self.peek()
+        parts = (*parts, *more)
         return Literal("".join(map(str, parts))) if all(isinstance(part, str) for part in parts) else Text(parts)
 
     def parts(self, token: Token) -> tuple[str | Node, ...]:

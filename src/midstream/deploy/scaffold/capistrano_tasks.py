@@ -20,6 +20,7 @@ from midstream.deploy.scaffold.capistrano_values import Symbol, evaluate, flatte
 from midstream.deploy.scaffold.foreign import needs_shell
 
 _DEPTH_MAX = 5
+_SUPERVISOR = re.compile(r"\b(?:systemctl|service|monit|supervisorctl|sv|initctl|pm2)\b")
 _HARMLESS = frozenset({"info", "puts", "warn", "debug", "p", "next"})
 _BUNDLED = frozenset({"rake", "rails", "sidekiq", "puma", "unicorn", "cap", "whenever"})
 
@@ -65,6 +66,8 @@ def hook_drafts(recipe: Recipe, hook: Hook) -> tuple[HookDraft, ...] | Dropped:
     point = _point(hook, recipe, 0)
     name = _resolved(hook.task, hook.scope, recipe)
     task = recipe.tasks.get(name)
+    if task is None and (point_of(name) is not None or name in POINTS):
+        return Dropped(f"{name} is a step of a deploy already, or there is nothing for it to do", needless=True)
     if task is None and name.startswith(NEEDLESS_TASK_PREFIXES):
         return Dropped("a deploy hands services over; no restart is asked for", needless=True)
     if task is None:
@@ -91,6 +94,8 @@ def commands_of(recipe: Recipe, task: Task) -> bool:
 def _draft(hook: Hook, point: str, name: str, around: _Around, lines: tuple[str, ...]) -> HookDraft:
     exact = point_of(hook.point) or point_of(f"deploy:{hook.point}")
     comment = f"{name}, {hook.place}" + ("" if exact else f"; there it was {hook.when} {hook.point}")
+    if any(_SUPERVISOR.search(line) for line in lines):
+        comment += "; it goes when that process is one of the [services] here"
     shell = any(needs_shell(line) for line in lines)
     return HookDraft(
         hook.when, point, lines, shell, around.roles, around.primary, tuple(sorted(around.env.items())), comment
@@ -184,8 +189,17 @@ def _lines(recipe: Recipe, block: Block, around: _Around) -> Iterator[tuple[_Aro
             yield from _lines(recipe, node.block, replace(around, env={**around.env, **_variables(recipe, node)}))
         elif node.name in ("execute", "sudo"):
             yield replace(around, folder=""), _in_folder(around.folder, _line(recipe, node, statement))
+        elif node.name in ("invoke", "invoke!"):
+            _refuse_needed(recipe, node)
         elif node.name not in _HARMLESS:
             raise _Program(f"uses `{node.name}`")
+
+
+def _refuse_needed(recipe: Recipe, node: Call) -> None:
+    """An `invoke` among commands: nothing, where a handover does it; else it is a program."""
+    name = text_of(evaluate(node.args[0], recipe.scope)) if node.args else ""
+    if not name.startswith(NEEDLESS_TASK_PREFIXES):
+        raise _Program(f"invokes {name or 'a task'}")
 
 
 def _folder(recipe: Recipe, node: Call) -> str:

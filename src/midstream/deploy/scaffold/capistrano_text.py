@@ -21,6 +21,9 @@ from midstream.deploy.scaffold.toml_text import comment_lines, listed, quoted, s
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _RUBY_LINES = 12
 _SECRET_TEXT = re.compile(r"(?i)\b(set|ask)\b\s*\(?\s*:\w*(?:passw|secret|token|api_?key|credential)\w*")
+_SECRET_VALUE = re.compile(
+    r"""(?i)((?:passw\w*|secret\w*|token|webhook|api_?key)["']?\s*(?:=>|:)\s*)(["'])(?:(?!\2).)+\2"""
+)
 _COMMENTS = {
     "branch": "what is deployed when the command names nothing",
     "deploy_to": "the same folder as Capistrano's: both may deploy to it in turns",
@@ -187,7 +190,8 @@ def shown_ruby(remark: Remark) -> str:
     """The Ruby text, shortened; of a setting that looks like a secret only its name, as the file is committed."""
     if found := _SECRET_TEXT.search(remark.ruby):
         return f"{_CONTROL.sub(' ', remark.ruby[: found.end()])}, …"
-    first, newline, rest = remark.ruby.strip().partition("\n")
+    ruby = _SECRET_VALUE.sub(r"\1…", remark.ruby.strip())
+    first, newline, rest = ruby.partition("\n")
     lines = (first + newline + textwrap.dedent(rest)).split("\n")
     more = [f"… {len(lines) - _RUBY_LINES} more lines"] if len(lines) > _RUBY_LINES else []
     cleaned = (_CONTROL.sub(" ", line.rstrip())[:200] for line in lines[:_RUBY_LINES])

@@ -72,11 +72,12 @@ class Lazy:
 @dataclass(slots=True)
 class Scope:
     """What names mean. settings: Capistrano's variables. environment: what was asked of ENV, with the value taken in
-    its place."""
+    its place. files: of the project, which `File.read` may name."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     names: dict[str, Any] = field(default_factory=dict)
     environment: list[tuple[str, Any]] = field(default_factory=list)
+    files: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0
 
     def fetch(self, key: str, default: Any = None) -> Any:
@@ -84,9 +85,10 @@ class Scope:
         if key not in self.settings:
             return self.default(key) if default is None else default
         value = self.settings[key]
-        if isinstance(value, Lazy):
-            value = self.called(value.function)
-            self.settings[key] = value
+        for _ in range(_DEPTH_MAX):
+            if not isinstance(value, Lazy):
+                break
+            value = self.settings[key] = self.called(value.function)
         return value
 
     def default(self, key: str) -> Any:
@@ -334,6 +336,8 @@ def _of_constant(constant: str, node: Call, scope: Scope) -> Any:
         return unknown
     if constant == "File" and node.name == "join":
         return _file_join([text_of(item) for item in args])
+    if constant in ("File", "IO") and node.name == "read" and len(args) == 1 and text_of(args[0]) in scope.files:
+        return scope.files[text_of(args[0])]
     if constant == "File" and node.name in ("basename", "dirname") and len(args) == 1:
         return getattr(posixpath, node.name)(text_of(args[0]))
     if constant == "Pathname" and node.name == "new" and len(args) == 1:

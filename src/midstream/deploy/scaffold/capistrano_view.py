@@ -157,8 +157,8 @@ class _Viewer:
 
     def linked_paths(self, key: str, items: Iterable[Any], taken: list[str]) -> Iterator[str]:
         for item in items:
-            path = text_of(item).strip("/") if known(item) and not isinstance(item, list | dict | bool) else ""
-            path = "/".join(part for part in path.split("/") if part not in ("", "."))
+            plain = known(item) and isinstance(item, str) and not item.startswith("/")
+            path = "/".join(part for part in item.split("/") if part not in ("", ".")) if plain else ""
             if path in taken:
                 continue
             if not path or not self.fits(form.inside, path):
@@ -248,11 +248,12 @@ class _Viewer:
         merged = {**(both if isinstance(both, dict) else {}), **(options if isinstance(options, dict) else {})}
         user = text_of(merged.get("user")) if isinstance(merged.get("user"), str) else server.user
         port = server.port or (merged["port"] if type(merged.get("port")) is int else None)
-        name = f"[{server.name}]" if server.name.count(":") > 1 and not server.name.startswith("[") else server.name
+        name = server.name.strip("[]")  # of IPv6, which has brackets only where a port follows
         if name in ("localhost", "127.0.0.1", "") and not port:
             return "localhost" if name else ""
-        target = f"{user}@{name}" if user else name
-        address = f"ssh://{target}:{port}" if port and port != 22 else target
+        before = f"{user}@" if user else ""
+        with_port = f"ssh://{before}{f'[{name}]' if ':' in name else name}:{port}"
+        address = with_port if port and port != 22 else f"{before}{name}"
         return address if self.fits(read.address, address) else ""
 
     def host_properties(self, server: Server) -> None:

@@ -39,6 +39,8 @@ _READ = (
     "Procfile",
     ".gitignore",
     ".ruby-version",
+    ".node-version",
+    ".nvmrc",
 )
 
 
