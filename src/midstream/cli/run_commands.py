@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from typing import Any
 
 import click
 
-from midstream.cli.aim import only_app, take_aim
+from midstream.cli.aim import Aim, find_config, only_app, take_aim
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
@@ -86,56 +88,60 @@ def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, 
     examples="""
     midstream run --list
     midstream run deploy:migrate
+    midstream run production sidekiq:monit:unmonitor
+    midstream run cache:warm PAGES=200
     """,
 )
-@click.argument("words", metavar="[STAGE] TASK", nargs=-1)
-@click.option("--list", "listing", is_flag=True, help="List the tasks.")
+@click.argument("words", metavar="[STAGE] TASK [NAME=VALUE]...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the tasks, built-in ones and those of deploy.py.")
 @host_options
 @config_option
 @socket_option
 @json_option
 def run(words: tuple[str, ...], listing: bool, only: Only, config_path: str, socket: str, as_json: bool) -> int:
-    """Run one task of the deploy by itself, in the committed release, as that release's midstream.toml has it.
+    """Run one task by itself: one of the project's deploy.py, or deploy:migrate, in the committed release.
 
-    Tasks: deploy:migrate (the commands of [migrate]), on the primary of its role.
+    NAME=VALUE sets a setting of deploy.py, and answers its question beforehand. deploy:migrate runs the commands of
+    [migrate] as the committed release has them, on the primary of its role.
     """
+    from midstream.cli.run_tasks import list_tasks, perform
+    from midstream.cli.task_book import open_book, settings_of
+
+    aim = take_aim(tuple(word for word in words if "=" not in word), config=config_path, socket_path=socket, only=only)
+    config = find_config(config_path)
+    book = open_book(os.path.dirname(config) if config else "", settings_of([word for word in words if "=" in word]))
+    if listing:
+        list_tasks(book.registry, as_json)
+        return 0
+    known = [MIGRATE, *book.registry.tasks]
+    if len(aim.services) != 1 or aim.services[0] not in known:
+        asked = " ".join(aim.services)
+        near = difflib.get_close_matches(asked, known, 1)
+        raise OperatorError(
+            f"there is no task {asked}" if asked else "which task?",
+            remedy=f"did you mean {near[0]}?" if near else "midstream run --list names them",
+        )
+    if aim.services[0] == MIGRATE:
+        return _migrate(aim, only, config_path, socket, as_json)
+    return perform(book, aim.services[0], aim.stage or None, only, config_path, socket, as_json)
+
+
+def _migrate(aim: Aim, only: Only, config_path: str, socket: str, as_json: bool) -> int:
     from midstream.cli import project
     from midstream.core.plan import primary_of
     from midstream.deploy.sync_client import connect
 
-    aim = take_aim(words, config=config_path, socket_path=socket, only=only)
     with connect(aim.hosts[0]) as client:
         row = next((row for row in client.call("status")["apps"] if row["app"] == aim.app), None)
-        if row is None or not row.get("revision"):
-            raise OperatorError(f"{aim.app or 'the app'} is not deployed here", remedy="midstream deploy")
-        revision = row["revision"]
-        chosen = project.of_revision(config_path, aim.stage or None, revision=revision, socket=socket, only=only)
-        chosen.close()
-        tasks = _tasks(chosen)
-        if listing:
-            for name, steps in tasks.items():
-                _list_task(name, steps, as_json)
-            return 0
-        if len(aim.services) != 1 or aim.services[0] not in tasks:
-            asked = " ".join(aim.services)
-            what = f"there is no task {asked}" if asked else "which task?"
-            raise OperatorError(what, remedy=f"known: {', '.join(tasks) or 'none, [migrate] is not configured'}")
+    if row is None or not row.get("revision"):
+        raise OperatorError(f"{aim.app or 'the app'} is not deployed here", remedy="midstream deploy")
+    chosen = project.of_revision(config_path, aim.stage or None, revision=row["revision"], socket=socket, only=only)
+    chosen.close()
     migrate = chosen.stage.app.migrate
-    primary = primary_of(migrate.role if migrate else "", chosen.specs)
+    if migrate is None:
+        raise OperatorError("[migrate] is not configured in that release", where=f"release {row.get('release', '')}")
+    primary = primary_of(migrate.role, chosen.specs)
     with connect(chosen.reach[primary]) as client:
-        for argv, shell in tasks[aim.services[0]]:
-            _one_shot(client, aim.app, argv, shell, as_json, primary if aim.several else "")
+        for step in migrate.run:
+            _one_shot(client, aim.app, step.run, step.shell, as_json, primary if aim.several else "")
     return 0
-
-
-def _tasks(chosen: Any) -> dict[str, list[tuple[tuple[str, ...], bool]]]:
-    migrate = chosen.stage.app.migrate
-    return {} if migrate is None else {MIGRATE: [(step.run, step.shell) for step in migrate.run]}
-
-
-def _list_task(name: str, steps: list[tuple[tuple[str, ...], bool]], as_json: bool) -> None:
-    shown = [" ".join(argv) for argv, _ in steps]
-    if as_json:
-        echo_json({"task": name, "run": shown})
-    else:
-        click.echo(f"{name}  {'; '.join(shown)}")

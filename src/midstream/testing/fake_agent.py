@@ -49,7 +49,10 @@ class HangUp:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The call waits until `FakeAgent.release` is called (or its connection ends); then it does its work."""
+    """The call waits until `FakeAgent.release` is called (or its connection ends); then it does its work. The
+    notifications come before it waits."""
+
+    notices: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class FakeAgent:
         self.ended: dict[str, FakeDeploy] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.undone: list[str] = []  # names of commands whose undo was run
+        self.fails: set[str] = set()  # programs that fail here, beside `false`
         self.files: dict[str, bytes] = {}
         self.migrates = False  # a `deploy.update` with `migrate` reports that it did
         self._script: dict[str, list[Behaviour]] = {}
@@ -248,7 +252,10 @@ class FakeAgent:
                 if not stay_away:
                     await self.come_back()
                 raise ConnectionResetError
-            case Wait():
+            case Wait(notices):
+                for name, body in notices:
+                    params_of = {"deploy_id": params["deploy_id"], **body}
+                    _write(writer, {"jsonrpc": "2.0", "method": name, "params": params_of})
                 await self._go.wait()
             case Say(notices):
                 mark = {"deploy_id": params["deploy_id"]} if "deploy_id" in params else {}
@@ -404,7 +411,7 @@ class FakeAgent:
         if params.get("undo"):
             deploy.undos.append((name, tuple(params["undo"])))
         self._progress(writer, deploy, params.get("phase", ""), name)
-        code = 1 if argv[0] == "false" else 0
+        code = 1 if argv[0] in {"false", *self.fails} else 0
         if code and params.get("check", True):
             raise AppError(f"{name} failed: `{' '.join(argv)}` exit 1", where=self.host)
         return {"code": code, "text": f"exit {code}", "ok": code == 0, "output": " ".join(argv) + "\n"}

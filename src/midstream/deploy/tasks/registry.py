@@ -113,6 +113,10 @@ class Registry:
         """The tasks of this file that run before or after another one."""
         return [own for at, point, own in self._attached if at == when and point == task]
 
+    def places(self) -> tuple[tuple[str, str, str], ...]:
+        """All that was said with `before` and `after`: (when, point or task, task)."""
+        return tuple(self._attached)
+
     def attached(self) -> tuple[Attached, ...]:
         """What lies at points of the deploy, for the plan. Raises OperatorError for what is attached to nothing."""
         found = []
