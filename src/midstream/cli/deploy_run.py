@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import click
 
+from midstream.cli.notices import Notices
 from midstream.cli.output import clean, short
 from midstream.cli.places import records_folder
 from midstream.cli.progress import Printer, printer
@@ -25,7 +26,7 @@ from midstream.core.names import is_release
 from midstream.core.plan import Kind, Plan
 from midstream.core.releases import next_release_id, release_id
 from midstream.deploy.client import AgentClient
-from midstream.deploy.events import Event, Outcome
+from midstream.deploy.events import Event, HostOutcome, Outcome
 from midstream.deploy.order import Order, Pack
 from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
@@ -170,7 +171,8 @@ def perform(order: Order, project: Project, show: Show, *, socket: str = "", res
     for note in project.notes:
         record.line(f"note: {note}")
         click.echo(f"note: {note}", err=True)
-    report = _Reporter(redact, record, out)
+    notices = Notices(order, project, redact, record.line)
+    report = _Reporter(redact, record, out, notices)
     asking = order.tasks.ask = Asking(out.pause, out.go_on)
     order.tasks.keep_secret = redact.keep
     report.begin(order)
@@ -178,18 +180,20 @@ def perform(order: Order, project: Project, show: Show, *, socket: str = "", res
         outcome = asyncio.run(_run(order, project.reach, report))
     except MidstreamError as error:  # no connection at all
         out.close()
-        record.line(f"error: {error.what}")
+        _without_secrets(error, redact)
+        record.line(f"error: {error}")
+        notices.could_not_begin(error)
         if resumed:  # what was begun is still unfinished
             record.close()
         else:
             record.ended("reverted")
-        raise
+        raise _with_log(error, record) from None
     except BaseException:
         out.close()
         raise
     finally:
         asking.restore()
-    return _conclude(outcome, redact, record, report)
+    return _conclude(outcome, redact, record, report, notices)
 
 
 def _complain(text: str) -> None:
@@ -200,21 +204,27 @@ class _Reporter:
     """Every event goes into the record, and to the printer for as long as somebody reads it: a terminal or a pipe that
     is gone (`| head`) must not end a deploy."""
 
-    def __init__(self, redact: Redactor, record: Record, out: Printer) -> None:
-        self._redact, self._record, self._out = redact, record, out
+    def __init__(self, redact: Redactor, record: Record, out: Printer, notices: Notices) -> None:
+        self._redact, self._record, self._out, self._notices = redact, record, out, notices
         self._is_read = True
 
     def begin(self, order: Order) -> None:
         self._print(lambda: self._out.begin(order.plan, order.deploy_id, headline(order)))
 
     def __call__(self, event: Event) -> None:
-        safe = replace(event, text=self._redact(event.text)) if event.text else event
+        safe = replace(event, text=self._redact(event.text), step=self._redact(event.step))
         self._record.event(safe)
+        self._notices.event(safe)
         self._print(lambda: self._out.event(safe))
 
     def close(self, outcome: Outcome) -> None:
+        safe = replace(outcome, hosts=tuple(self._safe_host(host) for host in outcome.hosts))
         self._print(self._out.close)
-        self._print(lambda: self._out.outcome(outcome, self._record.log_path))
+        self._print(lambda: self._out.outcome(safe, self._record.log_path))
+
+    def _safe_host(self, host: HostOutcome) -> HostOutcome:
+        services = tuple(self._redact.value(dict(row)) for row in host.services)
+        return replace(host, services=services, serving=self._redact(host.serving))
 
     def _print(self, work: Callable[[], None]) -> None:
         if not self._is_read:
@@ -278,15 +288,25 @@ def _not_reached(order: Order, failed: Mapping[str, MidstreamError]) -> HostErro
     )
 
 
-def _conclude(outcome: Outcome, redact: Redactor, record: Record, report: _Reporter) -> int:
+def _conclude(outcome: Outcome, redact: Redactor, record: Record, report: _Reporter, notices: Notices) -> int:
     error = outcome.error
     if error is not None:
-        for name in ("what", "where", "serving", "remedy", "detail"):
-            setattr(error, name, redact(getattr(error, name)))
+        _without_secrets(error, redact)
         record.line(str(error))
     report.close(outcome)
+    notices.end(outcome)
     record.close()
     if error is None:
         return 0
+    raise _with_log(error, record)
+
+
+def _without_secrets(error: MidstreamError, redact: Redactor) -> None:
+    for name in ("what", "where", "serving", "remedy", "detail"):
+        setattr(error, name, redact(getattr(error, name)))
+
+
+def _with_log(error: MidstreamError, record: Record) -> MidstreamError:
+    """The same, with the place of the full log."""
     error.detail = f"{error.detail}\nfull log: {record.log_path}".lstrip("\n")
-    raise error
+    return error

@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "abort": Entry("settle_commands:abort", "Put back a deploy whose deployer died"),
         "lock": Entry("lock_commands:lock", "Refuse deploys until unlock"),
         "unlock": Entry("lock_commands:unlock", "Allow deploys again"),
+        "notify": Entry("notify_command:notify", "Who is told of deploys; --test tries it"),
     },
     "Look": {
         "status": Entry("status_command:status", "What runs: processes, generations, releases, drift"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import click
@@ -53,6 +54,7 @@ def outcome_wire(outcome: Outcome, log_path: str) -> dict[str, Any]:
         "ok": error is None,
         "exit_code": outcome.exit_code,
         "release": outcome.release,
+        "previous": outcome.previous,
         "revision": outcome.revision,
         "branch": outcome.branch,
         "seconds": round(outcome.seconds, 3),
@@ -126,15 +128,48 @@ def step_line(event: Event, *, with_host: bool, verbose: bool) -> str:
     return ""
 
 
+@dataclass(slots=True)
+class HostLine:
+    """What one host is at: its phase, the step in it, since when; and the steps of the phase that are done."""
+
+    since_s: float
+    phase: str = ""
+    words: str = "connecting"
+    done: list[str] = field(default_factory=list)
+
+    def take(self, event: Event, now_s: float) -> str:
+        """Follows an event. Returns the line of the phase that it ends, "" when it ends none."""
+        ended = ""
+        if event.phase and event.phase != self.phase and event.kind is not EventKind.NOTE:
+            ended = self.summary(now_s)
+            self.phase, self.since_s, self.done = event.phase, now_s, []
+        step = " ".join(part for part in (event.step, event.service) if part)
+        if event.kind is EventKind.BEGIN:
+            self.words = f"{event.phase:<11} {step}".strip()
+        elif event.kind is EventKind.LINE:
+            self.words = f"{self.words.partition(' | ')[0]} | {clean(event.text)}"
+        elif event.kind is EventKind.END and event.ok is not False:
+            self.done.append(step)
+        return ended
+
+    def summary(self, now_s: float) -> str:
+        """The phase so far in one line; "" when nothing was done in it."""
+        if not self.done:
+            return ""
+        steps = [step.removeprefix("deploy:") for step in dict.fromkeys(self.done)]
+        return f"{self.phase:<11} {span(now_s - self.since_s):>6}  {', '.join(steps)}"
+
+
 class LivePrinter:
-    """One line for each host that is rewritten in place, with the finished steps above it."""
+    """A line for each host that is rewritten in place. Above it, of one host each step when it is done; of several one
+    line for each host and phase, and what fails. With --verbose each step, and what steps print, of all."""
 
     def __init__(self, verbose: bool) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self.verbose = verbose
-        self._now: dict[str, tuple[str, float]] = {}  # rich's thread reads it at each refresh
+        self._now: dict[str, HostLine] = {}  # rich's thread reads it at each refresh
         self._many = False
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._render)
@@ -142,20 +177,21 @@ class LivePrinter:
     def begin(self, plan: Plan, deploy_id: str, headline: str) -> None:
         self._many = len(plan.hosts) > 1
         self._console.print(headline, markup=False, style="bold")
-        self._now = dict.fromkeys(plan.hosts, ("connecting", time.monotonic()))
+        self._now = {host: HostLine(time.monotonic()) for host in plan.hosts}
         self._live.start()
 
     def event(self, event: Event) -> None:
+        row = self._now.get(event.host)
+        ended = row.take(event, time.monotonic()) if row is not None else ""
+        by_phase = self._many and not self.verbose
+        if by_phase and ended:
+            self._print_phase(event.host, ended)
         line = step_line(event, with_host=self._many, verbose=self.verbose)
-        if line:
-            style = "red" if event.ok is False else None
-            self._console.print(line, markup=False, style=style)
-        if event.kind is EventKind.BEGIN and event.host in self._now:
-            words = " ".join(part for part in (event.phase, event.step, event.service) if part)
-            self._now[event.host] = (words, time.monotonic())
-        elif event.kind is EventKind.LINE and event.host in self._now:
-            words, since = self._now[event.host]
-            self._now[event.host] = (f"{words.partition(' | ')[0]} | {clean(event.text)}", since)
+        if line and not (by_phase and row is not None and event.kind is EventKind.END and event.ok is not False):
+            self._console.print(line, markup=False, style="red" if event.ok is False else None)
+
+    def _print_phase(self, host: str, ended: str) -> None:
+        self._console.print(f"  {host:<16} {ended}", markup=False)
 
     def _render(self) -> Any:
         from rich.spinner import Spinner
@@ -165,9 +201,9 @@ class LivePrinter:
         grid = Table.grid(padding=(0, 1))
         grid.add_column()
         grid.add_column(no_wrap=True, overflow="ellipsis")
-        now = time.monotonic()
-        for host, (words, since) in list(self._now.items()):
-            line = Text.assemble((host, "cyan"), f"  {span(now - since)}  {words}")
+        now_s = time.monotonic()
+        for host, row in list(self._now.items()):
+            line = Text.assemble((host, "cyan"), f"  {span(now_s - row.since_s)}  {row.words}")
             grid.add_row(Spinner("dots"), line)
         return grid
 
@@ -179,6 +215,10 @@ class LivePrinter:
 
     def close(self) -> None:
         self._live.stop()
+        if self._many and not self.verbose:
+            for host, row in self._now.items():
+                if ended := row.summary(time.monotonic()):
+                    self._print_phase(host, ended)
 
     def outcome(self, outcome: Outcome, log_path: str) -> None:
         style = "green" if outcome.error is None else None

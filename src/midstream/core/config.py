@@ -21,7 +21,7 @@ from midstream.core.config_checks import check, concerns, roles_of, warnings
 from midstream.core.config_documents import WORKING_KEYS, Blame, Document, parse, read_both
 from midstream.core.config_lines import Path, line_of
 from midstream.core.config_mistakes import ConfigError, Misfit, Misfits, Mistake, nearest, show_path
-from midstream.core.config_tables import SecretSource, StageTable
+from midstream.core.config_tables import NotifyTable, SecretSource, StageTable
 from midstream.core.config_values import Reader
 from midstream.core.names import is_name
 from midstream.core.spec import AppSpec, EnvSpec, HostSpec, ServiceSpec
@@ -35,6 +35,7 @@ _NO_REPOSITORY = (
 )
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|[A-Za-z0-9_.-]+@[^/:]+:|[A-Za-z0-9_.-]+:(?!//)[^\\]", re.ASCII)
 _ASKING = ("http", "tcp", "command")
+_OF_STAGES = ("secrets", "notify")  # at the top of the file they count for all stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Stage:
     app: AppSpec
     deploy_to_given: bool
     secrets: Mapping[str, SecretSource] = field(default_factory=dict)
+    notify: NotifyTable = field(default_factory=NotifyTable)
     warnings: tuple[str, ...] = ()
 
     def primary(self, role: str) -> HostSpec | None:
@@ -149,7 +151,7 @@ def destination(
     if mistakes:
         raise ConfigError(mistakes)
     name, override = tables[_choose(stage, tables, file)]
-    wanted = WORKING_KEYS - {"stages", "secrets"}
+    wanted = WORKING_KEYS - {"stages", *_OF_STAGES}
     merged = {key: value for key, value in (document.table | override).items() if key in wanted}
     try:
         app: AppSpec = schema.app(_with_defaults(merged, around))
@@ -198,8 +200,8 @@ def _below_stages(base: Mapping[str, Any], blame: Blame, around: Surroundings) -
     """What does not fit at the top of the file even where every stage overrides it. What is missing there is no
     mistake: the stages may bring it."""
     problems: list[Misfit] = []
-    _tried(schema.stage, {"secrets": base.get("secrets", {})}, problems)
-    plain = {key: value for key, value in base.items() if key not in ("stages", "secrets")}
+    _tried(schema.stage, {key: base[key] for key in _OF_STAGES if key in base}, problems)
+    plain = {key: value for key, value in base.items() if key not in ("stages", *_OF_STAGES)}
     _tried(schema.app, _with_defaults(plain, around), problems)
     return [blame.mistake(problem) for problem in problems if not problem.missing]
 
@@ -212,9 +214,10 @@ def _read_stage(
     profiles: Collection[str],
 ) -> Stage:
     """Raises Misfits with paths as if all keys stood at the top of the file."""
-    own = {"hosts": override.get("hosts", []), "secrets": _merge(base.get("secrets", {}), override.get("secrets", {}))}
+    own = {"hosts": override.get("hosts", [])}
+    own |= {key: _merge(base.get(key, {}), override.get(key, {})) for key in _OF_STAGES}
     merged = _merge(
-        {key: value for key, value in base.items() if key not in ("stages", "secrets")},
+        {key: value for key, value in base.items() if key not in ("stages", *_OF_STAGES)},
         {key: value for key, value in override.items() if key not in own},
     )
     problems: list[Misfit] = []
@@ -238,7 +241,7 @@ def _read_stage(
     if problems:
         raise Misfits(problems)
     app = _with_secrets(app, table.secrets)
-    return Stage(app.stage, hosts, app, deploy_to_given, table.secrets, warnings(app, hosts))
+    return Stage(app.stage, hosts, app, deploy_to_given, table.secrets, table.notify, warnings(app, hosts))
 
 
 def _without(merged: Mapping[str, Any], problems: Iterable[Misfit]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from midstream.core.config_mistakes import ConfigError, Misfit, Mistake, show_pa
 
 # what the working copy's file says; the revision's says all else (DESIGN 6)
 WORKING_KEYS = frozenset(
-    {"app", "repository", "repo_tree", "branch", "source", "deploy_to", "user", "secrets", "stages"}
+    {"app", "repository", "repo_tree", "branch", "source", "deploy_to", "user", "secrets", "stages", "notify"}
 )
 
 _AT_LINE = re.compile(r" ?\(at line (\d+), column (\d+)\)\Z")

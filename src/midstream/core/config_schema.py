@@ -17,10 +17,12 @@ from midstream.core import config_values as read
 from midstream.core.config_mistakes import Misfit, nearest, shown
 from midstream.core.config_tables import (
     NAME_KEY,
+    NOTIFY_ON,
     BuildTable,
     HookTable,
     Key,
     MigrateTable,
+    NotifyTable,
     SecretSource,
     StageTable,
     Table,
@@ -468,7 +470,7 @@ APP = Table(
         Key("auto_revert", "auto_revert", read.flag, "`false`: when the handover fails on one host, those that were "
             "proven before stay on the new release. The fleet is then on two, and the deploy says so (exit 5)."),
     ),
-    also=("secrets", "stages"),
+    also=("secrets", "stages", "notify"),
 )  # fmt: skip
 
 app = _reader(APP)
@@ -488,6 +490,30 @@ def _one_source(value: Any) -> SecretSource:
 
 _SECRET = _reader(SECRET)
 secrets = read.table_of(read.variable, Reader(_one_source, 'a table such as { file = "~/.shop/key" }'))
+
+
+def _notify_url(value: Any) -> str | SecretSource:
+    """A URL of apprise; most of these have a token in them, so none is repeated in a message."""
+    if isinstance(value, dict):
+        return _one_source(value)
+    if not isinstance(value, str) or "://" not in value or not value.isprintable():
+        raise Misfit('expected a URL of apprise such as "json://HOST/PATH", or a table such as { env = "CHAT_URL" }')
+    return value
+
+
+NOTIFY = Table(
+    NotifyTable,
+    "[notify]",
+    "Who is told of deploys, by apprise. A notification never delays or fails a deploy.",
+    (
+        Key("urls", "urls", read.list_of(Reader(_notify_url, "a URL, or a table as in `[secrets]`")), "Where to, in "
+            "apprise's form. A URL with a token in it belongs elsewhere: `{ file = … }`, `{ env = … }`, `{ command = … }`."),
+        Key("on", "on", read.list_of(read.choice(NOTIFY_ON)), "When. `failed`: in every way but an interrupt; "
+            "`attention`: only when somebody has to do something (exit code 5)."),
+    ),
+)  # fmt: skip
+notify = _reader(NOTIFY)
+
 hosts = Reader(
     lambda value: tuple(read.list_of(host)(value)), 'a list such as ["deploy@web1"], or of tables with an address'
 )
@@ -500,6 +526,7 @@ STAGE = Table(
         Key("hosts", "hosts", hosts, "Its hosts, see `[[stages.NAME.hosts]]`. The first host of a role is its primary, "
             "the first of all the coordinator.", "this machine"),
         Key("secrets", "secrets", secrets, "See `[secrets]`.", "none"),
+        Key("notify", "notify", notify, "See `[notify]`.", "nobody"),
     ),
     free='Every other key overrides the one of the same path at the top of the file: `branch = "release"`, '
     '`services.web.soak = "30s"`. Tables are merged, everything else is replaced.',
@@ -507,7 +534,7 @@ STAGE = Table(
 stage = _reader(STAGE)
 
 TABLES = (
-    APP, ENV, BUILD, MIGRATE, SERVICE, LISTEN, HEALTH, LIMITS, LOG, BACKOFF, HOOK, HOLD, STAGE, HOST, SECRET,
+    APP, ENV, BUILD, MIGRATE, SERVICE, LISTEN, HEALTH, LIMITS, LOG, BACKOFF, HOOK, HOLD, STAGE, HOST, SECRET, NOTIFY,
 )  # fmt: skip
 
 # words that other programs use for the same thing

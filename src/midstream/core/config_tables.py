@@ -68,9 +68,21 @@ class HookTable:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifyTable:
+    """Who is told of deploys. urls: as apprise takes them, or where the deployer reads one. on: see `NOTIFY_ON`."""
+
+    urls: tuple[str | SecretSource, ...] = ()
+    on: tuple[str, ...] = ("finished", "failed")
+
+
+NOTIFY_ON = ("started", "finished", "failed", "attention", "interrupted")
+
+
+@dataclass(frozen=True, slots=True)
 class StageTable:
     hosts: tuple[HostSpec, ...] = ()
     secrets: dict[str, SecretSource] = field(default_factory=dict)
+    notify: NotifyTable = NotifyTable()
 
 
 # the tables

@@ -68,6 +68,7 @@ class Outcome:
     seconds: float
     hosts: tuple[HostOutcome, ...]
     error: MidstreamError | None = None
+    previous: str = ""  # the revision that was committed before, on the coordinator
 
     @property
     def exit_code(self) -> int:

@@ -91,6 +91,7 @@ class Deployment:
             seconds=time.monotonic() - started,
             hosts=tuple(host.outcome(self.release) for host in self.hosts.values()),
             error=error,
+            previous=str((self.hosts[self.plan.coordinator].opened.get("committed") or {}).get("revision", "")),
         )
 
     async def _or_left(self, work: Awaitable[MidstreamError | None]) -> MidstreamError | None:
