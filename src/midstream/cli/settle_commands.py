@@ -13,7 +13,7 @@ import click
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
-from midstream.errors import AttentionError, OperatorError
+from midstream.errors import AttentionError, HostError, OperatorError
 
 if TYPE_CHECKING:
     from midstream.cli.aim import Aim
@@ -129,23 +129,31 @@ def abort(stage: str | None, only: Only, app: str, config_path: str, socket: str
 
 def _refuse_half_way(aim: Aim) -> None:
     """Raises AttentionError when the decision was made: some hosts have committed the release of the deploy that others
-    have not decided yet. Putting those back would leave the fleet on two releases."""
-    going_on: dict[str, str] = {}
-    committed: dict[str, str] = {}
+    have not decided yet. Putting those back would leave the fleet on two releases. Raises HostError when a host cannot be
+    asked: whether it has decided is never guessed."""
 
     def look(client: SyncClient, host: str) -> dict[str, Any]:
         rows = client.call("status")["apps"]
         return next((row for row in rows if row["app"] == aim.app), {})
 
-    for host, row in aim.ask(look).good():
-        committed[host] = str(row.get("release") or "")
-        if row.get("deploy"):
-            going_on[host] = str((row["deploy"] or {}).get("release") or "")
-    ahead = [host for host, release in committed.items() if host not in going_on and release in going_on.values()]
-    if ahead and any(going_on.values()):
+    answers = aim.ask(look)
+    if answers.failed:
+        names = ", ".join(row.host for row in answers.failed)
+        raise HostError(
+            f"{names} cannot be reached, so it is not known whether the deploy was decided there",
+            where=names,
+            detail="\n".join(f"{row.host}: {row.error.what}" for row in answers.failed if row.error is not None),
+            remedy=f"`midstream resume {aim.stage}` once it can be reached; `midstream abort {aim.stage} --without {names}` "
+            f"puts the others back without asking it",
+        )
+    committed = {host: str(row.get("release") or "") for host, row in answers.good()}
+    wanted = {host: str(row["deploy"].get("release") or "") for host, row in answers.good() if row.get("deploy")}
+    lagging = [host for host, release in wanted.items() if release and committed[host] != release]
+    ahead = [host for host, release in committed.items() if release in {wanted[name] for name in lagging}]
+    if ahead:
         raise AttentionError(
-            f"the deploy is decided: {', '.join(ahead)} has committed its release, {', '.join(going_on)} not yet",
-            where=", ".join(going_on),
+            f"the deploy is decided: {', '.join(ahead)} has committed its release, {', '.join(lagging)} not yet",
+            where=", ".join(lagging),
             serving="; ".join(f"{release or 'nothing'} on {host}" for host, release in committed.items()),
             remedy=f"midstream resume {aim.stage}".rstrip(),
         )
