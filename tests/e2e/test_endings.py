@@ -218,3 +218,50 @@ def test_what_cannot_be_deleted_is_an_event_and_no_failure(project: Project, mac
     finally:
         for place in places:
             subprocess.run(["umount", str(place)], check=False, capture_output=True)
+
+
+# -- steps that share a process --------------------------------------------------------------------------------------
+
+
+def journal(machine: Machine) -> list[tuple[str, str]]:
+    """Step and what, of the last deploy."""
+    deploy_id, _ = last_deploy(machine)
+    db = sqlite3.connect(machine.state / "agent.db")
+    rows = db.execute("SELECT step, what FROM journal WHERE intent = ? ORDER BY id", (deploy_id,)).fetchall()
+    db.close()
+    return [(row[0], row[1]) for row in rows]
+
+
+def test_each_step_of_a_shared_process_is_journalled_and_told(project: Project, machine: Machine) -> None:
+    result = project.deploy("--json")
+    assert result.code == 0, result.text
+    rows = [json.loads(line) for line in result.out.splitlines() if line.startswith('{"type"')]
+    told = [(row["type"], row["step"]) for row in rows if row["type"] in ("begin", "end") and not row.get("text")]
+    names = ("git:update", "git:create_release", "deploy:store_spec")
+    in_turn = [(kind, name) for name in names for kind in ("begin", "end")]
+    assert [item for item in told if item[1] in names] == in_turn
+    written = journal(machine)
+    assert [item for item in written if item[0] in names] == [
+        *((name, "begin") for name in names),
+        *((name, "done") for name in names),
+    ]
+    stored = project.deploy_to / f".midstream/specs/{machine.app()['release']}.json"
+    assert json.loads(stored.read_text())["app"] == "shop"
+
+
+def test_a_step_that_fails_in_a_shared_process_is_the_one_that_is_named(project: Project, machine: Machine) -> None:
+    """What came before it is done: the release is known, and remembered as bad."""
+    old = project.deployed()
+    project.write(config=project.config(top='assets = ["not-there"]'))
+    project.commit("assets that are not there")
+    result = project.deploy()
+    assert result.code == 1 and "not-there" in result.text, result.text
+    written = journal(machine)
+    assert ("git:create_release", "done") in written and ("deploy:publish_assets", "failed") in written
+    assert ("deploy:store_spec", "done") not in written and ("deploy:publish_assets", "done") not in written
+    rows = machine.call("releases", app="shop")["releases"]
+    assert [row["state"] for row in rows if row["release"] != old] == ["bad"]
+    assert project.get("/") == (200, old)
+    project.write(config=project.config())
+    project.commit("mended")
+    project.deployed()

@@ -17,6 +17,7 @@ import pytest
 from step_programs import Repository, Steps, git
 
 from midstream.core.releases import deployed_line, rolled_back_line
+from midstream.core.steps import read_part
 from midstream.errors import (
     AppError,
     BugError,
@@ -1033,6 +1034,36 @@ class TestProtocol:
         assert answer["results"][1]["release"] == R[0]
         with pytest.raises(BugError, match="no step"):
             steps.run("several", steps=[{"step": "several", "request": {}}])
+
+    def test_several_say_what_each_has_done_before_the_next_begins(self, steps: Steps) -> None:
+        deploy_to = str(steps.deploy_to)
+        process = steps.start(
+            "several",
+            steps=[
+                {"step": "prepare", "request": {"deploy_to": deploy_to}},
+                {"step": "switch", "request": {"deploy_to": deploy_to, "release": R[0]}},
+            ],
+        )
+        out, _ = process.communicate(timeout=60)
+        parts = [part for line in out.splitlines() if (part := read_part(line)) is not None]
+        assert [number for number, _ in parts] == [0] and parts[0][1]["releases"] == []
+
+    def test_a_release_is_named_by_the_deploy_that_made_it(self, steps: Steps, repository: Repository) -> None:
+        repository.commit({"static/x.css": "x"})
+        release = steps.deploy(repository, R[0])
+        steps.run("store_spec", deploy_id=f"deploy-{release}", spec={"app": "x"})
+        assert steps.run("read_spec", release=release)["spec"] == {"app": "x"}
+        assert steps.run("publish_assets", release="", deploy_id=f"deploy-{release}", dirs=["static"])["copied"] == 1
+        with pytest.raises(OperatorError, match="has made no release"):
+            steps.run("store_spec", deploy_id="another", spec={})
+
+    def test_a_deploy_that_is_made_anew_does_not_empty_what_current_points_to(
+        self, steps: Steps, repository: Repository
+    ) -> None:
+        release = steps.deploy(repository, R[0])
+        again = steps.deploy(repository, R[0], switch=False)
+        assert again != release
+        assert contents(steps.deploy_to / "releases" / release) == contents(steps.deploy_to / "releases" / again)
 
     def test_the_first_error_of_several_is_the_answer(self, steps: Steps) -> None:
         deploy_to = str(steps.deploy_to)

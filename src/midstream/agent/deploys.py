@@ -26,7 +26,7 @@ from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
 from midstream.agent.trash import SERVICE as TRASH
 from midstream.agent.trash import Trash
 from midstream.agent.updating import UpdateRequest, read_env_files, update
-from midstream.agent.work import Progress, Work
+from midstream.agent.work import Part, Progress, Work
 from midstream.core import releases, steps
 from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
 from midstream.core.intent import Intent, IntentEvent, IntentState
@@ -635,14 +635,12 @@ class Deploys:
         removed: list[str] = []
         if until == "deploy:cleanup":
             return removed
-        if not work.done("deploy:cleanup"):
-            with work.step("deploy:cleanup"):
-                removed = await self._cleanup(work)
-        if until == "deploy:log_revision":
-            return removed
-        if work.intent.state is IntentState.COMMITTED and not work.done("deploy:log_revision"):
-            with work.step("deploy:log_revision"):
-                await work.run_step("log_revision", steps.LogRevision(work.spec.deploy_to, self._line(work)))
+        parts = [] if work.done("deploy:cleanup") else [self._cleanup(work, removed)]
+        committed = work.intent.state is IntentState.COMMITTED
+        if committed and until != "deploy:log_revision" and not work.done("deploy:log_revision"):
+            line = steps.LogRevision(work.spec.deploy_to, self._line(work))
+            parts.append(Part("deploy:log_revision", "log_revision", line))
+        await work.run_parts(parts)
         return removed
 
     def _found(self, work: Work, removed: list[str], warnings: list[str]) -> dict[str, Any]:
@@ -663,31 +661,30 @@ class Deploys:
             return releases.rolled_back_line(intent.user, intent.release)
         return releases.deployed_line(intent.branch, intent.revision, intent.release, intent.user)
 
-    async def _cleanup(self, work: Work) -> list[str]:
+    def _cleanup(self, work: Work, removed: list[str]) -> Part:
         host, app = self.host, work.app
         known = host.store.releases(app.app)
         bad = tuple(release for release, record in known.items() if record.state == "bad")
         good = [release for release, record in known.items() if record.state == "good" and release < app.release]
         live = live_releases(host, app.app)
-        answer = await work.run_step(
-            "cleanup",
-            steps.Cleanup(
-                work.spec.deploy_to,
-                work.spec.keep_releases,
-                tuple(sorted(live)),
-                app.release or None,
-                good[-1] if good else None,
-                app.release or None,
-                bad,
-            ),
-            label="deploy:cleanup",
+        cleanup = steps.Cleanup(
+            work.spec.deploy_to,
+            work.spec.keep_releases,
+            tuple(sorted(live)),
+            app.release or None,
+            good[-1] if good else None,
+            app.release or None,
+            bad,
         )
-        removed = [str(release) for release in answer.get("removed", [])]
-        for release in removed:
-            record = known.get(release)
-            if record is not None and record.state != "bad":
-                host.store.drop_release(app.app, release)
-        return removed
+
+        def cleaned(answer: dict[str, Any]) -> None:
+            removed[:] = [str(release) for release in answer.get("removed", [])]
+            for release in removed:
+                record = known.get(release)
+                if record is not None and record.state != "bad":
+                    host.store.drop_release(app.app, release)
+
+        return Part("deploy:cleanup", "cleanup", cleanup, cleaned)
 
     def _close(self, work: Work) -> None:
         """Frees the lock; whatever else there is to say is in the journal."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import account_for
 from midstream.agent.store import GenerationRecord, ReleaseRecord
-from midstream.agent.work import Work
+from midstream.agent.work import Part, Work
 from midstream.core import steps
 from midstream.core.intent import IntentEvent
 from midstream.core.layout import Layout
@@ -48,25 +48,10 @@ async def update(work: Work, request: UpdateRequest) -> None:
     work.phase = "updating"
     work.move(IntentEvent.UPDATE, revision=request.revision, branch=request.branch)
     _mark_begun_before(work)
-    if not work.done("git:update"):
-        with work.step("git:update"):
-            await _objects(work, request)
-    if request.until == "git:create_release":
-        return
-    if work.intent.steps.get("build") == "begun-before":
-        # Its end is unknown: what it left is not to be trusted.
-        if work.intent.commands:
-            raise HostError(
-                "the end of the build is unknown, and a hook had worked in the release before: it cannot be made anew",
-                where=f"release {work.intent.release} in {spec.deploy_to}",
-                serving=work.serving(),
-                remedy="deploy again",
-            )
-        work.forget("git:create_release", "build")
-    if not work.done("git:create_release"):
-        with work.step("git:create_release"):
-            await _make_release(work, request)
-    if request.until == "deploy:build":
+    if request.until != "git:create_release":
+        _distrust_build(work)
+    await _make(work, request)
+    if request.until in ("git:create_release", "deploy:build"):
         return
     record = GenerationRecord(0, work.intent.release, spec, work.secrets)
     work.phase = "updated"
@@ -76,21 +61,57 @@ async def update(work: Work, request: UpdateRequest) -> None:
             await _build(work, record)
     if request.until == "deploy:assets":
         return
-    await _publish_and_store(work)
+    await work.run_parts(_last_parts(work))
     if spec.migrate is not None and request.migrate and not work.done("deploy:migrate"):
         await _migrate(work, record)
     work.move(IntentEvent.UPDATE_DONE)
 
 
-async def _publish_and_store(work: Work) -> None:
-    """Assets, and the configuration beside the release."""
-    spec, release = work.spec, work.intent.release
+def _distrust_build(work: Work) -> None:
+    """A build that an earlier agent began, and whose end is unknown: what it left is not to be trusted."""
+    if work.intent.steps.get("build") != "begun-before":
+        return
+    if work.intent.commands:
+        raise HostError(
+            "the end of the build is unknown, and a hook had worked in the release before: it cannot be made anew",
+            where=f"release {work.intent.release} in {work.spec.deploy_to}",
+            serving=work.serving(),
+            remedy="deploy again",
+        )
+    work.forget("git:create_release", "build")
+
+
+async def _make(work: Work, request: UpdateRequest) -> None:
+    """Objects and release folder, as far as `until`; where nothing is built, what else there is to do, too."""
+    parts = [] if work.done("git:update") else [_objects(work, request)]
+    if request.until != "git:create_release" and not work.done("git:create_release"):
+        parts.append(_release(work, request))
+        if not work.spec.build and not request.until:
+            parts += _last_parts(work)
+    fds: tuple[int, ...] = ()
+    if request.pack and work.spec.source is not Source.FETCH and not work.done("git:update"):
+        try:
+            fds = (os.open(work.pack_path, os.O_RDONLY | os.O_CLOEXEC),)
+        except OSError as error:
+            raise HostError(f"the pack that was sent is not here: {error.strerror}", remedy="deploy again") from error
+    try:
+        await work.run_parts(parts, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _last_parts(work: Work) -> list[Part]:
+    """Assets, and the configuration beside the release. The release is named by the deploy: its id may not be known yet."""
+    spec, deploy_id = work.spec, work.intent.id
+    parts = []
     if spec.assets and not work.done("deploy:publish_assets"):
-        with work.step("deploy:publish_assets"):
-            await work.run_step("publish_assets", steps.PublishAssets(spec.deploy_to, release, spec.assets))
+        publish = steps.PublishAssets(spec.deploy_to, "", spec.assets, deploy_id)
+        parts.append(Part("deploy:publish_assets", "publish_assets", publish, phase="updated"))
     if not work.done("deploy:store_spec"):
-        with work.step("deploy:store_spec"):
-            await work.run_step("store_spec", steps.StoreSpec(spec.deploy_to, release, _public_spec(spec)))
+        store = steps.StoreSpec(spec.deploy_to, "", _public_spec(spec), deploy_id)
+        parts.append(Part("deploy:store_spec", "store_spec", store, phase="updated"))
+    return parts
 
 
 def _mark_begun_before(work: Work) -> None:
@@ -105,55 +126,44 @@ def _public_spec(spec: AppSpec) -> dict[str, object]:
     return body
 
 
-async def _objects(work: Work, request: UpdateRequest) -> None:
+def _objects(work: Work, request: UpdateRequest) -> Part:
     spec = work.spec
     if spec.source is Source.FETCH:
         fetch = steps.Fetch(
             spec.deploy_to, spec.repository, request.branch, request.revision, request.tree, spec.submodules
         )
-        await work.run_step("fetch", fetch, label="git:update")
-        return
-    fds: tuple[int, ...] = ()
-    if request.pack:
-        try:
-            fds = (os.open(work.pack_path, os.O_RDONLY | os.O_CLOEXEC),)
-        except OSError as error:
-            raise HostError(f"the pack that was sent is not here: {error.strerror}", remedy="deploy again") from error
-    try:
-        receive = steps.Receive(
-            spec.deploy_to, request.revision, request.tree, spec.repository, spec.submodules, request.pack
-        )
-        await work.run_step("receive", receive, fds, label="git:update")
-    finally:
-        for fd in fds:
-            os.close(fd)
+        return Part("git:update", "fetch", fetch)
+    receive = steps.Receive(
+        spec.deploy_to, request.revision, request.tree, spec.repository, spec.submodules, request.pack
+    )
+    return Part("git:update", "receive", receive)
 
 
-async def _make_release(work: Work, request: UpdateRequest) -> None:
+def _release(work: Work, request: UpdateRequest) -> Part:
     spec = work.spec
-    answer = await work.run_step(
-        "make_release",
-        steps.MakeRelease(
-            spec.deploy_to,
-            work.intent.id,
-            request.release,
-            request.revision,
-            request.tree,
-            request.revision_time,
-            request.branch,
-            spec.repo_tree,
-            spec.submodules,
-            spec.linked_dirs,
-            spec.linked_files,
-        ),
-        label="git:create_release",
+    make = steps.MakeRelease(
+        spec.deploy_to,
+        work.intent.id,
+        request.release,
+        request.revision,
+        request.tree,
+        request.revision_time,
+        request.branch,
+        spec.repo_tree,
+        spec.submodules,
+        spec.linked_dirs,
+        spec.linked_files,
     )
-    release = str(answer["release"])
-    work.save(release=release, made_release=True)
-    work.host.store.put_release(
-        spec.app,
-        ReleaseRecord(release, request.revision, request.branch, made_wall_s=work.intent.started_wall_s),
-    )
+
+    def made(answer: dict[str, object]) -> None:
+        release = str(answer["release"])
+        work.save(release=release, made_release=True)
+        work.host.store.put_release(
+            spec.app,
+            ReleaseRecord(release, request.revision, request.branch, made_wall_s=work.intent.started_wall_s),
+        )
+
+    return Part("git:create_release", "make_release", make, made)
 
 
 async def _build(work: Work, record: GenerationRecord) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,6 +47,18 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the steps that share a process. step: its name in the journal; phase: it is told under ("" as it is);
+    program, request: what is run; took: is given the answer, before the step counts as done."""
+
+    step: str
+    program: str
+    request: object
+    took: Callable[[dict[str, Any]], None] = lambda answer: None
+    phase: str = ""
 
 
 @dataclass(slots=True)
@@ -87,16 +99,24 @@ class Work:
         return self.intent.steps.get(step) == "done"
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """One journalled step: written before it begins and after it ended; told to who listens."""
+    def step(self, *names: str) -> Iterator[Callable[[], None]]:
+        """One journalled step, or several that go together: written before they begin and after they ended; told to who
+        listens. What is yielded is called when one has ended and the next begins."""
         begun = time.monotonic()
-        crashpoint.point(f"before {name}", self.host.keeper_pid)
-        self.host.store.journal(self.intent.id, name, "begin")
-        self.save(steps={**self.intent.steps, name: "begun"})
+        name, left = names[0], list(names[1:])
+        self._points("before", names)
+        self._journal(names, "begin", {**self.intent.steps, **dict.fromkeys(names, "begun")})
         self.tell(name, "begin")
-        crashpoint.point(f"in {name}", self.host.keeper_pid)
+        self._points("in", names)
+
+        def passed() -> None:
+            nonlocal begun, name
+            self.tell(name, "end", seconds=time.monotonic() - begun)
+            begun, name = time.monotonic(), left.pop(0)
+            self.tell(name, "begin")
+
         try:
-            yield
+            yield passed
         except BaseException as error:
             what = f"{type(error).__name__}: {error}"
             if isinstance(error, asyncio.CancelledError):
@@ -105,19 +125,37 @@ class Work:
                 what = error.what
                 if self.app.release and self.app.release not in error.serving:
                     error.serving = f"{self.serving()}; {error.serving}".removesuffix("; ")
-            self._journal_failure(name, self.redacted(what))
+            self._journal_failure(names, name, self.redacted(what))
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise
-        crashpoint.point(f"after {name}", self.host.keeper_pid)
-        self.host.store.journal(self.intent.id, name, "done")
-        self.save(steps={**self.intent.steps, name: "done"})
+        self._points("after", names)
+        self._journal(names, "done", {**self.intent.steps, **dict.fromkeys(names, "done")})
         self.tell(name, "end", seconds=time.monotonic() - begun)
 
-    def _journal_failure(self, name: str, what: str) -> None:
+    def _points(self, when: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            crashpoint.point(f"{when} {name}", self.host.keeper_pid)
+
+    def _journal(self, names: Iterable[str], what: str, marks: dict[str, str], detail: str = "") -> None:
+        """Lines of the journal and the marks that go with them, in one transaction. Raises HostError, nothing changed."""
+        after = replace(self.intent, steps=marks)
+        with self.host.store.transaction():
+            for name in names:
+                self.host.store.journal(self.intent.id, name, what, detail)
+            self.host.store.put_intent(after)
+        self.intent = after
+
+    def _journal_failure(self, names: tuple[str, ...], failed: str, what: str) -> None:
+        """What came before the failed one is done. What would have come after it stays marked as begun: when we were
+        interrupted, the process that they share may be that far already."""
+        ended = names[: names.index(failed)]
+        marks = {**self.intent.steps, **dict.fromkeys(ended, "done")}
         try:
-            self.host.store.journal(self.intent.id, name, "failed", what)
+            with self.host.store.transaction():
+                self._journal(ended, "done", marks)
+                self.host.store.journal(self.intent.id, failed, "failed", what)
         except HostError:
-            pass  # the disk is full, which may be the failure itself
+            self.intent = replace(self.intent, steps=marks)  # the disk is full, which may be the failure itself
 
     def forget(self, *names: str) -> None:
         """These steps have to be done again."""
@@ -151,12 +189,57 @@ class Work:
 
     # steps and commands
 
+    async def run_parts(self, parts: Sequence[Part], fds: tuple[int, ...] = ()) -> None:
+        """Journalled steps one after the other in one process: to start one takes longer than most of them."""
+        if not parts:
+            return
+        done, trouble = 0, ""
+        with self.step(*(part.step for part in parts)) as passed:
+            self.phase = parts[0].phase or self.phase
+
+            def took(number: int, answer: dict[str, Any]) -> None:
+                nonlocal done, trouble
+                if number != done or trouble:
+                    return  # of a process that ran a second time
+                try:
+                    parts[number].took(answer)
+                except HostError as error:  # a full disk
+                    trouble = error.what
+                    return
+                done += 1
+                self.trash = self.trash or bool(answer.get("trash"))
+                if done < len(parts):
+                    self.phase = parts[done].phase or self.phase
+                    passed()
+
+            def on_line(line: str) -> None:
+                part = steps.read_part(line)
+                if part is not None:
+                    took(*part)
+                else:
+                    self.tell(parts[min(done, len(parts) - 1)].step, "line", line=line)
+
+            if len(parts) == 1:
+                took(0, await self._run_step(parts[0].program, parts[0].request, fds, on_line))
+            else:
+                bodies = tuple({"step": part.program, "request": _request(part.request)} for part in parts)
+                answer = await self._run_step("several", steps.Several(bodies), fds, on_line)
+                for number, result in enumerate(answer["results"]):
+                    took(number, result)
+            if trouble:
+                raise HostError(trouble, remedy="free some space, then deploy again")
+
     async def run_step(self, name: str, request: object, fds: tuple[int, ...] = (), label: str = "") -> dict[str, Any]:
         """Runs a step program under the app's user. Returns its answer; raises the error that it reported. One whose end
         is unknown is run again: steps are made for that."""
+        return await self._run_step(name, request, fds, lambda line: self.tell(label or name, "line", line=line))
+
+    async def _run_step(
+        self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None]
+    ) -> dict[str, Any]:
         outcome = Outcome(None, "was not run")
         for _ in range(3):
-            outcome = await self._run_step_once(name, request, fds, label or name)
+            outcome = await self._run_step_once(name, request, fds, on_line)
             if outcome.result:
                 answer = steps.read_result(outcome.result)
                 self.trash = self.trash or bool(answer.get("trash"))
@@ -171,14 +254,16 @@ class Work:
             remedy="look at the lines above; the step can be run again: deploy again",
         )
 
-    async def _run_step_once(self, name: str, request: object, fds: tuple[int, ...], label: str) -> Outcome:
+    async def _run_step_once(
+        self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None]
+    ) -> Outcome:
         spec = self._step_spec(name, len(fds))
         with request_file(name, request) as body:
             return await self.host.one_shots.run(
                 spec,
                 fds=(body, *fds),
                 timeout_s=STEP_TIMEOUT_S,
-                on_line=lambda line: self.tell(label, "line", line=line),
+                on_line=on_line,
             )
 
     def _step_spec(self, name: str, extra_fds: int) -> SpawnSpec:

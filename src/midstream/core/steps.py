@@ -17,6 +17,7 @@ from typing import Any
 from midstream import errors
 
 RESULT_MARK = "\x1e"
+PART_MARK = "\x1f"
 WORKERS_MARK = "\x1d"
 REQUEST_FD = 3
 PACK_FD = 4
@@ -98,12 +99,14 @@ class MakeRelease:
 
 @dataclass(frozen=True, slots=True)
 class StoreSpec:
-    """Keep the resolved configuration of a release. Ask for it after the build: it first brings the whole release to
-    the disk (syncfs), so that what is committed later survives a power cut. -> {path}"""
+    """Keep the resolved configuration of a release, or, by `deploy_id`, of the one that `make_release` claimed for that
+    deploy. Ask for it after the build: it first brings the whole release to the disk (syncfs), so that what is committed
+    later survives a power cut. -> {path}"""
 
     deploy_to: str
-    release: str
+    release: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
+    deploy_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ class ReadSpec:
 @dataclass(frozen=True, slots=True)
 class PublishAssets:
     """Copy `dirs` of the release to `shared/assets/DIR`, adding only: a file whose content differs is replaced by
-    rename, never written in place. For a release that was published before, this puts its files back.
+    rename, never written in place. For a release that was published before, this puts its files back. `deploy_id`: as
+    for `store_spec`.
 
     -> {copied, same, replaced: [paths], skipped: [paths], bytes}
     """
@@ -125,6 +129,7 @@ class PublishAssets:
     deploy_to: str
     release: str
     dirs: tuple[str, ...]
+    deploy_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +229,8 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Run steps one after the other in one process; the first error ends it and is the answer.
+    """Run steps one after the other in one process; the first error ends it and is the answer. After each one a line:
+    `PART_MARK` + JSON, [its number from 0, its `ok`].
 
     Each item is {"step": NAME, "request": {...}}; none of them may be `several` itself.
     -> {results: [the `ok` of each]}
@@ -259,6 +265,22 @@ def result_line(ok: dict[str, Any] | None, error: errors.MidstreamError | None =
     """The last line of a step's stdout, without its newline."""
     body = {"ok": ok} if error is None else {"error": error.to_wire()}
     return RESULT_MARK + json.dumps(body, separators=(",", ":"))
+
+
+def part_line(number: int, ok: dict[str, Any]) -> str:
+    """What `several` says after step `number`, without its newline."""
+    return PART_MARK + json.dumps([number, ok], separators=(",", ":"))
+
+
+def read_part(line: str) -> tuple[int, dict[str, Any]] | None:
+    """The number and the `ok` of a line of `several`; None for any other line."""
+    if not line.startswith(PART_MARK):
+        return None
+    try:
+        number, ok = json.loads(line[len(PART_MARK) :])
+    except (ValueError, TypeError):
+        return None
+    return (number, ok) if isinstance(number, int) and isinstance(ok, dict) else None
 
 
 def read_result(line: str) -> dict[str, Any]:

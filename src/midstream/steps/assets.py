@@ -19,6 +19,7 @@ from midstream.core.layout import check_relative
 from midstream.core.names import is_release
 from midstream.core.steps import PublishAssets
 from midstream.errors import AppError, OperatorError
+from midstream.steps.claims import claimed_release
 from midstream.steps.folder import Folder
 from midstream.steps.place import Place, open_place, open_release
 
@@ -42,12 +43,13 @@ def publish_assets(request: PublishAssets) -> dict[str, Any]:
     for path in request.dirs:
         check_relative(path, "assets")
     with open_place(request.deploy_to) as place:
-        with open_release(place.root, place.layout, request.release) as release:
+        name = request.release or claimed_release(place, request.deploy_id)
+        with open_release(place.root, place.layout, name) as release:
             found = {path: list(_files(release, path)) for path in request.dirs}
             tally = _Tally()
             with place.ours.make("assets") as lists:
                 names = sorted({path for paths in found.values() for path in paths})
-                lists.write(f"{request.release}.json", json.dumps(names).encode(), durable=False)
+                lists.write(f"{name}.json", json.dumps(names).encode(), durable=False)
             for paths in found.values():
                 for path in paths:
                     _publish(place, release, path, tally)

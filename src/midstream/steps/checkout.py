@@ -21,9 +21,10 @@ from midstream.core.releases import next_release_id
 from midstream.core.steps import MakeRelease
 from midstream.errors import AppError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.steps import git, submodules
+from midstream.steps.claims import read_claim
 from midstream.steps.folder import Folder
 from midstream.steps.mirror import check_sha
-from midstream.steps.place import Place, open_place
+from midstream.steps.place import Place, open_place, read_current
 from midstream.steps.trash import delete_trash, to_trash
 
 _TRIES = 60
@@ -72,11 +73,12 @@ def claim(place: Place, releases: Folder, request: MakeRelease) -> str:
     The claim file is written before the folder is made, and completed with the folder's inode after it: a folder of
     that name that has another inode was made by somebody else in the same second.
     """
+    served = read_current(place.layout, place.root).release  # whatever is asked, that one is not emptied
     with place.ours.make("claims") as claims:
         for name in claims.names():
             release = name.removesuffix(".json")
             record = read_claim(claims, name)
-            if not is_release(release) or record.get("deploy_id") != request.deploy_id:
+            if not is_release(release) or record.get("deploy_id") != request.deploy_id or release == served:
                 continue
             if not record.get("inode"):
                 # Killed between mkdir and the record: whose the folder is cannot be told, but empty it is nobody's.
@@ -107,17 +109,6 @@ def _next(release: str) -> str:
         ) from None
 
 
-def claimed_by(claims: Folder, releases: Folder, release: str, deploy_id: str) -> bool:
-    """Whether the folder of that release was made by that deploy; an empty one counts when the claim says so."""
-    record = read_claim(claims, f"{release}.json")
-    if record.get("deploy_id") != deploy_id or releases.kind(release) != stat.S_IFDIR:
-        return False
-    if record.get("inode"):
-        return bool(releases.status(release).st_ino == record["inode"])
-    with releases.open(release) as folder:
-        return not folder.names()
-
-
 def _take(claims: Folder, releases: Folder, release: str, request: MakeRelease) -> bool:
     """Whether the claimed release's folder is ours: as recorded, or made now. Else the claim is dropped."""
     recorded = read_claim(claims, f"{release}.json").get("inode")
@@ -130,14 +121,6 @@ def _take(claims: Folder, releases: Folder, release: str, request: MakeRelease) 
         return False
     _write_claim(claims, release, request, inode=releases.status(release).st_ino)
     return True
-
-
-def read_claim(claims: Folder, name: str) -> dict[str, Any]:
-    try:
-        record = json.loads(claims.read(name) or b"{}")
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _write_claim(claims: Folder, release: str, request: MakeRelease, *, inode: int) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from midstream.core.steps import ALIASES, PACK_FD, REQUEST_FD, REQUESTS, Receive, Several, result_line
+from midstream.core.steps import ALIASES, PACK_FD, REQUEST_FD, REQUESTS, Receive, Several, part_line, result_line
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import EXIT_USAGE, BugError, HostError, MidstreamError
 
@@ -72,7 +72,7 @@ def run(name: str, data: Any, pack: bool = False) -> dict[str, Any]:
     except WireError as error:
         raise BugError(f"step {name}: the request does not fit: {error}") from None
     if isinstance(request, Several):
-        return {"results": [_run_one(item, pack) for item in request.steps]}
+        return {"results": [_run_one(number, item, pack) for number, item in enumerate(request.steps)]}
     if isinstance(request, Receive):
         from midstream.steps import mirror
 
@@ -82,11 +82,13 @@ def run(name: str, data: Any, pack: bool = False) -> dict[str, Any]:
     return answer
 
 
-def _run_one(item: dict[str, Any], pack: bool) -> dict[str, Any]:
+def _run_one(number: int, item: dict[str, Any], pack: bool) -> dict[str, Any]:
     name = str(item.get("step", ""))
     if name not in _MODULES:
         raise BugError(f"several: there is no step {name!r}")
-    return run(name, item.get("request", {}), pack)
+    answer = run(name, item.get("request", {}), pack)
+    print(part_line(number, answer), flush=True)
+    return answer
 
 
 def _read_request() -> Any:

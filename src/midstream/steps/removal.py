@@ -15,7 +15,7 @@ from midstream.core.releases import removable
 from midstream.core.steps import Cleanup, Discard
 from midstream.errors import MidstreamError, OperatorError
 from midstream.steps import assets, git, mirror, submodules
-from midstream.steps.checkout import claimed_by
+from midstream.steps.claims import claimed_by
 from midstream.steps.place import Place, open_place, read_current, read_revision, release_names
 from midstream.steps.switch import order_by_mtime
 from midstream.steps.trash import has_trash, to_trash

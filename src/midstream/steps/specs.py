@@ -11,6 +11,7 @@ from midstream.core.layout import Layout
 from midstream.core.names import is_release
 from midstream.core.steps import ReadSpec, StoreSpec
 from midstream.errors import HostError, OperatorError
+from midstream.steps.claims import claimed_release
 from midstream.steps.folder import Folder
 from midstream.steps.place import open_place, open_release, open_root, read_revision
 
@@ -18,12 +19,13 @@ from midstream.steps.place import open_place, open_release, open_root, read_revi
 def store_spec(request: StoreSpec) -> dict[str, Any]:
     """Written by temporary file and rename, mode 0600: values in it may be nobody else's business."""
     with open_place(request.deploy_to) as place:
-        open_release(place.root, place.layout, request.release).__exit__(None, None, None)
+        release = request.release or claimed_release(place, request.deploy_id)
+        open_release(place.root, place.layout, release).__exit__(None, None, None)
         sync_disk(place.root)
         with place.ours.open("specs") as specs:
             data = json.dumps(request.spec, indent=1, sort_keys=True).encode()
-            specs.write(f"{request.release}.json", data, mode=0o600)
-        return {"path": place.layout.spec(request.release)}
+            specs.write(f"{release}.json", data, mode=0o600)
+        return {"path": place.layout.spec(release)}
 
 
 def read_spec(request: ReadSpec) -> dict[str, Any]:
