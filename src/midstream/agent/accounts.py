@@ -13,12 +13,15 @@ owner in that folder, for nobody else who has an app of the name:
     ports = [80, 443]           # below 1024
     paths = ["/run/shop"]       # folders for unix sockets outside deploy_to
     raise_limits = true         # rlimits above the hard ones, negative nice
+    monit = ["sidekiq"]         # services of root's Monit that its deploys may hold and restart ("NAME@CONTROL-FILE" for
+                                # those of another one than the control file that Monit finds itself)
 """
 
 from __future__ import annotations
 
 import functools
 import grp
+import json
 import os
 import pwd
 import stat
@@ -29,9 +32,10 @@ from dataclasses import dataclass
 
 from midstream.core.layout import Layout
 from midstream.core.placeholders import fill
-from midstream.core.spec import AppSpec, ListenSpec, ServiceSpec
+from midstream.core.spec import AppSpec, HoldSpec, ListenSpec, ServiceSpec
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import NotAllowedError, OperatorError
+from midstream.linux.root_owned import is_root_owned
 
 GRANTS_FOLDER = "/etc/midstream/apps.d"
 GRANTS_VARIABLE = (
@@ -76,6 +80,7 @@ class Grant:
     ports: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()
     raise_limits: bool = False
+    monit: tuple[str, ...] = ()
 
 
 def account_of_uid(uid: int) -> Account:
@@ -243,12 +248,42 @@ def check_spec(spec: AppSpec, owner_uid: int, peer: Peer, agent_uid: int, folder
             where="user",
             remedy=f"leave `user` out, or begin anew as root: midstream app remove {spec.app}",
         )
+    for hold in spec.holds:
+        account_for_hold(spec, hold, owner_uid, peer, agent_uid, folder)
     if peer.uid == 0:
         return
     folder = folder or grants_folder()
     grant = _grant_to(spec, owner, folder)
     for service in spec.services.values():
         _check_service(spec, service, owner, grant, f"{folder}/{spec.app}.toml")
+
+
+def account_for_hold(
+    spec: AppSpec, hold: HoldSpec, owner_uid: int, peer: Peer, agent_uid: int, folder: str = ""
+) -> Account:
+    """As whom the supervisor of a hold is spoken to: as its control file's owner, who is root or the app's own user.
+
+    Root's Monit does what it is told to any of its services, so root alone, or a grant that names the service, may have
+    it told; and only by a control file that nobody but root can change: the program reads it with root's rights. Another
+    file than the one that Monit finds itself has to stand in the grant too (Monit quotes what it does not understand).
+    Raises NotAllowedError.
+    """
+    if agent_uid != 0:
+        return account_of_uid(agent_uid)
+    owner = account_of_uid(owner_uid)
+    if hold.control and not is_root_owned(hold.control):
+        return owner  # whatever lies there is read with his rights
+    folder = folder or grants_folder()
+    wanted = f"{hold.service}@{hold.control}" if hold.control else hold.service
+    if peer.uid != 0 and wanted not in _grant_to(spec, owner, folder).monit:
+        raise NotAllowedError(
+            f"holding {hold.service!r} of root's Monit needs a grant",
+            where="holds",
+            remedy=f"as root, put `monit = [{json.dumps(wanted)}]` into {folder}/{spec.app}.toml"
+            f" (owner = {owner.name!r}, deploy_to = {spec.deploy_to!r}); a Monit of {owner.name}'s own is named by"
+            ' `control = "…"`',
+        )
+    return account_of_uid(0)
 
 
 def _rootless(service: ServiceSpec, agent_uid: int) -> None:

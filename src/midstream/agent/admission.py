@@ -27,12 +27,14 @@ from midstream.agent.spawning import (
     listen_names,
 )
 from midstream.agent.store import GenerationRecord
+from midstream.core.external import HOLD_MAX_S
 from midstream.core.instance import THROWAWAY_SLOT
 from midstream.core.names import SpawnKey, is_name
-from midstream.core.spec import AppSpec, CommandStep, HealthSpec, ServiceSpec
+from midstream.core.spec import AppSpec, CommandStep, HealthSpec, HoldSpec, ServiceSpec
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import MidstreamError, OperatorError
 from midstream.linux import listen
+from midstream.profiles.supervisors import SUPPORTED
 
 _NUMBER_MAX = 1e12  # of seconds, bytes, anything: beyond it, sums and products end in infinity
 _TEXT_MAX_CHARS = 64 * 1024
@@ -68,6 +70,8 @@ def read_spec(body: Any) -> AppSpec:
     _check_values(spec, "")
     for service in spec.services.values():
         _check_service(spec, service)
+    for index, hold in enumerate(spec.holds):
+        check_hold(hold, f"holds[{index}]")
     for step in _steps(spec):
         _check_step(spec, step)
     _check_environment(spec)
@@ -163,6 +167,23 @@ def _check_service(spec: AppSpec, service: ServiceSpec) -> None:
         raise
     except Exception as error:  # whatever it is: later it would be raised in the agent's own loop
         raise OperatorError(f"{where} cannot be started: {type(error).__name__}: {error}", where=where) from error
+
+
+def check_hold(hold: HoldSpec, where: str) -> None:
+    """Its words become arguments of the supervisor's program, one of which must not be taken for an option."""
+    if hold.supervisor not in SUPPORTED:
+        raise OperatorError(
+            f"this version holds services of {' and '.join(SUPPORTED)} only, not of {hold.supervisor}",
+            where=f"{where}.supervisor",
+            remedy="take the hold out, or let Midstream run the service itself ([services.NAME])",
+        )
+    plain = hold.service.isprintable() and not hold.service.startswith("-") and 0 < len(hold.service) <= 200
+    _require(plain and hold.service != "all", f"{where}.service", "is no name of a service")
+    path = hold.control
+    is_plain = path.startswith("/") and os.path.normpath(path) == path and path.isprintable()
+    _require(not path or is_plain, f"{where}.control", "is not an absolute, plain path")
+    _require(not hold.quiet or f"SIG{hold.quiet}" in signal.Signals.__members__, f"{where}.quiet", "is no signal")
+    _require(0 < hold.ttl_s <= HOLD_MAX_S, f"{where}.ttl", f"must be above 0 and at most {HOLD_MAX_S:g} s")
 
 
 def _check_health(health: HealthSpec, where: str) -> None:

@@ -21,8 +21,10 @@ from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
 from midstream.agent.drift import drift_of
 from midstream.agent.dropped import forget_dropped
+from midstream.agent.external import Externals
 from midstream.agent.host import Host
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
+from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
 from midstream.agent.trash import SERVICE as TRASH
 from midstream.agent.trash import Trash
 from midstream.agent.updating import UpdateRequest, read_env_files, update
@@ -68,6 +70,7 @@ class Deploys:
         self._works: dict[str, Work] = {}  # by app
         self._outlive: set[asyncio.Task[Any]] = set()
         self._trash = Trash(host)
+        host.externals = Externals(host)
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
 
     # -- begin, attach, lease ----------------------------------------------------------------------------------------
@@ -617,6 +620,9 @@ class Deploys:
         """Verify, clean up, write the log, free the lock. What fails here is told, and leaves nothing locked. When the
         deploy did not go well its hooks are undone first: their undo may need what cleaning up takes away."""
         not_undone = [] if outcome in ("done", "checked") else await hooks.undo_all(work)
+        if not until:
+            not_undone += await self.host.externals.end_deploy(work)
+            await self.host.externals.look([work.intent.app])
         work.phase = "finishing"
         removed: list[str] = []
         warnings: list[str] = []
@@ -703,6 +709,7 @@ class Deploys:
             self._forget_app(intent.app)
         self.host.intent_of.pop(intent.app, None)
         forget_dropped(self.host, intent.app)
+        self.host.externals.let_go(intent.id)
         if work.trash:
             self._trash.empty(intent.app)
         self.host.poke()
@@ -754,6 +761,7 @@ class Deploys:
         self._abandon(lambda key: over(key) and not self._trash.keeps(key))
         for app in list(self.host.apps):
             forget_dropped(self.host, app)
+        self.host.externals.resume({work.intent.id for work in self._works.values()})
 
     def _spec_for(self, intent: Intent) -> AppSpec | None:
         """The configuration an open intent works with: its own generation's if it has one, else the committed."""
@@ -805,7 +813,7 @@ class Deploys:
 
 def is_of_deploy(key: SpawnKey) -> bool:
     """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
-    return key.service not in ("+run", "+check", "+look", TRASH)
+    return key.service not in ("+run", "+check", "+look", TRASH, EXTERNAL)
 
 
 def live_releases(host: Host, app: str) -> set[str]:

@@ -41,6 +41,7 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
             if item.release != record.release
         )
     found.extend(_current(host, record))
+    found.extend(host.externals.drift(app))
     return found
 
 
@@ -72,7 +73,8 @@ def _current(host: Host, record: AppRecord) -> list[dict[str, Any]]:
             target = os.readlink(layout.current)
     except OSError as error:
         return [_row("", -1, 0, "current", layout.release(release), f"no link ({error.strerror})")]
-    if os.path.normpath(os.path.join(record.deploy_to, target)) != layout.release(release):
+    named = os.path.normpath(os.path.join(record.deploy_to, target))
+    if named not in (layout.release(release), layout.release(host.externals.moved(record.app) or release)):
         return [_row("", -1, 0, "current", layout.release(release), target)]
     return []
 

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from midstream.agent import crashpoint
 from midstream.agent.channels import Channels, Start
@@ -60,6 +61,9 @@ from midstream.core.service import Service, durable, wake_s
 from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock
 
+if TYPE_CHECKING:
+    from midstream.agent.external import Externals
+
 _SPAWN_GROUP = 32  # processes asked of the keeper at a time
 _DEPTH_MAX = 50  # of a run folder, when it is removed
 _ENTRIES_MAX = 10_000
@@ -90,6 +94,7 @@ class Host:
         self.looks = Looks(self)
         self.channels = Channels(self)
         self.orders = KeeperOrders(self)
+        self.externals: Externals  # set by who makes the deploys; it needs what they are made of
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
         self._turned = asyncio.Condition()
         self._dirty: set[Name] = set()

@@ -14,9 +14,10 @@ from typing import Any
 
 from midstream import __version__
 from midstream.agent import accounts, left_behind, quieting, reports
-from midstream.agent.admission import read_spec
+from midstream.agent.admission import check_hold, read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
+from midstream.agent.external import declared
 from midstream.agent.host import Host
 from midstream.agent.host_commands import HostCommands
 from midstream.agent.keeper_link import KeeperRefused
@@ -31,7 +32,7 @@ from midstream.core.intent import IntentState
 from midstream.core.names import SpawnKey
 from midstream.core.phases import Hold
 from midstream.core.service import Service
-from midstream.core.spec import CommandStep
+from midstream.core.spec import HoldSpec
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import HostError, LockedError, NotAllowedError, OperatorError
 from midstream.linux import clock
@@ -89,6 +90,8 @@ class Methods:
             "deploy.publish": self.deploy_publish,
             "deploy.commit": self.deploy_commit,
             "deploy.revert": self.deploy_revert,
+            "deploy.hold": self.deploy_hold,
+            "deploy.unhold": self.deploy_unhold,
             "deploy.finish": self.deploy_finish,
             "deploy.status": self.deploy_status,
             "deploy.settle": self.deploy_settle,
@@ -166,6 +169,7 @@ class Methods:
     async def status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         apps = [self._app(connection, params).app] if params.get("app") else sorted(self._visible(connection))
         await self.host.looks.refresh(apps)
+        await self.host.externals.look(apps)
         return reports.host_status(self.host, self.deploys, apps, self._started_s, __version__)
 
     async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -536,6 +540,35 @@ class Methods:
         work = self._work(connection, params)
         reason = str(params.get("reason") or "on request")
         return await self._call(connection, work, "revert", lambda: self.deploys.revert(work, reason))
+
+    async def deploy_hold(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """`hold`: a whole HoldSpec; else `supervisor` and `service` name one of the configuration."""
+        work = self._work(connection, params)
+        if work.over:
+            return {"warnings": []}
+        if params.get("hold"):
+            try:
+                spec = from_wire(HoldSpec, params["hold"], "hold")
+            except WireError as error:
+                raise OperatorError(f"deploy.hold: {error}") from error
+            check_hold(spec, "hold")
+        else:
+            spec = declared(work, _text(params, "supervisor"), _text(params, "service"))
+        ttl_s = _seconds(params, "ttl_s", spec.ttl_s)
+        if ttl_s > _HOLD_MAX_S:
+            raise OperatorError(f"a hold lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+        externals, peer = self.host.externals, connection.peer
+        name = f"hold {spec.supervisor}:{spec.service}"
+        return await self._call(connection, work, name, lambda: externals.hold(work, peer, spec, ttl_s))
+
+    async def deploy_unhold(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        work = self._work(connection, params)
+        supervisor, service = _text(params, "supervisor"), _text(params, "service")
+        intent, externals = work.intent, self.host.externals
+        name = f"unhold {supervisor}:{service}"
+        return await self._call(
+            connection, work, name, lambda: externals.unhold(intent.id, intent.app, supervisor, service)
+        )
 
     async def deploy_finish(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from midstream.agent import external_handover
 from midstream.agent.host import Host
 from midstream.agent.plans import plan_of, policy_of, profile_of
 from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
+from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
 from midstream.agent.work import Work
 from midstream.core import steps
 from midstream.core.events import Begin, Commit, Event, Go, HandoverNews, Remove, Revert, Soak
@@ -27,7 +29,7 @@ from midstream.core.turn import goes_quiet
 from midstream.errors import AppError, AttentionError, HostError, MidstreamError
 from midstream.linux import clock
 
-_OF_NO_DEPLOY = ("+run", "+check", "+look")
+_OF_NO_DEPLOY = ("+run", "+check", "+look", EXTERNAL)
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -44,6 +46,7 @@ async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
                 await _begin(work, record)
             await _until_proven(work)
             await _soak(work)
+            await external_handover.hand_over(work, _rollback_target(work))
             work.move(IntentEvent.PROVED)
     except (MidstreamError, OSError) as error:
         await revert(work, getattr(error, "what", str(error)))
@@ -284,6 +287,7 @@ async def commit(work: Work) -> None:
         host.apps[app.app] = after
         host.note(app.app, "", "commit", f"release {after.release} is committed", after.committed_generation)
         _write_backup(host, after)
+        external_handover.committed(work)
     await _switch(work)
 
 
@@ -348,6 +352,7 @@ async def revert(work: Work, reason: str) -> None:
     ) or work.intent.made_release:
         _mark_bad(work, reason)
     await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
+    await external_handover.put_back(work)
     await _clear_disk(work)
     _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
     host.note(work.intent.app, "", "revert", work.redacted(reason), work.intent.generation)

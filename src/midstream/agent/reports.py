@@ -55,6 +55,7 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
         "behind": left_behind.of(host.store, record),
         "deploy": deploy,
         "services": services,
+        "external": host.externals.status(app),
         "drift": drift_of(host, app),
     }
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from midstream.core.external import ExternalHold
 from midstream.core.intent import Intent
 from midstream.core.service import Service
 from midstream.core.spec import AppSpec
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS journal (
 CREATE TABLE IF NOT EXISTS event (
   id INTEGER PRIMARY KEY, time REAL, app TEXT, service TEXT, generation INTEGER, slot INTEGER,
   kind TEXT, text TEXT, who TEXT, intent TEXT);
+-- services of other supervisors that are held; a row outlives its app and its deploy until the service is given back
+CREATE TABLE IF NOT EXISTS external (app TEXT, supervisor TEXT, service TEXT, body TEXT NOT NULL,
+  PRIMARY KEY (app, supervisor, service));
 CREATE INDEX IF NOT EXISTS event_app ON event (app, service, id);
 """
 
@@ -142,9 +146,18 @@ class Store:
                 serving="the services go on, kept by the keeper",
                 remedy="start the newer agent again (midstream agent upgrade), or move the file away",
             )
+        self._make_tables(must=version != str(SCHEMA))
         if version != str(SCHEMA):
-            self._db.executescript(_TABLES)
             self.set_meta("schema", str(SCHEMA))
+
+    def _make_tables(self, must: bool) -> None:
+        """Also those that came later without a new version: an older agent does not mind them. A full disk then keeps no
+        agent from starting."""
+        try:
+            self._db.executescript(_TABLES)
+        except sqlite3.OperationalError as error:
+            if must or not _is_full(error):
+                raise
 
     def _set_aside(self) -> None:
         try:
@@ -265,6 +278,21 @@ class Store:
 
     def drop_generation(self, app: str, number: int) -> None:
         self._write("DELETE FROM generation WHERE app = ? AND number = ?", (app, number))
+
+    # services of other supervisors
+
+    def external_holds(self) -> list[ExternalHold]:
+        try:
+            rows = self._db.execute("SELECT body FROM external ORDER BY rowid").fetchall()
+        except sqlite3.OperationalError:
+            return []  # the table could not be made yet: the disk is full
+        return [_read(ExternalHold, row[0]) for row in rows]
+
+    def put_external(self, hold: ExternalHold) -> None:
+        self._write("INSERT OR REPLACE INTO external VALUES (?, ?, ?, ?)", (*hold.name, _text(hold)))
+
+    def drop_external(self, hold: ExternalHold) -> None:
+        self._write("DELETE FROM external WHERE app = ? AND supervisor = ? AND service = ?", hold.name)
 
     # releases
 

@@ -16,7 +16,7 @@ from midstream.agent.accounts import Grant, read_grant
 from midstream.core.names import is_name
 from midstream.errors import HostError, NotAllowedError, OperatorError
 
-FORM = "USER:APP:PATH[:run-as=USER,…][:group=GROUP,…][:port=N,…][:path=FOLDER,…][:raise-limits]"
+FORM = "USER:APP:PATH[:run-as=USER,…][:group=GROUP,…][:port=N,…][:path=FOLDER,…][:raise-limits][:monit=SERVICE[@FILE],…]"
 
 
 def parse_allowance(text: str) -> tuple[str, Grant]:
@@ -37,6 +37,8 @@ def parse_allowance(text: str) -> tuple[str, Grant]:
                 grant = replace(grant, ports=tuple(_port(word) for word in words))
             case "path" if words:
                 grant = replace(grant, paths=tuple(_folder(word) for word in words))
+            case "monit" if words:
+                grant = replace(grant, monit=words)
             case "raise-limits" if not value:
                 grant = replace(grant, raise_limits=True)
             case _:
@@ -87,6 +89,7 @@ def joined(old: Grant | None, new: Grant) -> Grant:
         ports=tuple(dict.fromkeys((*old.ports, *new.ports))),
         paths=tuple(dict.fromkeys((*old.paths, *new.paths))),
         raise_limits=old.raise_limits or new.raise_limits,
+        monit=tuple(dict.fromkeys((*old.monit, *new.monit))),
     )
 
 

@@ -19,6 +19,7 @@ from midstream.deploy.source import Source
 from midstream.deploy.transport import Host
 from midstream.errors import OperatorError
 from midstream.profiles import GENERIC, SERVERS
+from midstream.profiles.supervisors import SUPPORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +112,13 @@ def _project(
 
 
 def _refuse_what_would_not_happen(file: ProjectFile, specs: Mapping[str, AppSpec]) -> None:
-    """Holds are part of the file's language already, but nothing runs them yet: a deploy that passed over them in
-    silence would be worse than none."""
-    for key in ("holds",):
-        if any(getattr(spec, key) for spec in specs.values()):
-            raise OperatorError(
-                f"this version does not run [[{key}]]",
-                where=f"{file.name}: {key}",
-                serving="unchanged: nothing was done yet",
-                remedy=f"take the [[{key}]] out, and do by hand what they did",
-            )
+    """Holds of some supervisors are part of the file's language already, but nothing makes them yet: a deploy that passed
+    over them in silence would be worse than none."""
+    others = {hold.supervisor for spec in specs.values() for hold in spec.holds} - set(SUPPORTED)
+    if others:
+        raise OperatorError(
+            f"this version holds services of {' and '.join(SUPPORTED)} only, not of {', '.join(sorted(others))}",
+            where=f"{file.name}: holds",
+            serving="unchanged: nothing was done yet",
+            remedy="take those [[holds]] out, or let Midstream run the service itself ([services.NAME])",
+        )

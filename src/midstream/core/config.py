@@ -375,6 +375,7 @@ def _on_host(stage: Stage, host: HostSpec, around: Surroundings) -> AppSpec:
         env=_host_env(app.env, host.env, add=True),
         build=tuple(step for step in app.build if concerns(step.roles, host.roles)),
         hooks=tuple(hook for hook in app.hooks if concerns(hook.step.roles, host.roles)),
+        holds=tuple(hold for hold in app.holds if concerns(hold.roles, host.roles)),
         services={name: _service_here(one, host, here) for name, one in here.items()},
         roles=host.roles,
     )

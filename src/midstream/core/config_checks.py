@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
-from midstream.core import placeholders
+from midstream.core import placeholders, points
 from midstream.core.config_lines import Path
 from midstream.core.config_mistakes import Misfit, nearest
 from midstream.core.spec import AppSpec, EnvSpec, HostSpec, ListenSpec, Readiness, ServiceSpec
@@ -27,7 +27,28 @@ def check(spec: AppSpec, hosts: Sequence[HostSpec], profiles: Collection[str]) -
     yield from _addresses_taken_twice(spec, hosts)
     yield from _steps(spec)
     yield from _migration(spec, hosts)
+    yield from _holds(spec)
     yield from _deploy_to(spec, hosts)
+
+
+def _holds(spec: AppSpec) -> Iterator[Misfit]:
+    """A span begins before it ends, in the deploy's own order: on the way back nothing is left to be held."""
+    for index, hold in enumerate(spec.holds):
+        places = {
+            key: points.place_of(moment, points.DEPLOY) for key, moment in (("from", hold.start), ("to", hold.end))
+        }
+        for key, moment in (("from", hold.start), ("to", hold.end)):
+            if places[key] is None:
+                yield Misfit(f'"{moment}" does not come in a deploy that goes well', ("holds", index, key))
+        first, last = places["from"], places["to"]
+        if first is not None and last is not None and first >= last:
+            yield Misfit(f'"{hold.end}" does not come after "{hold.start}"', ("holds", index, "to"))
+        if hold.control and not hold.control.startswith("/"):
+            yield Misfit("expected an absolute path", ("holds", index, "control"))
+    names = [(hold.supervisor, hold.service) for hold in spec.holds]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Misfit(f"{name[1]!r} of {name[0]} is held twice", ("holds", index, "service"))
 
 
 def roles_of(spec: AppSpec) -> tuple[str, ...]:
@@ -35,6 +56,7 @@ def roles_of(spec: AppSpec) -> tuple[str, ...]:
     used = {role for service in spec.services.values() for role in service.roles}
     used |= {role for step in spec.build for role in step.roles}
     used |= {role for hook in spec.hooks for role in hook.step.roles}
+    used |= {role for hold in spec.holds for role in hold.roles}
     used |= {spec.migrate.role} if spec.migrate else set()
     return tuple(sorted(used))
 

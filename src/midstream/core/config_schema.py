@@ -314,8 +314,16 @@ HOLD = Table(
         Key("from", "start", read.moment, 'Such as "after check".'),
         Key("to", "end", read.moment, 'Such as "after finishing".'),
         Key("ttl", "ttl_s", read.some_duration, "It ends after this time whatever happens."),
+        Key("control", "control", read.line, "The supervisor's control file, an absolute path.", "what it finds itself"),
+        Key("restart", "restart", read.flag, "The agent moves `current` and restarts the service through its "
+            "supervisor, within the handover, and back when the deploy fails. `false`: a hook of yours does."),
+        Key("quiet", "quiet", read.signal, 'A signal after which a worker fetches no more jobs (Sidekiq: "TSTP"), sent '
+            "before it is restarted.", "none"),
+        Key("quiet_timeout", "quiet_timeout_s", read.duration, "How long its jobs in hand may take after `quiet`."),
+        Key("min_uptime", "min_uptime_s", read.duration, "How long the restarted process must stay up to count."),
+        Key("roles", "roles", _ROLES, "Only on hosts with one of these roles.", "every host"),
     ),
-)
+)  # fmt: skip
 
 HOST = Table(
     HostSpec,

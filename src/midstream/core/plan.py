@@ -13,7 +13,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from midstream.core.spec import AppSpec, CommandStep
+from midstream.core.spec import AppSpec, CommandStep, HoldSpec
 
 
 class Kind(enum.Enum):
@@ -51,6 +51,8 @@ class Call(enum.Enum):
     REVERT = "deploy.revert"
     FINISH = "deploy.finish"
     COMMAND = "deploy.command"  # a hook
+    HOLD = "deploy.hold"  # another supervisor leaves its service alone, until UNHOLD
+    UNHOLD = "deploy.unhold"
     TASK = "task"  # a function of deploy.py
 
 
@@ -91,7 +93,8 @@ class Attached:
 class Move:
     """One call on some hosts. `in_order`: one host after the other, in this order. `migrate`: the hosts of this
     `deploy.update` run the migration too. `wave` counts the publishing moves from 1. `until`: the part of the work that
-    the call stops before (`core.points.Part`); "" goes to its end. `point`: of a COMMAND or TASK, as in "after check".
+    the call stops before (`core.points.Part`); "" goes to its end. `point`: of a COMMAND, TASK, HOLD or UNHOLD, as in
+    "after check".
     `around`: of PUBLISH: what is done on each host just before and after its handover."""
 
     call: Call
@@ -104,6 +107,7 @@ class Move:
     point: str = ""
     hook: Hook | None = None
     task: str = ""
+    hold: HoldSpec | None = None
     around: tuple[Move, ...] = ()
 
 
@@ -153,7 +157,10 @@ def waves_of(specs: Mapping[str, AppSpec], max_parallel: int = 0) -> tuple[tuple
 
 
 def _rank_without_role(spec: AppSpec, last: int) -> int:
-    """Hosts whose services name no role: all-worker hosts in front of everybody, others behind."""
+    """Hosts whose services name no role: all-worker hosts in front of everybody, others behind. One without any service
+    of its own, but with one that is held for it, is a worker host."""
+    if not spec.services and spec.holds:
+        return -1
     return -1 if spec.services and not any(s.listen for s in spec.services.values()) else last
 
 

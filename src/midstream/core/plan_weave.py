@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from midstream.core import points
 from midstream.core.plan import Attached, Call, Hook, Kind, Move, Phase, Plan, Task, primary_of, waves_of
 from midstream.core.points import HANDOVER, Gap, Part, phase_of
-from midstream.core.spec import AppSpec, CommandStep, HandoverPolicy, HookSpec, ServiceSpec, Source
+from midstream.core.spec import AppSpec, CommandStep, HandoverPolicy, HoldSpec, HookSpec, ServiceSpec, Source
 
 _CALL_OF = {
     Part.LOCK: Call.OPEN,
@@ -53,6 +53,8 @@ class _Extra:
     note: str
     hook: HookSpec | None = None
     task: str = ""
+    hold: HoldSpec | None = None
+    begins: bool = False  # the hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ class Weave:
     # -- hooks and tasks -------------------------------------------------------------------------------------------
 
     def _extras(self) -> list[_Extra]:
-        """Hooks in the order of their file, then the tasks of deploy.py in the order of theirs."""
+        """Hooks in the order of their file, then the tasks of deploy.py in the order of theirs; holds begin before what
+        lies at the same point, and end after it."""
         hooks: dict[int, list[tuple[str, HookSpec]]] = {}
         for host, spec in self.specs.items():
             for hook in spec.hooks:
@@ -174,7 +177,25 @@ class Weave:
             hosts = hosts[:1] if task.once else hosts
             if hosts:
                 found.append(_Extra(f"{task.when} {task.point}", hosts, task.description, None, task.task))
-        return found
+        begun, ended = self._holds()
+        return [*begun, *found, *ended]
+
+    def _holds(self) -> tuple[list[_Extra], list[_Extra]]:
+        """-> what begins and what ends the spans. Those that end last are begun first."""
+        hosts: dict[HoldSpec, list[str]] = {}
+        for host, spec in self.specs.items():
+            for hold in spec.holds:
+                hosts.setdefault(hold, []).append(host)
+        begun, ended = [], []
+        for hold, names in hosts.items():
+            span = points.span_of(hold.start, hold.end, _ORDER_OF[self.kind])
+            if span is None:
+                continue
+            begun.append(
+                _Extra(span[0], tuple(names), f"until {span[1]}, at most {hold.ttl_s:g} s", hold=hold, begins=True)
+            )
+            ended.append(_Extra(span[1], tuple(names), "watched again", hold=hold))
+        return begun, ended
 
     def _at(self, gap: Gap, extras: list[_Extra]) -> list[_Extra]:
         return [extra for place in gap for extra in extras if extra.point == place]
@@ -182,6 +203,11 @@ class Weave:
     def _extra_move(self, extra: _Extra, where: str, hosts: tuple[str, ...] | None = None) -> Move:
         hosts = extra.hosts if hosts is None else hosts
         phase = Phase(phase_of(extra.point.partition(" ")[2]))
+        if extra.hold is not None:
+            call = Call.HOLD if extra.begins else Call.UNHOLD
+            words = "hold" if extra.begins else "unhold"
+            line = Task(phase, f"{words}:{extra.hold.supervisor}:{extra.hold.service}", f"{extra.point}: {extra.note}")
+            return Move(call, hosts, (line,), point=extra.point, hold=extra.hold)
         if extra.hook is None:
             line = Task(phase, extra.task, f"{extra.point}: {extra.note}".removesuffix(": "))
             return Move(Call.TASK, hosts, (line,), point=extra.point, task=extra.task)
@@ -224,7 +250,24 @@ class Weave:
                 here = tuple(host for host in wave if host in extra.hosts)
                 if here:
                     around.append(self._extra_move(extra, "release", here))
-            yield Move(Call.PUBLISH, wave, _handovers(wave, self.specs), wave=number, around=tuple(around))
+            tasks = (*_handovers(wave, self.specs), *self._restarts(wave))
+            yield Move(Call.PUBLISH, wave, tasks, wave=number, around=tuple(around))
+
+    def _restarts(self, wave: tuple[str, ...]) -> Iterator[Task]:
+        """Services of other supervisors that are brought to the release at this handover: those that are held then."""
+        held: dict[str, list[str]] = {}
+        order = _ORDER_OF[self.kind]
+        handover = points.place_of(f"after {HANDOVER}", order) or 0
+        for host in wave:
+            for hold in self.specs[host].holds:
+                span = points.span_of(hold.start, hold.end, order)
+                first, last = (points.place_of(moment, order) for moment in span) if span else (None, None)
+                if hold.restart and first is not None and last is not None and first < handover <= last:
+                    held.setdefault(f"{hold.supervisor}:{hold.service}", []).append(host)
+        for label, hosts in held.items():
+            where = () if len(hosts) == len(wave) else tuple(hosts)
+            note = "`current` moves first; restarted by its supervisor, read from /proc; all back if it fails"
+            yield Task(Phase.PUBLISHING, f"deploy:handover:{label}", note, where)
 
     def _commit(self) -> Move:
         note = "the decision, durable on the coordinator first; `current` switched"

@@ -161,6 +161,37 @@ _PHASE_OF_TASK = {
 }
 
 
+_HANDOVERS = (f"before {HANDOVER}", f"after {HANDOVER}")
+
+
+def place_of(moment: str, order: tuple[Part | Gap, ...]) -> int | None:
+    """Where a moment ("after check") lies in a run: the numbers of two moments compare as the moments do. None: it does
+    not come in it."""
+    number = 0
+    for item in order:
+        number += 1
+        if item is Part.PUBLISH and moment in _HANDOVERS:
+            return number + _HANDOVERS.index(moment)
+        number += 2 if item is Part.PUBLISH else 0
+        if isinstance(item, tuple):
+            if moment in item:
+                return number + item.index(moment)
+            number += len(item)
+    return None
+
+
+def span_of(start: str, end: str, order: tuple[Part | Gap, ...]) -> tuple[str, str] | None:
+    """A span of the deploy in another order, that of a rollback: a beginning that it does not have (it builds nothing)
+    becomes the last one before the handover. None: the span lies in what the order leaves out."""
+    first, last = place_of(start, order), place_of(end, order)
+    if last is None:
+        return None
+    if first is None:
+        start = "before publishing"
+        first = place_of(start, order)
+    return (start, end) if first is not None and first < last else None
+
+
 def point_of(text: str) -> str | None:
     """The one name of the point that `text` means; None when there is no such point."""
     short = text.removeprefix("deploy:")

@@ -191,11 +191,20 @@ class HookSpec:
 
 @dataclass(frozen=True, slots=True)
 class HoldSpec:
+    """A service that another supervisor owns, left alone by it for a span of the deploy, and brought to the new release
+    within it."""
+
     supervisor: str
     service: str
     start: str  # `from`: "after check"
     end: str  # `to`: "after finishing"
     ttl_s: float = 900.0
+    control: str = ""  # the supervisor's control file; "" : the one it finds itself
+    restart: bool = True  # the agent brings it to the new release; else a hook of the project's does
+    quiet: str = ""  # signal that a worker is sent before it is stopped; "" : none
+    quiet_timeout_s: float = 60.0  # at most so long for its jobs in hand
+    min_uptime_s: float = 3.0  # the new process must stay up so long
+    roles: tuple[str, ...] = ()  # of the hosts that have it; none: all
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,71 @@ class Several:
     steps: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Unswitch:
+    """Remove `current` if it points to the release: on the way back, where there was none before. -> {changed: bool}"""
+
+    deploy_to: str
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class MonitLook:
+    """One service as Monit has it, changing nothing. `control`: Monit's control file, "" for the one it finds itself.
+
+    -> {is_watched, pending: action or "", status: Monit's words, pid, start_ticks (0: no process), title: its command
+    line, watched: [all services that are monitored]}
+    """
+
+    control: str
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class MonitHold:
+    """Unmonitor the service and wait until that is applied and nothing that Monit began for it is under way.
+    -> as `MonitLook`"""
+
+    control: str
+    service: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MonitRelease:
+    """Monitor these services again and wait until they are. -> {watched, unknown: [names that Monit does not know]}"""
+
+    control: str
+    services: tuple[str, ...]
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MonitQuiet:
+    """Send the service's process the signal after which it fetches no more jobs, and wait until it says that it is idle,
+    at most `timeout_s`. -> {pid, idle: bool, title}"""
+
+    control: str
+    service: str
+    signal: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MonitRestart:
+    """Stop and start the service through Monit's own programs; with `start`, only start it if it is down. `along`: what
+    depends on it and was monitored. `hold`: leave it unmonitored. `timeout_s` 0: Monit's own limits, and some seconds.
+    -> as `MonitLook`"""
+
+    control: str
+    service: str
+    along: tuple[str, ...] = ()
+    start: bool = False
+    hold: bool = True
+    min_uptime_s: float = 3.0
+    timeout_s: float = 0.0
+
+
 REQUESTS: dict[str, type] = {
     "prepare": Prepare,
     "inspect": Inspect,
@@ -255,6 +320,12 @@ REQUESTS: dict[str, type] = {
     "empty_trash": EmptyTrash,
     "diff": Diff,
     "workers": Workers,
+    "unswitch": Unswitch,
+    "monit_look": MonitLook,
+    "monit_hold": MonitHold,
+    "monit_release": MonitRelease,
+    "monit_quiet": MonitQuiet,
+    "monit_restart": MonitRestart,
     "several": Several,
 }
 

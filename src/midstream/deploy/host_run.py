@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core.plan import Hook, Kind, Phase
-from midstream.core.spec import AppSpec, Source
+from midstream.core.spec import AppSpec, HoldSpec, Source
 from midstream.core.wire import to_wire
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, HostOutcome
@@ -166,6 +166,14 @@ class HostRun:
             phase=phase,
             **undo,
         )
+
+    async def hold(self, spec: HoldSpec) -> None:
+        """Another supervisor leaves its service alone; the agent guards that, and ends it whatever becomes of us."""
+        answer = await self._call("deploy.hold", hold=to_wire(spec), ttl_s=spec.ttl_s)
+        self._warn(answer)
+
+    async def unhold(self, spec: HoldSpec) -> None:
+        await self._call("deploy.unhold", supervisor=spec.supervisor, service=spec.service)
 
     async def publish(self) -> None:
         self.state = "changing"

@@ -16,6 +16,7 @@ from typing import Any
 
 from midstream.core.plan import Call, Kind, Move, lock_order
 from midstream.core.points import BACK_AFTER, BACK_BEFORE, Gap, Part
+from midstream.core.spec import HoldSpec
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, Outcome
 from midstream.deploy.host_run import HostRun
@@ -62,6 +63,8 @@ class Deployment:
             Call.UPDATE: self._update,
             Call.PUBLISH: self._hand_over,
             Call.COMMAND: lambda move, host: self._command(move, host),
+            Call.HOLD: self._held(HostRun.hold),
+            Call.UNHOLD: self._held(HostRun.unhold),
         }
         self.tasks = Performance(order.tasks, [seat_of(host, self) for host in self.hosts.values()], self._tell_task)
 
@@ -181,6 +184,13 @@ class Deployment:
         assert move.hook is not None
         await host.command(move.hook, move.tasks[0].phase.value)
 
+    def _held(self, do: Callable[[HostRun, HoldSpec], Awaitable[None]]) -> Perform:
+        def perform(move: Move, host: HostRun) -> Awaitable[None]:
+            assert move.hold is not None
+            return do(host, move.hold)
+
+        return perform
+
     async def _hand_over(self, move: Move, host: HostRun) -> None:
         """One host's handover, with what its hooks do just before and after: out of the load balancer, and in again."""
         for one in move.around:
@@ -196,7 +206,7 @@ class Deployment:
             await self._task(move, only=(host.name,))
             return
         started = time.monotonic()
-        await self._command(move, host)
+        await self._performers[move.call](move, host)
         host.called(move.call.value, started)
 
     async def _task(self, move: Move, only: tuple[str, ...] = ()) -> None:
@@ -216,7 +226,7 @@ class Deployment:
             self._note(f"failed: {error.what}")
             return [error]
         hosts = [self.hosts[name] for name in move.hosts if self.hosts[name].token is not None]
-        failed = await self._each(hosts, lambda host: self._command(move, host))
+        failed = await self._each(hosts, lambda host: self._performers[move.call](move, host))
         for name, why in failed.items():
             why.where = why.where if name in why.where else f"{name}: {why.where}".removesuffix(": ")
             self.hosts[name].note(f"failed: {why.what}")

@@ -36,6 +36,12 @@ _MODULES = {
     "log_revision": "switch",
     "cleanup": "removal",
     "discard": "removal",
+    "unswitch": "switch",
+    "monit_look": "monit",
+    "monit_hold": "monit",
+    "monit_release": "monit",
+    "monit_quiet": "monit",
+    "monit_restart": "monit",
     "workers": "workers",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from midstream.core.layout import CurrentKind
 from midstream.core.names import is_release
 from midstream.core.releases import is_revision_line
-from midstream.core.steps import LogRevision, Switch
+from midstream.core.steps import LogRevision, Switch, Unswitch
 from midstream.errors import BugError, DriftError, OperatorError
 from midstream.steps.place import Place, open_place, open_release, read_current
 
@@ -34,6 +34,16 @@ def switch(request: Switch) -> dict[str, Any]:
         order_by_mtime(place, request.release, target if target != request.release else None)
         changed = point_current(place, request.release)
         return {"previous": found.named, "changed": changed}
+
+
+def unswitch(request: Unswitch) -> dict[str, Any]:
+    """Another release's link, or somebody else's, is left alone."""
+    with open_place(request.deploy_to) as place:
+        changed = place.root.link_text("current") == place.layout.release(request.release)
+        if changed:
+            place.root.unlink("current")
+            place.root.sync()
+        return {"changed": changed}
 
 
 def point_current(place: Place, release: str) -> bool:
