@@ -1,14 +1,18 @@
 """`python -m midstream`, `python -I midstream.pyz`, `python -I .../midstream`: the command line and the programs.
 
-The first word may name a program of a host (`agent-process`, `steps`), which gets on without click; all else is a
-command. Started as a folder, Python puts the package's own folder on the path, where its modules would be found under
+The first word may name a program of a host (`agent-process`, `steps`, `install-here`), which gets on without click; all else
+is a command. Started as a folder, Python puts the package's own folder on the path, where its modules would be found under
 wrong names: the parent takes its place.
 """
 
 import os
 import sys
 
-_PROGRAMS = {"agent-process": "midstream.agent.__main__", "steps": "midstream.steps.__main__"}
+_PROGRAMS = {
+    "agent-process": "midstream.agent.__main__",
+    "steps": "midstream.steps.__main__",
+    "install-here": "midstream.cli.install_program",
+}
 
 
 def _mend_path() -> None:

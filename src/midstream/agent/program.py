@@ -276,12 +276,12 @@ class Program:
         if link is None:
             raise HostError("the keeper is away", remedy="try again in a moment")
         version = ""
-        if argv:
-            if not os.path.exists(argv[0]):
-                raise HostError(f"{argv[0]} is not there", where="agent.upgrade")
-            await link.agent_command(argv)
-        if keeper_image:
+        if argv and not os.path.exists(argv[0]):
+            raise HostError(f"{argv[0]} is not there", where="agent.upgrade")
+        if keeper_image:  # first: when it is refused, the keeper goes on starting the agent that it knows
             version = await link.upgrade(keeper_image)
+        if argv:
+            await link.agent_command(argv)
         asyncio.get_running_loop().call_later(0.2, self._leave)
         return {"keeper": version, "agent": "restarting"}
 

@@ -1,4 +1,4 @@
-"""`midstream agent run|connect|allow|stop|upgrade`: the agent of this machine."""
+"""`midstream agent run|connect|allow|stop`: the agent of this machine; `install|upgrade`: of this one, or of others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from midstream.cli.manpage import ManCommand, json_option, socket_option
+from midstream.cli.install_options import install_options, upgrade_options
+from midstream.cli.manpage import ManCommand, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
 from midstream.cli.places import Places, closed_to_others, places, socket_to_ask
 from midstream.cli.words import DURATION
@@ -27,7 +28,7 @@ LAST_EVENT = 2**62  # follow from here: none of the old ones
 
 @click.group("agent")
 def agent() -> None:
-    """Run, reach, stop, upgrade the agent of this machine."""
+    """Run, reach, stop the agent of this machine; install and upgrade those of hosts."""
 
 
 @agent.command(
@@ -45,10 +46,12 @@ def agent() -> None:
 @click.option("--socket", metavar="PATH", default="", help="Control socket (default RUNTIME/agent.sock).")
 @click.option("--grants", metavar="DIR", default="", help="Folder of grants (default /etc/midstream/apps.d); for root.")
 @click.option("--main", "main_service", metavar="SERVICE", default="", help="Exit when this service does.")
-def run(state: str, runtime: str, socket: str, grants: str, main_service: str) -> int:
+@click.option("--stand-by", is_flag=True, help="Where a keeper runs already, wait for its end (for service managers).")
+def run(state: str, runtime: str, socket: str, grants: str, main_service: str, stand_by: bool) -> int:
     """Run keeper and agent in the foreground: this process becomes the keeper. TERM or INT stops all in order.
 
-    Exit code 4: a keeper runs with that state folder already.
+    Exit code 4: a keeper runs with that state folder already. With --stand-by it is waited for instead, and TERM or INT
+    stops that one.
     """
     from midstream.agent.accounts import GRANTS_VARIABLE
     from midstream.cli.private_agent import build_image
@@ -56,6 +59,11 @@ def run(state: str, runtime: str, socket: str, grants: str, main_service: str) -
 
     socket = socket or os.environ.get("MIDSTREAM_SOCKET", "")
     here = places(state=state, runtime=runtime, socket=socket)
+    if stand_by:
+        from midstream.cli.stand_by import stand_by as wait_for_turn
+
+        if not wait_for_turn(here.state):
+            return 0
     image = build_image(here.state)
     if closed := closed_to_others(here.runtime):
         click.echo(
@@ -192,17 +200,59 @@ def _wait_for(pidfd: int | None, timeout_s: float) -> bool:
 
 
 @agent.command(
-    "upgrade",
+    "install",
     cls=ManCommand,
-    exits=(0, 1, 2, 70),
+    exits=(0, 1, 2, 4, 5, 70),
     examples="""
-    midstream agent upgrade            after a new version of this command was installed
+    midstream agent install web1 web2 --user root
+    midstream agent install deploy@web1 --allow deploy:shop:/srv/shop:port=80     by sudo, where he may without password
+    midstream agent install deploy@web1 --rootless
     """,
 )
+@click.argument("hosts", nargs=-1, required=True, metavar="HOST...")
+@install_options
+@json_option
+def install(hosts: tuple[str, ...], how: Any, as_json: bool) -> int:
+    """Put Midstream on hosts over ssh, have it started at boot, start it, and see that it answers.
+
+    The hosts need sshd and Python 3.11 or newer, nothing else. What is there already is left as it is; where an agent of
+    another version runs, it is upgraded under its services. HOST is what ssh takes: user@host, a name of ssh_config,
+    ssh://user@host:port.
+    """
+    from midstream.cli import installing
+    from midstream.deploy.install.request import INSTALL
+
+    return installing.install(installing.goals(hosts, how), INSTALL, how, as_json=as_json)
+
+
+@agent.command(
+    "upgrade",
+    cls=ManCommand,
+    exits=(0, 1, 2, 4, 5, 70),
+    examples="""
+    midstream agent upgrade                    this machine's, after a new version of this command was installed
+    midstream agent upgrade production         all hosts of the stage
+    midstream agent upgrade web1 --user root
+    """,
+)
+@click.argument("where", nargs=-1, metavar="[STAGE|HOST...]")
+@upgrade_options
+@config_option
 @socket_option
 @json_option
-def upgrade(socket: str, as_json: bool) -> int:
-    """Bring agent and keeper of this machine to the version of this command, under the running services."""
+def upgrade(where: tuple[str, ...], how: Any, config_path: str, socket: str, as_json: bool) -> int:
+    """Bring agent and keeper to the version of this command, under the running services: on this machine, or over ssh on
+    hosts where `agent install` or `setup` put them. When the new version does not come up, the old one goes on."""
+    if not where:
+        return _upgrade_here(socket, as_json)
+    from midstream.cli import installing
+    from midstream.deploy.install.request import UPGRADE
+
+    goals = installing.goals_of_words(where, how, config_path)
+    return installing.install(goals, UPGRADE, how, as_json=as_json)
+
+
+def _upgrade_here(socket: str, as_json: bool) -> int:
     import midstream
     from midstream.cli.private_agent import build_image
     from midstream.cli.programs import agent_argv

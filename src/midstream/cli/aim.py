@@ -90,8 +90,7 @@ def take_aim(
     """
     path = find_config(config)
     table = _peek(path) if path else {}
-    raw_stages = table.get("stages", {})
-    stages: dict[str, Any] = raw_stages if isinstance(raw_stages, dict) else {}
+    stages = _stages_of(table)
     services = tuple(words)
     stage = ""
     if services and services[0] in stages and services[0] not in table.get("services", {}):
@@ -128,6 +127,16 @@ def _app_of(stage: str, stages: dict[str, Any], table: dict[str, Any], path: str
     from midstream.core.config import app_name
 
     return app_name(os.path.basename(os.path.dirname(path)))
+
+
+def _stages_of(table: dict[str, Any]) -> dict[str, Any]:
+    stages = table.get("stages", {})
+    return stages if isinstance(stages, dict) else {}
+
+
+def raw_stages(path: str) -> dict[str, Any]:
+    """name -> raw table, of the stages of a project file; empty where it cannot be read."""
+    return _stages_of(_peek(path))
 
 
 def raw_hosts(stage: Any) -> tuple[RawHost, ...]:

@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import click
 
@@ -19,6 +19,14 @@ from midstream.deploy.transport import Host
 from midstream.errors import EXIT_ATTENTION, EXIT_BUG, EXIT_FAILED, MidstreamError
 
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 _GRAVEST_FIRST = (EXIT_BUG, EXIT_ATTENTION, EXIT_FAILED)
 
 
@@ -89,13 +97,14 @@ def ask_all(
 
     if len(hosts) == 1:
         return Answers((one(hosts[0]),), several)
-    return Answers(tuple(_in_threads(hosts, one)), several)
+    return Answers(tuple(in_threads(hosts, one)), several)
 
 
-def _in_threads(hosts: Sequence[Host], one: Callable[[Host], Answer[Any]]) -> list[Answer[Any]]:
+def in_threads(hosts: Sequence[N], one: Callable[[N], Answer[Any]]) -> list[Answer[Any]]:
+    """`one` of each, each in a thread of its own; in their order. Blocks until all are done."""
     ended: queue.Queue[tuple[int, Answer[Any] | BaseException]] = queue.Queue()
 
-    def run(number: int, host: Host) -> None:
+    def run(number: int, host: N) -> None:
         try:
             ended.put((number, one(host)))
         except BaseException as error:

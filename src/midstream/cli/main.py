@@ -63,7 +63,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "exec": Entry("run_commands:exec_", "Run a command in the running release, with its environment"),
     },
     "Hosts": {
-        "agent": Entry("agent_commands:agent", "Run, reach, stop, upgrade the agent of this machine"),
+        "setup": Entry("setup_commands:setup", "Install agents on a stage's hosts, make folders, check everything"),
+        "agent": Entry("agent_commands:agent", "Run, reach, stop the agent of this machine; install and upgrade others"),
         "demo": Entry("demo:demo", "See it work: deploys under load, in a temporary folder"),
     },
 }
