@@ -23,6 +23,7 @@ from midstream.agent.drift import drift_of
 from midstream.agent.dropped import forget_dropped
 from midstream.agent.external import Externals
 from midstream.agent.host import Host
+from midstream.agent.locks import lock_of
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
 from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
 from midstream.agent.trash import SERVICE as TRASH
@@ -209,10 +210,12 @@ class Deploys:
 
     def _refuse_manual_lock(self, app: str, peer: Peer) -> None:
         record = self.host.apps.get(app)
-        if record is not None and record.lock_owner:
+        lock = lock_of(record) if record is not None else None
+        if record is not None and lock is not None:
             raise LockedError(
                 f"app {app!r} is locked by {record.lock_owner} since {_clock(record.lock_since_wall_s)}"
-                + (f": {record.lock_reason}" if record.lock_reason else ""),
+                + (f": {record.lock_reason}" if record.lock_reason else "")
+                + (f" (for another {lock['expires_in_s']:.0f} s)" if "expires_in_s" in lock else ""),
                 serving=f"release {record.release or 'none'}",
                 remedy="midstream unlock",
             )

@@ -21,6 +21,7 @@ from midstream.agent.spawning import Place, command_spec
 from midstream.agent.store import GenerationRecord
 from midstream.agent.updating import read_env_files
 from midstream.agent.work import Work
+from midstream.core import placeholders
 from midstream.core.intent import CommandRecord, CommandState
 from midstream.core.messages import FdPlacement, ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
@@ -68,6 +69,9 @@ class Command:
             raise OperatorError("a NUL byte cannot be passed to a process", where="argv")
         if any(not name or "=" in name for name in self.env):
             raise OperatorError("that is no name of a variable", where="env")
+        for one in (found for word in words for found in placeholders.find(word)):
+            if one.word not in placeholders.IN_ENV or one.name:
+                raise OperatorError(f"unknown placeholder {one}; write {{{one}}} if it is meant as it stands", where="argv")
         if self.where not in _WHERE:
             raise OperatorError(f"where is one of {', '.join(_WHERE)}", where="where")
         if len((self.stdin or "").encode()) > STDIN_MAX_BYTES:

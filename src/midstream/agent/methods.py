@@ -9,11 +9,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from midstream import __version__
-from midstream.agent import accounts, left_behind, quieting, reports
+from midstream.agent import accounts, left_behind, locks, quieting, reports
 from midstream.agent.admission import check_hold, read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
@@ -404,27 +404,42 @@ class Methods:
     # -- app ---------------------------------------------------------------------------------------------------------
 
     async def lock(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """ttl_s: it ends by itself; without, it lasts until unlock."""
         record = self._app(connection, params)
         owner = str(params.get("owner") or connection.peer.name)
-        if record.lock_owner and record.lock_owner != owner:
-            raise LockedError(
-                f"app {record.app!r} is locked by {record.lock_owner}: {record.lock_reason}", remedy="midstream unlock"
-            )
-        after = replace(
-            record, lock_owner=owner, lock_reason=str(params.get("reason", "")), lock_since_wall_s=time.time()
-        )
+        standing = locks.lock_of(record)
+        if standing is not None and standing["owner"] != owner:
+            raise self._locked_by(record, standing)
+        ttl_s = _seconds(params, "ttl_s", locks.LONGEST_S) if params.get("ttl_s") else 0.0
+        if ttl_s > locks.LONGEST_S:
+            raise OperatorError(f"a lock with an end lasts at most {locks.LONGEST_S:g} s", where="ttl_s")
+        after = locks.locked(record, owner, str(params.get("reason", "")), ttl_s)
         self.host.store.put_app(after)
         self.host.apps[record.app] = after
         self.host.note(record.app, "", "lock", f"{owner}: {after.lock_reason}", who=connection.peer.name)
-        return {"lock": {"owner": owner, "reason": after.lock_reason, "since": after.lock_since_wall_s}}
+        return {"lock": locks.lock_of(after)}
 
     async def unlock(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """owner: who asks; another's lock is freed with `force` only. Without an owner it is freed, whoever's it is."""
         record = self._app(connection, params)
-        after = replace(record, lock_owner="", lock_reason="", lock_since_wall_s=0.0)
+        standing = locks.lock_of(record)
+        owner = str(params.get("owner") or "")
+        if standing is not None and owner not in ("", standing["owner"]) and not params.get("force"):
+            raise self._locked_by(record, standing)
+        after = locks.unlocked(record)
         self.host.store.put_app(after)
         self.host.apps[record.app] = after
         self.host.note(record.app, "", "lock", "ended", who=connection.peer.name)
         return {"lock": None}
+
+    def _locked_by(self, record: AppRecord, standing: dict[str, Any]) -> LockedError:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(standing["since"]))
+        return LockedError(
+            f"app {record.app!r} is locked by {standing['owner']} since {since}"
+            + (f": {standing['reason']}" if standing["reason"] else ""),
+            serving=f"release {record.release or 'none'}",
+            remedy="ask who it is; or midstream unlock --force",
+        )
 
     async def app_remove(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)

@@ -11,6 +11,7 @@ from midstream.agent.accounts import account_of_uid
 from midstream.agent.deploys import Deploys, live_releases
 from midstream.agent.drift import drift_of
 from midstream.agent.host import Host
+from midstream.agent.locks import lock_of
 from midstream.agent.plans import policy_of, profile_of
 from midstream.agent.store import AppRecord
 from midstream.core.instance import Instance, InstanceState
@@ -38,9 +39,7 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
             "since": intent.started_wall_s,
             "release": intent.release,
         }
-    lock = None
-    if record.lock_owner:
-        lock = {"owner": record.lock_owner, "reason": record.lock_reason, "since": record.lock_since_wall_s}
+    lock = lock_of(record)
     services = [service_status(host, service) for (owner, _), service in sorted(host.services.items()) if owner == app]
     return {
         "app": app,

@@ -65,6 +65,9 @@ class AppRecord:
     lock_owner: str = ""
     lock_reason: str = ""
     lock_since_wall_s: float = 0.0
+    lock_ttl_s: float = 0.0  # 0: until it is unlocked
+    lock_boot_id: str = ""
+    lock_deadline_s: float = 0.0  # CLOCK_BOOTTIME of that boot
 
 
 @dataclass(frozen=True, slots=True)

@@ -573,10 +573,14 @@ class FakeAgent:
         app = self._app(params)
         self._refuse_when_locked(app, "")
         app.lock = {"owner": params["owner"], "reason": params["reason"], "since": 1_795_287_901.0}
+        if params.get("ttl_s"):
+            app.lock["expires_in_s"] = params["ttl_s"]
         return {"lock": app.lock}
 
     def _unlock(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app = self._app(params)
+        if app.lock and params.get("owner", app.lock["owner"]) != app.lock["owner"] and not params.get("force"):
+            raise LockedError(f"locked by {app.lock['owner']}", where=self.host, remedy="--force")
         app.lock = None
         return {"lock": None}
 
@@ -625,8 +629,8 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "hold": (FakeAgent._hold, ("app", "service", "owner", "ttl_s"), ("reason",)),
     "unhold": (FakeAgent._unhold, ("app", "service"), ("token", "force")),
     "releases": (FakeAgent._releases, ("app",), ()),
-    "lock": (FakeAgent._lock, ("app", "owner", "reason"), ()),
-    "unlock": (FakeAgent._unlock, ("app",), ()),
+    "lock": (FakeAgent._lock, ("app", "owner", "reason"), ("ttl_s",)),
+    "unlock": (FakeAgent._unlock, ("app",), ("owner", "force")),
     "app.remove": (FakeAgent._nothing, ("app",), ()),
     "run": (FakeAgent._run, ("app", "argv"), ("shell", "timeout_s", "cwd", "env", "stdin", "where", "capture")),
     "file.read": (FakeAgent._file_read, ("app", "path", "offset", "size"), ()),
