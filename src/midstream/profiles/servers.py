@@ -48,8 +48,8 @@ _GUNICORN_RELOAD = (
 _GUNICORN_NOTES = (
     "gunicorn ignores `--bind` when it gets LISTEN_FDS",
     "requests longer than `--graceful-timeout` (30 s) are cut at a graceful stop",
-    "its control socket (`gunicorn.ctl`, since 25) has one path for all generations: use `--no-control-socket`, "
-    "or put it in {run}",
+    "its control socket (`gunicorn.ctl`, since 25) has one path for all generations and instances: use "
+    "`--no-control-socket`, or `--control-socket {run}/gunicorn-{slot}.ctl`",
 )
 
 
@@ -135,6 +135,7 @@ UVICORN_WORKERS = Profile(
     unsafe=_UVICORN_UNSAFE,
     notes=(
         "without `--timeout-graceful-shutdown` it waits for its last request without end; the stop time-out cuts it",
+        "with `--http` and docs/recipes/uvicorn_draining.py it closes no connection on which a request may be on its way",
     ),
 )
 UVICORN = Profile(
