@@ -23,6 +23,8 @@ FOR_TESTS = {
     "sshd": "openssh-server",
     "node": "nodejs",
     "make": "make",
+    "redis-server": "redis-server",
+    "sidekiq": "ruby-sidekiq",
 }
 FOR_BENCH = {"runsv": "runit", "s6-svscan": "s6", "supervisord": "supervisor", "monit": "monit", "wrk": "wrk"}
 POLICY = Path("/usr/sbin/policy-rc.d")

@@ -8,8 +8,8 @@ Events:  begin N [queued] · go · soak · commit · revert · up · down · rem
          spawned G/S · ready G/S · healthy G/S · refuted G/S · unhealthy G/S · extended G/S SECONDS
          exit G/S CODE · killed G/S (died of a signal) · lost G/S · unborn G/S (was never started)
          restart: [live G/S …] [ended G/S=CODE …]   the agent died; the keeper knows these
-Effects: spawn G/S · watch G/S · confirm G/S (watch, and confirm by a check) · signal G/S NAME · kill G/S · sweep G/S
-         news G PHASE|failed · retired G · illegal (IllegalTransition, and nothing changed)
+Effects: spawn G/S · look G/S · watch G/S · confirm G/S (watch, and confirm by a check) · signal G/S NAME · kill G/S
+         sweep G/S · news G PHASE|failed · retired G · illegal (IllegalTransition, and nothing changed)
 A name G/S means the attempt that the service knows; G/S#A names another one. In effects #0 is left out.
 """
 
@@ -30,6 +30,7 @@ from midstream.core.events import (
     HandoverNews,
     Healthy,
     KillTree,
+    Look,
     Note,
     Ready,
     Refuted,
@@ -246,6 +247,8 @@ def _words(effect: Effect) -> str:
             return f"spawn {name}"
         case Watch():
             return f"{'confirm' if effect.confirm else 'watch'} {name}"
+        case Look():
+            return f"look {name}"
         case Signal():
             return f"signal {name} {effect.signal}"
         case KillTree():

@@ -112,12 +112,13 @@ def _sidekiq_job(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rq(redis: Redis, wanted: tuple[Worker, ...]) -> list[Found]:
-    """`rq:workers` SET of `rq:worker:NAME` HASH {hostname, pid, last_heartbeat, state, current_job, shutdown_requested_date};
-    `rq:job:ID` HASH {description, origin, started_at}."""
+    """`rq:workers` SET of `rq:worker:NAME` HASH {hostname, pid, last_heartbeat, state, shutdown_requested_date, before 3.0
+    current_job}; since 3.0 `rq:worker:NAME:executions` SET of JOB:EXECUTION; `rq:job:ID` HASH {description, origin,
+    started_at}."""
     host = os.uname().nodename
     listed: list[tuple[int, dict[str, str]]] = []
     for name in redis.members("rq:workers"):
-        row = redis.hash(name)
+        row = redis.hash(name) | {"": name}
         if row.get("hostname") == host and row.get("pid", "").isdecimal():
             listed.append((int(row["pid"]), row))
     return [_rq_one(redis, worker, listed) for worker in wanted]
@@ -131,14 +132,18 @@ def _rq_one(redis: Redis, worker: Worker, listed: list[tuple[int, dict[str, str]
         found.listed = row.get("state", "") in ("idle", "busy", "suspended")
         found.quiet = bool(row.get("shutdown_requested_date"))
         found.beat = _moment(row.get("last_heartbeat", ""))
-        current = row.get("current_job", "")
-        found.busy = int(bool(current))
-        if current:
-            what, queue, since = redis.fields(f"rq:job:{current}", "description", "origin", "started_at")
-            found.jobs = [{"id": current[:80], "name": what[:120] or "?", "queue": queue, "since": _moment(since)}]
+        running = [item.rpartition(":")[0] for item in redis.members(f"{row['']}:executions")]
+        running = running or [item for item in [row.get("current_job", "")] if item]
+        found.busy = max(len(running), int(row.get("state") == "busy"))
+        found.jobs = [_rq_job(redis, item) for item in running[:_JOBS_MAX]]
     if not found.listed:
         found.trouble = "RQ does not list it in Redis"
     return found
+
+
+def _rq_job(redis: Redis, name: str) -> dict[str, Any]:
+    what, queue, since = redis.fields(f"rq:job:{name}", "description", "origin", "started_at")
+    return {"id": name[:80], "name": what[:120] or "?", "queue": queue[:80], "since": _moment(since)}
 
 
 _LIBRARIES: dict[str, Callable[[Redis, tuple[Worker, ...]], list[Found]]] = {"sidekiq": _sidekiq, "rq": _rq}
