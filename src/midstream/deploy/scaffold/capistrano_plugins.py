@@ -92,10 +92,10 @@ PLUGIN_ADVICE: Mapping[str, str] = {
     "local_assets": 'assets are built on each host; for `on = "deployer"` see [[build]] in docs/configuration.md',
     "linked_files": "put the files into shared/ once by hand; `secrets` of a stage sends secret variables",
     "logs": "`midstream logs` has it",
-    "console": "`midstream exec` and `midstream console` have it",
-    "slack": 'notifications: an [[hooks]] table with `after = "finished"` and one with `after = "failed"`, with curl',
-    "new_relic": 'tell New Relic in an [[hooks]] table with `after = "finished"`',
-    "notify": 'tell the service in an [[hooks]] table with `after = "finished"`',
+    "console": "`midstream exec` runs a command in the running release",
+    "slack": "[notify] tells people (docs/notifications.md)",
+    "new_relic": 'tell New Relic in a [[hooks]] table with `after = "finished"`',
+    "notify": "[notify] tells people or a program of deploys (docs/notifications.md), or a [[hooks]] table with curl",
 }
 
 # built by us out of these settings; they are read elsewhere
