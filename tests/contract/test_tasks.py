@@ -107,6 +107,23 @@ def test_undo_on_every_host_that_began_and_on_no_other(tmp_path: Path) -> None:
         assert_nothing_left(agents)
 
 
+def test_auto_revert_false_leaves_proven_hosts_on_the_new_release_and_says_so(tmp_path: Path) -> None:
+    import dataclasses
+
+    specs = {name: dataclasses.replace(app_spec("web"), auto_revert=False, max_parallel=1) for name in ("web1", "web2")}
+
+    @on_fleet(tmp_path, "web1", "web2")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await Run(agents, specs)()
+        before = agents["web2"].apps["shop"].committed
+        agents["web2"].script("deploy.publish", Fail(AppError("web did not come up")))
+        outcome = await Run(agents, specs, deploy_id="d2")()
+        assert outcome.exit_code == 5
+        assert "auto_revert" in str(outcome.error) and "web1" in str(outcome.error)
+        assert agents["web2"].apps["shop"].committed == before != agents["web1"].apps["shop"].committed
+        assert_nothing_left(agents)
+
+
 # ---------------------------------------------------------------------- locks
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midstream.core import points
 from midstream.core.plan import (
     Call,
     Kind,
@@ -16,8 +17,8 @@ from midstream.core.plan import (
     rollback_plan,
     waves_of,
 )
-from midstream.core.points import point_of
-from midstream.core.spec import AppSpec, CommandStep, ListenSpec, MigrateSpec, ServiceSpec, Source
+from midstream.core.points import Part, phase_of, point_of
+from midstream.core.spec import AppSpec, CommandStep, HookSpec, ListenSpec, MigrateSpec, ServiceSpec, Source
 from midstream.core.wire import from_wire, to_wire
 
 WEB = ServiceSpec("web", ("serve",), listen=(ListenSpec("tcp://127.0.0.1:8000"),), roles=("web",))
@@ -149,3 +150,82 @@ def test_each_host_is_in_exactly_one_wave(roles: list[set[str]], max_parallel: i
     assert sorted(host for wave in waves for host in wave) == sorted(specs)
     assert all(wave for wave in waves)
     assert max_parallel == 0 or all(len(wave) <= max_parallel for wave in waves)
+
+
+# ---------------------------------------------------------------------- hooks and tasks
+
+
+def hooked(*at: str, roles: tuple[str, ...] = ("web",), **more: object) -> AppSpec:
+    hooks = tuple(HookSpec(*one.split(" "), CommandStep((one,)), number=number) for number, one in enumerate(at))
+    return spec(*roles, hooks=hooks, **more)
+
+
+EVERY_MOMENT = [f"{when} {point}" for point in points.POINTS for when in ("before", "after")]
+NOT_IN_A_DEPLOY = {"before deploy:revert_release", "after deploy:revert_release"}
+
+
+@pytest.mark.parametrize("moment", EVERY_MOMENT)
+def test_a_hook_at_any_point_is_in_the_plan_exactly_once(moment: str) -> None:
+    """Before or after anything that there is: never passed over in silence, but for what a deploy does not have."""
+    plan = deploy_plan({"here": hooked(moment)})
+    places = [*plan.moves, *plan.back, *(one for move in plan.moves for one in move.around)]
+    found = [move for move in places if move.point == moment]
+    assert len(found) == (0 if moment in NOT_IN_A_DEPLOY else 1)
+    rollback = rollback_plan({"here": hooked(moment)})
+    found = [move for move in (*rollback.moves, *rollback.back, *rollback.moves[-4].around) if move.point == moment]
+    assert len(found) <= 1
+
+
+@given(st.lists(st.sampled_from(EVERY_MOMENT), max_size=8, unique=True))
+def test_hooks_lie_in_the_order_of_the_run_and_lose_no_part_of_it(moments: list[str]) -> None:
+    whole = AppSpec("shop", "/srv/shop", "/repo", build=(CommandStep(("make",)),), assets=("public",), migrate=MIGRATE)
+    import dataclasses
+
+    plain = deploy_plan({"a": whole, "b": whole})
+    with_hooks = dataclasses.replace(whole, hooks=hooked(*moments).hooks)
+    plan = deploy_plan({"a": with_hooks, "b": with_hooks})
+    flat = [one for gap in points.DEPLOY if not isinstance(gap, Part) for one in gap]
+    own = [move.point for move in plan.moves if move.hook is not None]
+    assert own == sorted(own, key=flat.index)
+    tasks = [task.name for move in plan.moves if move.hook is None for task in move.tasks]
+    assert [name for name in tasks if name != "deploy:unlock"] == [t.name for move in plain.moves for t in move.tasks]
+    assert from_wire(type(plan), to_wire(plan)) == plan
+
+
+def test_calls_are_cut_only_where_something_lies_inside() -> None:
+    calls = [move.call for move in deploy_plan({"here": hooked("after updated")}).moves]
+    assert calls == [Call.OPEN, Call.UPDATE, Call.COMMAND, Call.PUBLISH, Call.COMMIT, Call.FINISH]
+    cut = deploy_plan({"here": hooked("before deploy:build", build=(CommandStep(("make",)),))}).moves
+    updates = [(move.until, [task.name for task in move.tasks][-1]) for move in cut if move.call is Call.UPDATE]
+    assert updates == [("deploy:build", "deploy:set_current_revision"), ("", "deploy:build")]
+    nothing_to_build = deploy_plan({"here": hooked("before deploy:build")}).moves
+    assert [move.until for move in nothing_to_build if move.call is Call.UPDATE] == [""]
+
+
+def test_a_hook_runs_in_the_new_release_once_there_is_one() -> None:
+    moves = deploy_plan({"here": hooked("after check", "before git:create_release", "after updating")}).moves
+    assert [move.hook.where for move in moves if move.hook] == ["current", "current", "release"]
+    back = deploy_plan({"here": hooked("after failed")}).back
+    assert [move.hook.where for move in back if move.hook] == ["current"]
+
+
+def test_on_primary_is_the_first_host_that_has_the_hook() -> None:
+    import dataclasses
+
+    one = hooked("after published")
+    primary = dataclasses.replace(
+        one, hooks=(dataclasses.replace(one.hooks[0], step=CommandStep(("x",), on="primary")),)
+    )
+    moves = deploy_plan({"db": spec("db"), "web1": primary, "web2": primary}).moves
+    assert [move.hosts for move in moves if move.hook] == [("web1",)]
+
+
+def test_the_stage_says_how_many_hosts_at_a_time() -> None:
+    specs = {f"web{n}": spec("web", max_parallel=2) for n in range(3)}
+    assert deploy_plan(specs).waves == (("web0", "web1"), ("web2",))
+    assert deploy_plan(specs, max_parallel=1).waves == (("web0",), ("web1",), ("web2",))
+
+
+def test_every_point_has_a_phase_of_the_plan() -> None:
+    for point in points.POINTS:
+        assert Phase(phase_of(point))
