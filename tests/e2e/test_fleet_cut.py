@@ -9,6 +9,8 @@ from fleet import Fleet
 from machine import wait_for
 from test_fleet_deploy import block, blocking_build, is_building, on_one_release, unblock
 
+from midstream.deploy.ssh import SILENCE_S
+
 pytestmark = pytest.mark.slow
 FleetOf = Callable[..., Fleet]
 
@@ -70,3 +72,13 @@ def test_a_host_cut_off_for_good_goes_back_by_itself_and_so_do_the_others(fleet_
         project.commit("soaks no more", config=project.config())
     second = project.deployed()
     assert project.served() == dict.fromkeys(fleet.hosts, second)
+
+
+def test_a_long_silence_of_the_app_is_none_of_the_connection(fleet_of: FleetOf) -> None:
+    """A build that prints nothing for longer than the far end waits for a word of the deployer."""
+    fleet = fleet_of(1)
+    project = fleet.project()
+    project.commit("slow", config=project.config(tail=f'[[build]]\nrun = "sleep {SILENCE_S + 5}"\n'))
+    result = project.deploy()
+    assert result.code == 0, result.text
+    assert "lost the agent" not in result.text
