@@ -158,7 +158,7 @@ def test_a_hook_of_several_commands_is_undone_once() -> None:
     text = '[[hooks]]\nafter = "deploy:updated"\nrun = ["a", "b"]\nundo = "c"\n'
     assert load(text, around=AROUND).resolve().hooks == (
         HookSpec("after", "updated", CommandStep(("a",)), CommandStep(("c",))),
-        HookSpec("after", "updated", CommandStep(("b",))),
+        HookSpec("after", "updated", CommandStep(("b",)), number=1),
     )
 
 

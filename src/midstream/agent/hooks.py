@@ -71,7 +71,9 @@ class Command:
             raise OperatorError("that is no name of a variable", where="env")
         for one in (found for word in words for found in placeholders.find(word)):
             if one.word not in placeholders.IN_ENV or one.name:
-                raise OperatorError(f"unknown placeholder {one}; write {{{one}}} if it is meant as it stands", where="argv")
+                raise OperatorError(
+                    f"unknown placeholder {one}; write {{{one}}} if it is meant as it stands", where="argv"
+                )
         if self.where not in _WHERE:
             raise OperatorError(f"where is one of {', '.join(_WHERE)}", where="where")
         if len((self.stdin or "").encode()) > STDIN_MAX_BYTES:
