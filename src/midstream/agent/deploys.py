@@ -21,6 +21,7 @@ from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
 from midstream.agent.drift import drift_of
 from midstream.agent.dropped import forget_dropped
+from midstream.agent.environment import with_pushed
 from midstream.agent.external import Externals
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
@@ -576,7 +577,10 @@ class Deploys:
         return {"generation": work.intent.generation, "release": work.intent.release, "services": services}
 
     def _stored_secrets(self, work: Work) -> dict[str, str]:
-        """A rollback takes the values that are in force now; they are not stored with releases."""
+        """A rollback takes the values that are in force now, or were sent since; they are not stored with releases."""
+        pushed = self.host.store.pushed(work.intent.app)
+        if pushed is not None:
+            return dict(pushed.secrets)
         record = self.host.record(work.intent.app, work.app.committed_generation)
         return dict(record.secrets) if record else {}
 
@@ -790,6 +794,7 @@ class Deploys:
         generation = self.host.record(app, record.committed_generation)
         if generation is None or not record.release:
             raise OperatorError(f"nothing of {app!r} is deployed here", remedy="midstream deploy")
+        generation = with_pushed(generation, self.host.store.pushed(app))
         deploy_id = f"restart-{app}-{record.token + 1}"
         opening = Opening(deploy_id, {}, "restart", user or peer.name)
         work = self._begin(peer, opening, generation.spec, record.owner_uid)
@@ -816,7 +821,7 @@ class Deploys:
 
 def is_of_deploy(key: SpawnKey) -> bool:
     """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
-    return key.service not in ("+run", "+check", "+look", TRASH, EXTERNAL)
+    return key.service not in ("+run", "+console", "+check", "+look", TRASH, EXTERNAL)
 
 
 def live_releases(host: Host, app: str) -> set[str]:

@@ -15,8 +15,10 @@ from typing import Any
 from midstream import __version__
 from midstream.agent import accounts, left_behind, locks, quieting, reports
 from midstream.agent.admission import check_hold, read_spec
+from midstream.agent.console import Consoles
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys, Opening
+from midstream.agent.environment import Environments
 from midstream.agent.external import declared
 from midstream.agent.host import Host
 from midstream.agent.host_commands import HostCommands
@@ -61,6 +63,7 @@ class Methods:
         self._started_s = time.monotonic()
         self._followers: set[asyncio.Queue[EventRow]] = set()
         host.on_event = self._on_event
+        self._environments = Environments(host, self._app, lambda app: deploys.of(app) is not None)
 
     def table(self) -> dict[str, Method]:
         return {
@@ -95,6 +98,8 @@ class Methods:
             "deploy.finish": self.deploy_finish,
             "deploy.status": self.deploy_status,
             "deploy.settle": self.deploy_settle,
+            **Consoles(self.host, self._app).table(),
+            **self._environments.table(),
             **HostCommands(self.host, self.deploys, self._app, self._work).table(self._teller),
         }
 
@@ -224,6 +229,7 @@ class Methods:
         chosen = self._chosen(record.app, params)
         timeout_s = _wait_s(params)
         self._refuse_held(chosen)
+        self._environments.take_where_stopped(record.app)
         await self._want(connection, chosen, True)
         await self._settled(chosen, timeout_s, lambda service: reports.state_of(service) in ("running", "exited"))
         return self._states(chosen)

@@ -29,7 +29,7 @@ from midstream.core.turn import goes_quiet
 from midstream.errors import AppError, AttentionError, HostError, MidstreamError
 from midstream.linux import clock
 
-_OF_NO_DEPLOY = ("+run", "+check", "+look", EXTERNAL)
+_OF_NO_DEPLOY = ("+run", "+console", "+check", "+look", EXTERNAL)
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -281,6 +281,7 @@ async def commit(work: Work) -> None:
         def write() -> None:
             host.store.put_app(after)
             host.store.put_release(app.app, good)
+            host.store.drop_pushed(app.app)  # what is committed has it, or something newer
             work.move(IntentEvent.COMMIT, previous=app.release)
 
         await host.decide(changes, write)

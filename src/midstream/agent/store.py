@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS event (
 -- services of other supervisors that are held; a row outlives its app and its deploy until the service is given back
 CREATE TABLE IF NOT EXISTS external (app TEXT, supervisor TEXT, service TEXT, body TEXT NOT NULL,
   PRIMARY KEY (app, supervisor, service));
+-- variables and secrets that were sent without a release, until a handover takes them
+CREATE TABLE IF NOT EXISTS pushed (app TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS event_app ON event (app, service, id);
 """
 
@@ -79,6 +81,16 @@ class GenerationRecord:
     spec: AppSpec
     secrets: dict[str, str] = field(default_factory=dict)
     env_files: dict[str, dict[str, str]] = field(default_factory=dict)  # service ("" : the app's) -> variables
+
+
+@dataclass(frozen=True, slots=True)
+class PushedEnvironment:
+    """What `env.push` sent. variables: service ("" : the app's) -> variables, all of them."""
+
+    variables: dict[str, dict[str, str]]
+    secrets: dict[str, str]
+    who: str = ""
+    since_wall_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +248,7 @@ class Store:
                 self.set_meta(f"former.{app}", json.dumps([record.owner_uid, record.generation, record.token]))
             for table in ("app", "service", "generation", "release", "intent"):
                 self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
+            self.drop_pushed(app)
             self.note_trash(app, False)
         try:
             os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
@@ -296,6 +309,22 @@ class Store:
 
     def drop_external(self, hold: ExternalHold) -> None:
         self._write("DELETE FROM external WHERE app = ? AND supervisor = ? AND service = ?", hold.name)
+
+    # variables and secrets without a release
+
+    def pushed(self, app: str) -> PushedEnvironment | None:
+        try:
+            row = self._db.execute("SELECT body FROM pushed WHERE app = ?", (app,)).fetchone()
+        except sqlite3.OperationalError:
+            return None  # the table could not be made yet: the disk is full
+        return _read(PushedEnvironment, row[0]) if row else None
+
+    def put_pushed(self, app: str, pushed: PushedEnvironment) -> None:
+        self._write("INSERT OR REPLACE INTO pushed VALUES (?, ?)", (app, _text(pushed)))
+
+    def drop_pushed(self, app: str) -> None:
+        if self.pushed(app) is not None:
+            self._write("DELETE FROM pushed WHERE app = ?", (app,))
 
     # releases
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from midstream.agent import accounts
-from midstream.agent.spawning import one_shot
-from midstream.agent.spawning import step_argv
+from midstream.agent.spawning import one_shot, step_argv
 from midstream.core import steps
 from midstream.core.names import SpawnKey, parse_key
 from midstream.core.wire import to_wire

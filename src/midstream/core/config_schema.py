@@ -467,6 +467,8 @@ APP = Table(
         Key("migrate", "migrate", Reader(_migrate, "a command, or a table"), "See `[migrate]`.", "none"),
         Key("assets", "assets", read.list_of(form.inside), "Folders of the built release that are added to "
             "`shared/assets` before the switch, so that old and new pages find their files."),
+        Key("console", "console", form.command, "The app's own shell, such as `python manage.py shell`: what `midstream "
+            "console` opens.", "none"),
         Key("services", "services", Reader(_services, "tables by name"), "See `[services.NAME]`."),
         Key("hooks", "hooks", Reader(_hooks, "a list of tables"), "See `[[hooks]]`."),
         Key("holds", "holds", read.list_of(_reader(HOLD)), "See `[[holds]]`."),

@@ -234,6 +234,7 @@ class AppSpec:
     build: tuple[CommandStep, ...] = ()
     migrate: MigrateSpec | None = None
     assets: tuple[str, ...] = ()  # folders in the release published additively into shared/assets
+    console: tuple[str, ...] = ()  # the app's own shell, for `midstream console`
     services: dict[str, ServiceSpec] = field(default_factory=dict)
     hooks: tuple[HookSpec, ...] = ()
     holds: tuple[HoldSpec, ...] = ()

@@ -7,6 +7,7 @@ Runs in the command line.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -51,6 +52,12 @@ class SyncClient:
 
     def close(self) -> None:
         self._link.close()
+
+    def take_over(self) -> tuple[socket.socket, bytearray, float]:
+        """For who goes on by himself: the socket, blocking, what was read of it already, and how often (seconds, 0 for
+        never) an empty line is due. No more calls are to be made; `close` still closes."""
+        self._socket.settimeout(None)
+        return self._socket, self._buffer, self._link.ping_s
 
     def call(self, method: str, /, *, on_notice: NoticeCallback | None = None, **params: Any) -> dict[str, Any]:
         """The answer; blocks as long as the agent works on it. Raises what the agent sent, or ConnectionLost."""

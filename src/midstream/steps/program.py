@@ -48,6 +48,10 @@ _MODULES = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs step `argv[0]`; the exit code. Blocks until it is done."""
+    if argv[:1] == ["terminal"] and len(argv) > 1:
+        from midstream.steps import terminal
+
+        return terminal.main(argv[1:])
     pack = _is_pack(PACK_FD)  # before anything else is opened and takes that number
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -67,6 +67,7 @@ def recognise_django(tree: Tree) -> Draft | None:
         build=_build(tree, project, packages, server, database),
         build_env=packages.env,
         migrate=Line(f"python {project.place('manage.py')} migrate --noinput"),
+        console=f"python {project.place('manage.py')} shell",
         linked_dirs=_media(project),
         linked_files=linked_files,
         settings=settings,

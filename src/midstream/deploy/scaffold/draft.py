@@ -45,6 +45,7 @@ class Draft:
     build: tuple[Line, ...] = ()
     build_env: tuple[tuple[str, str], ...] = ()
     migrate: Line | None = None
+    console: str = ""
     linked_dirs: tuple[str, ...] = ()
     linked_files: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()

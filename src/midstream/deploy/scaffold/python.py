@@ -134,6 +134,7 @@ def _draft(tree: Tree, app: App) -> Draft:
         build=packages.build(*missing),
         build_env=packages.env,
         migrate=_migration(tree, app, packages.names),
+        console=f"flask --app {app.module}:{app.attribute} shell" if app.framework == "Flask" else "",
         linked_dirs=("instance",) if _uses_instance(tree, text, packages.names) and not app.folder else (),
         linked_files=linked_files,
         settings=settings,

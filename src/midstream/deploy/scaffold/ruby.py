@@ -32,6 +32,7 @@ def recognise(tree: Tree) -> Draft | None:
         build=tuple(_build(tree, gems, rails)),
         build_env=(("SECRET_KEY_BASE_DUMMY", "1"),) if rails else (),
         migrate=Line("bundle exec rails db:migrate") if rails and tree.has_folder("db/migrate") else None,
+        console="bundle exec rails console" if rails else "",
         linked_dirs=tuple(_linked_dirs(tree, rails)),
         linked_files=tuple(path for path in _SHARED_FILES if tree.is_left_out(path)),
         notes=tuple(_notes(tree, gems, server)),

@@ -66,6 +66,8 @@ def _top(draft: Draft, app: str, branch: str) -> str:
         out += f"linked_dirs = {listed(draft.linked_dirs)}  # kept in shared/, the same for every release\n"
     if draft.linked_files:
         out += f"linked_files = {listed(draft.linked_files)}  # likewise; must exist in shared/ before a deploy\n"
+    if draft.console:
+        out += setting_line(Setting("console", quoted(draft.console), "the app's own shell, for `midstream console`"))
     return out + "".join(setting_line(setting) for setting in draft.settings)
 
 
