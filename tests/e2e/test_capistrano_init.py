@@ -23,9 +23,9 @@ from machine import Machine
 from midstream.core.config import Config, Surroundings, load
 from midstream.core.spec import AppSpec, HandoverPolicy
 from midstream.deploy.scaffold.capistrano import Conversion, convert, convert_files
+from midstream.deploy.scaffold.capistrano_methods import FromEnv, Lazy, Question, Symbol, Unread
 from midstream.deploy.scaffold.capistrano_recipe import Recipe, recipe_of
 from midstream.deploy.scaffold.capistrano_syntax import statements_of
-from midstream.deploy.scaffold.capistrano_values import FromEnv, Lazy, Question, Symbol, Unread
 from midstream.deploy.scaffold.tree import Tree
 from midstream.errors import OperatorError
 from midstream.profiles.servers import SERVERS

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from midstream.core.config import Surroundings, app_name, load
 from midstream.core.config_mistakes import ConfigError
+from midstream.deploy.scaffold.capistrano_methods import text_of
 from midstream.deploy.scaffold.capistrano_plugins import PLUGINS
 from midstream.deploy.scaffold.capistrano_recipe import Place, Recipe, Remark, recipe_of
 from midstream.deploy.scaffold.capistrano_text import render_views, shown_ruby
-from midstream.deploy.scaffold.capistrano_values import text_of
 from midstream.deploy.scaffold.capistrano_view import View, view_of
 from midstream.deploy.scaffold.propose import recognised_in
 from midstream.deploy.scaffold.tree import TEXT_MAX_BYTES, Tree, read_tree

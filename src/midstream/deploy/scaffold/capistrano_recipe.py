@@ -11,32 +11,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from midstream.deploy.scaffold.capistrano_methods import FromEnv, Lazy, Question, Symbol, Unread, known, text_of, truth
+from midstream.deploy.scaffold.capistrano_nodes import Assign, Block, Both, Call, Function, If, Node, Statement
 from midstream.deploy.scaffold.capistrano_plugins import NEEDLESS
-from midstream.deploy.scaffold.capistrano_syntax import (
-    Assign,
-    Block,
-    Both,
-    Call,
-    Function,
-    If,
-    Node,
-    Statement,
-    statements_of,
-)
-from midstream.deploy.scaffold.capistrano_values import (
-    FromEnv,
-    Lazy,
-    Question,
-    Scope,
-    Symbol,
-    Unread,
-    evaluate,
-    flattened_once,
-    known,
-    options_of,
-    text_of,
-    truth,
-)
+from midstream.deploy.scaffold.capistrano_syntax import statements_of
+from midstream.deploy.scaffold.capistrano_values import Scope, evaluate, flattened_once, options_of
 
 _RAILS = frozenset({"capistrano/rails", "capistrano/rails/assets", "capistrano/rails/migrations"})
 _CHANGES = ("push", "concat", "append", "merge!")

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from midstream.core.placeholders import escape
+from midstream.deploy.scaffold.capistrano_methods import known, text_of
 from midstream.deploy.scaffold.capistrano_plugins import PLUGINS
 from midstream.deploy.scaffold.capistrano_recipe import Recipe
 from midstream.deploy.scaffold.capistrano_tasks import HookDraft, placed
-from midstream.deploy.scaffold.capistrano_values import known, text_of
 from midstream.deploy.scaffold.draft import DRAIN, Draft, ServiceDraft, Setting, any_answer
 from midstream.deploy.scaffold.toml_text import quoted
 from midstream.deploy.scaffold.tree import Tree

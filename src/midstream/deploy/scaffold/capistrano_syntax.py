@@ -8,142 +8,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from midstream.deploy.scaffold.capistrano_lines import depth_change, is_chained, split_statements, words
+from midstream.deploy.scaffold.capistrano_nodes import (
+    Assign,
+    Block,
+    Both,
+    Call,
+    Choice,
+    Function,
+    If,
+    Items,
+    Literal,
+    Node,
+    Not,
+    Opaque,
+    Pairs,
+    Statement,
+    SymbolOf,
+    Text,
+)
 from midstream.deploy.scaffold.capistrano_tokens import Code, Kind, Token, tokens_of
 
 DEPTH_MAX = 40  # of nesting: brackets, blocks, code in strings in code
-
-
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """A value as it stands: a string, number, True, False or None."""
-
-    value: str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolOf:
-    parts: tuple[str | Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A string with code inside."""
-
-    parts: tuple[str | Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    items: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    pairs: tuple[tuple[Node, Node], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """`{ |names| … }` or `do |names| … end`."""
-
-    names: tuple[str, ...]
-    body: tuple[Statement, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """`-> { … }`, `lambda { … }`, `proc { … }`."""
-
-    block: Block
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """`receiver.name(args) block`; also a bare name. receiver: None where there is none. options: `key: value`s."""
-
-    receiver: Node | None
-    name: str
-    args: tuple[Node, ...] = ()
-    options: tuple[tuple[Node, Node], ...] = ()
-    block: Block | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """`left operator right`."""
-
-    left: Node
-    operator: str
-    right: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    operand: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """`test ? yes : no`."""
-
-    test: Node
-    yes: Node
-    no: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """`name = value`, `name ||= value`, `receiver[key] = value`."""
-
-    target: Node
-    operator: str
-    value: Node
-
-
-@dataclass(frozen=True, slots=True)
-class If:
-    """`if`, `unless` (test turned round), with their modifiers. branches: test (None: else) and body."""
-
-    branches: tuple[tuple[Node | None, tuple[Statement, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """Something of which only the text is known."""
-
-    text: str
-
-
-Node = Literal | SymbolOf | Text | Items | Pairs | Function | Call | Both | Not | Choice | Assign | If | Opaque
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """node: what it is; None: not understood. text: as written. line: from 1."""
-
-    node: Node | None
-    text: str
-    line: int
 
 
 class _Odd(Exception):
     """The tokens are nothing that this reader knows."""
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_OPENS = _words("if unless while until case def class module begin for do")
-_AT_START = _words("if unless while until")  # elsewhere they are modifiers
-_CONTINUES = _words(", . &. && || + - * / = => | ( [ { -> :: << == != ? : += ||= && and or not ! << & < > <= >= =~")
 _ARGUMENT_KINDS = frozenset(
     (
         Kind.NAME, Kind.CONST, Kind.VARIABLE, Kind.STRING, Kind.SHELL, Kind.WORDS, Kind.SYMBOLS, Kind.SYMBOL, Kind.LABEL,
         Kind.NUMBER, Kind.REGEX,
     )
 )  # fmt: skip
-_NOT_ARGUMENTS = _words("if unless while until and or do then end rescue in")
+_NOT_ARGUMENTS = words("if unless while until and or do then end rescue in")
 _LEVELS = (
     ("or", "and"), ("..", "..."), ("||",), ("&&",), ("<=>", "==", "===", "!=", "=~", "!~"), ("<", "<=", ">", ">="),
     ("|", "^"), ("&",), ("<<", ">>"), ("+", "-"), ("*", "/", "%"), ("**",),
@@ -167,72 +66,7 @@ class _Source:
 
 
 def _statements(source: _Source, tokens: list[Token], depth: int) -> tuple[Statement, ...]:
-    return tuple(_statement(source, slice_, depth) for slice_ in _split(tokens))
-
-
-def _split(tokens: list[Token]) -> list[list[Token]]:
-    """The tokens of each statement: up to a newline or `;` that is in no bracket and no block, and where the line does
-    not go on."""
-    out: list[list[Token]] = []
-    now: list[Token] = []
-    depth = 0
-    for index, token in enumerate(tokens):
-        ends = token.kind is Kind.NEWLINE or token.is_operator(";")
-        if ends and depth <= 0:
-            if now and not (token.kind is Kind.NEWLINE and (_goes_on(now[-1]) or _is_chained(tokens, index))):
-                out.append(now)
-                now, depth = [], 0
-            continue
-        depth += _change(token, now)
-        now.append(token)
-    return [*out, now] if now else out
-
-
-def _change(token: Token, before: list[Token]) -> int:
-    if token.kind is Kind.OPERATOR:
-        return 1 if token.text in ("(", "[", "{") else -1 if token.text in (")", "]", "}") else 0
-    if token.kind is not Kind.NAME or (before and before[-1].is_operator(".", "&.")):
-        return 0
-    if token.text == "end":
-        return -1
-    if token.text in _AT_START:
-        return 1 if _starts_expression(before) else 0
-    if token.text == "do":
-        return 0 if _is_loop_do(before) else 1
-    return 1 if token.text in _OPENS else 0
-
-
-def _starts_expression(before: list[Token]) -> bool:
-    if not before:
-        return True
-    last = before[-1]
-    return (
-        last.kind is Kind.NEWLINE
-        or last.is_operator("=", "(", ";", "||=", "{", "|", "->")
-        or last.is_word("do", "then", "else", "begin")
-    )
-
-
-def _is_loop_do(before: list[Token]) -> bool:
-    """Whether this `do` belongs to a `while`, `until` or `for` on its line, which was counted already."""
-    for token in reversed(before):
-        if token.kind is Kind.NEWLINE:
-            return False
-        if token.is_word("while", "until", "for"):
-            return True
-    return False
-
-
-def _goes_on(last: Token) -> bool:
-    if last.kind is Kind.LABEL:
-        return True
-    return (last.kind is Kind.OPERATOR and last.text in _CONTINUES) or last.is_word("and", "or", "not")
-
-
-def _is_chained(tokens: list[Token], index: int) -> bool:
-    """Whether the next line begins with `.method`."""
-    following = next((token for token in tokens[index + 1 : index + 4] if token.kind is not Kind.NEWLINE), None)
-    return following is not None and following.is_operator(".", "&.")
+    return tuple(_statement(source, slice_, depth) for slice_ in split_statements(tokens))
 
 
 def _statement(source: _Source, tokens: list[Token], depth: int) -> Statement:
@@ -334,7 +168,7 @@ class _Reader:
             token = self.take()
             if level == 0 and token.is_word(*endings) and not (inside and inside[-1].is_operator(".", "&.")):
                 return _statements(self.source, inside, self.depth + 1), token.text
-            level += _change(token, inside)
+            level += depth_change(token, inside)
             inside.append(token)
 
     def assignment(self) -> Node:
@@ -409,7 +243,7 @@ class _Reader:
     def postfix(self, node: Node) -> Node:
         while (token := self.peek()) is not None:
             if token.kind is Kind.NEWLINE:
-                if not _is_chained(self.tokens, self.at):
+                if not is_chained(self.tokens, self.at):
                     return node
                 self.skip_newlines()
             elif token.is_operator(".", "&."):
@@ -600,7 +434,7 @@ class _Reader:
             token = self.take()
             if token.is_operator("}") and level == 0:
                 return _statements(self.source, inside, self.depth + 1)
-            level += _change(token, inside)
+            level += depth_change(token, inside)
             inside.append(token)
 
     # strings

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from midstream.core.placeholders import escape
 from midstream.core.points import point_of
+from midstream.deploy.scaffold.capistrano_methods import Symbol, known, text_of
+from midstream.deploy.scaffold.capistrano_nodes import Block, Call, Statement
 from midstream.deploy.scaffold.capistrano_plugins import NEEDLESS_TASK_PREFIXES, POINTS
 from midstream.deploy.scaffold.capistrano_recipe import Hook, Recipe, Task
-from midstream.deploy.scaffold.capistrano_syntax import Block, Call, Statement
-from midstream.deploy.scaffold.capistrano_values import Symbol, evaluate, flattened_once, known, options_of, text_of
+from midstream.deploy.scaffold.capistrano_values import evaluate, flattened_once, options_of
 from midstream.deploy.scaffold.foreign import needs_shell
 
 _DEPTH_MAX = 5

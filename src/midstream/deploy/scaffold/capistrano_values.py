@@ -11,7 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from midstream.deploy.scaffold.capistrano_syntax import (
+from midstream.deploy.scaffold.capistrano_methods import (
+    METHODS,
+    FromEnv,
+    Lazy,
+    Question,
+    Symbol,
+    Unread,
+    first_unknown,
+    joined,
+    text_of,
+    to_i,
+    truth,
+    uniq,
+)
+from midstream.deploy.scaffold.capistrano_nodes import (
     Assign,
     Both,
     Call,
@@ -33,40 +47,6 @@ _LENGTH_MAX = 20_000
 _ITEMS_MAX = 1_000
 
 DEFAULTS: Mapping[str, Any] = {"branch": "master", "tmp_dir": "/tmp", "keep_releases": 5, "pty": False}
-
-
-class Symbol(str):
-    """A Ruby symbol; a string wherever the difference does not matter."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """A value that cannot be known. why: completes "it is not carried over: …"."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class FromEnv:
-    """`ENV["name"]`: known only when a deploy runs."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """`ask :key, default`."""
-
-    default: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Lazy:
-    """A lambda, called when somebody fetches the setting."""
-
-    function: Function
 
 
 @dataclass(slots=True)
@@ -94,7 +74,7 @@ class Scope:
     def default(self, key: str) -> Any:
         if key == "deploy_to":
             name = self.fetch("application")
-            return _joined(["/var/www/", name])
+            return joined(["/var/www/", name])
         return DEFAULTS.get(key)
 
     def called(self, function: Function) -> Any:
@@ -115,52 +95,10 @@ def evaluate(node: Node, scope: Scope) -> Any:
         scope.depth -= 1
 
 
-def truth(value: Any) -> bool | None:
-    """As Ruby sees it: all but nil and false. None: not known."""
-    if isinstance(value, Unread | FromEnv | Question):
-        return None
-    return value is not None and value is not False
-
-
-def known(value: Any) -> bool:
-    """Whether nothing in `value` is unknown."""
-    if isinstance(value, list):
-        return all(known(item) for item in value)
-    if isinstance(value, dict):
-        return all(known(item) for item in value.values())
-    return not isinstance(value, Unread | FromEnv | Question | Lazy)
-
-
 def _bounded(value: Any) -> Any:
     too_long = isinstance(value, str) and len(value) > _LENGTH_MAX
     too_many = isinstance(value, list | dict) and len(value) > _ITEMS_MAX
     return Unread("it is too long") if too_long or too_many else value
-
-
-def _unknown(*values: Any) -> Unread | None:
-    """The first reason why something made of `values` is not known."""
-    for value in values:
-        if isinstance(value, Unread):
-            return value
-        if isinstance(value, FromEnv):
-            return Unread(f"the variable {value.name} decides it when a deploy runs")
-        if isinstance(value, Question | Lazy):
-            return Unread("it is asked for when a deploy runs")
-    return None
-
-
-def _joined(parts: list[Any]) -> Any:
-    unknown = _unknown(*parts)
-    return unknown or "".join(text_of(part) for part in parts)
-
-
-def text_of(value: Any) -> str:
-    """`value.to_s`."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
 
 
 def _literal(node: Literal, scope: Scope) -> Any:
@@ -168,12 +106,12 @@ def _literal(node: Literal, scope: Scope) -> Any:
 
 
 def _text(node: Text, scope: Scope) -> Any:
-    return _joined([part if isinstance(part, str) else evaluate(part, scope) for part in node.parts])
+    return joined([part if isinstance(part, str) else evaluate(part, scope) for part in node.parts])
 
 
 def _symbol(node: SymbolOf, scope: Scope) -> Any:
-    joined = _joined([part if isinstance(part, str) else evaluate(part, scope) for part in node.parts])
-    return Symbol(joined) if isinstance(joined, str) else joined
+    name = joined([part if isinstance(part, str) else evaluate(part, scope) for part in node.parts])
+    return Symbol(name) if isinstance(name, str) else name
 
 
 def _items(node: Items, scope: Scope) -> Any:
@@ -251,7 +189,7 @@ def _both(node: Both, scope: Scope) -> Any:
         found = truth(left)
         return Unread("the condition is not known") if found is None else evaluate(node.right, scope) if found else left
     right = evaluate(node.right, scope)
-    unknown = _unknown(left, right)
+    unknown = first_unknown(left, right)
     if unknown:
         return unknown
     if node.operator in ("==", "!="):
@@ -277,7 +215,7 @@ def _combined(left: Any, operator: str, right: Any) -> Any:
             if operator == "-":
                 return [item for item in left if item not in other]
             both = [*left, *other]
-            return _uniq(both) if operator == "|" else both
+            return uniq(both) if operator == "|" else both
     if isinstance(left, str) and isinstance(right, str) and operator in ("+", "<<"):
         return str(left) + right
     if isinstance(left, str) and operator == "/":  # Pathname
@@ -286,14 +224,6 @@ def _combined(left: Any, operator: str, right: Any) -> Any:
     if numbers and operator in ("+", "-") and abs(left) < 1e15 and abs(right) < 1e15:
         return left + right if operator == "+" else left - right
     return Unread("it is Ruby code")
-
-
-def _uniq(items: list[Any]) -> list[Any]:
-    out: list[Any] = []
-    for item in items:
-        if item not in out:
-            out.append(item)
-    return out
 
 
 def _call(node: Call, scope: Scope) -> Any:
@@ -308,11 +238,11 @@ def _call(node: Call, scope: Scope) -> Any:
     if isinstance(receiver, Lazy) and node.name == "call":
         return scope.called(receiver.function)
     args = flattened_once(node.args, scope)
-    method = _METHODS.get(node.name)
+    method = METHODS.get(node.name)
     if method is None or node.block is not None or node.options:
-        return _unknown(receiver) or Unread("it is Ruby code")
+        return first_unknown(receiver) or Unread("it is Ruby code")
     # a list may hold what is not known, and still be added to
-    unknown = _unknown(receiver) if isinstance(receiver, list) else _unknown(receiver, *args)
+    unknown = first_unknown(receiver) if isinstance(receiver, list) else first_unknown(receiver, *args)
     if unknown:
         return unknown
     try:
@@ -331,7 +261,7 @@ def _of_constant(constant: str, node: Call, scope: Scope) -> Any:
     args = flattened_once(node.args, scope)
     if constant == "ENV":
         return _environment(node, args, scope)
-    unknown = _unknown(*args)
+    unknown = first_unknown(*args)
     if unknown:
         return unknown
     if constant == "File" and node.name == "join":
@@ -383,7 +313,7 @@ def _bare(node: Call, scope: Scope) -> Any:
         value = evaluate(node.args[0], scope)
         if node.name == "Array":
             return value if isinstance(value, list) else [] if value is None else [value]
-        return _unknown(value) or (text_of(value) if node.name != "Integer" else _to_i(value))
+        return first_unknown(value) or (text_of(value) if node.name != "Integer" else to_i(value))
     if node.name == "ask":
         return Question(None)
     return Unread("it is Ruby code")
@@ -419,113 +349,8 @@ def _path(name: str, scope: Scope) -> Any:
     base = scope.fetch("deploy_to")
     if isinstance(base, str):
         return posixpath.join(base, _PATHS[name]) if _PATHS[name] else str(base)
-    return _unknown(base) or Unread("deploy_to is not known")
+    return first_unknown(base) or Unread("deploy_to is not known")
 
-
-def _to_i(value: Any) -> int:
-    text = text_of(value).strip()
-    digits = text[: len(text) - len(text.lstrip("-0123456789"))]
-    return int(digits) if digits.lstrip("-").isdecimal() and len(digits) < 18 else 0
-
-
-def _index(receiver: Any, *keys: Any) -> Any:
-    if isinstance(receiver, dict) and len(keys) == 1:
-        return receiver.get(keys[0])
-    if isinstance(receiver, list) and len(keys) == 1 and type(keys[0]) is int:
-        return receiver[keys[0]] if -len(receiver) <= keys[0] < len(receiver) else None
-    raise TypeError
-
-
-def _text_only(change: Callable[[str], Any]) -> Callable[[Any], Any]:
-    def method(receiver: Any) -> Any:
-        if not isinstance(receiver, str):
-            raise TypeError
-        return change(str(receiver))
-
-    return method
-
-
-def _join(receiver: Any, *args: Any) -> Any:
-    if isinstance(receiver, list):
-        return _joined([part for item in receiver for part in (text_of(args[0]) if args else "", item)][1:])
-    if isinstance(receiver, str):  # Pathname
-        return posixpath.join(receiver, *map(text_of, args))
-    raise TypeError
-
-
-def _push(receiver: Any, *args: Any) -> Any:
-    if not isinstance(receiver, list):
-        raise TypeError
-    return [*receiver, *args]
-
-
-def _concat(receiver: Any, *args: Any) -> Any:
-    out = receiver
-    for arg in args:
-        if type(arg) is not type(out) or not isinstance(out, list | str):
-            raise TypeError
-        out = out + arg
-    return out
-
-
-def _merge(receiver: Any, other: Any) -> Any:
-    if not isinstance(receiver, dict) or not isinstance(other, dict):
-        raise TypeError
-    return {**receiver, **other}
-
-
-def _split(text: str, by: Any) -> list[str]:
-    pieces = text.split(None if by is None or by == " " else str(by))
-    while pieces and not pieces[-1]:
-        pieces.pop()
-    return pieces
-
-
-def _gsub(receiver: Any, old: Any, new: Any) -> Any:
-    if not isinstance(receiver, str):
-        raise TypeError
-    return receiver.replace(old, new)
-
-
-def _refuse() -> Any:
-    raise TypeError
-
-
-def _as_is(receiver: Any) -> Any:
-    return receiver
-
-
-_METHODS: Mapping[str, Callable[..., Any]] = {
-    "[]": _index,
-    "fetch": lambda receiver, key, default=None: (
-        receiver.get(key, default) if isinstance(receiver, dict) else _refuse()
-    ),
-    "to_s": text_of,
-    "to_sym": lambda value: Symbol(text_of(value)),
-    "intern": lambda value: Symbol(text_of(value)),
-    "to_i": _to_i,
-    "to_a": lambda value: value if isinstance(value, list) else [] if value is None else _refuse(),
-    "freeze": _as_is,
-    "dup": _as_is,
-    "clone": _as_is,
-    "chomp": _text_only(lambda text: text.removesuffix("\n")),
-    "strip": _text_only(str.strip),
-    "downcase": _text_only(str.lower),
-    "upcase": _text_only(str.upper),
-    "split": lambda receiver, by=None: _split(receiver, by) if isinstance(receiver, str) else _refuse(),
-    "gsub": _gsub,
-    "join": _join,
-    "push": _push,
-    "append": _push,
-    "concat": _concat,
-    "merge": _merge,
-    "uniq": lambda receiver: _uniq(receiver) if isinstance(receiver, list) else _refuse(),
-    "compact": lambda receiver: [item for item in receiver if item is not None],
-    "first": lambda receiver: (receiver[0] if receiver else None) if isinstance(receiver, list) else _refuse(),
-    "last": lambda receiver: (receiver[-1] if receiver else None) if isinstance(receiver, list) else _refuse(),
-    "nil?": lambda receiver: receiver is None,
-    "empty?": lambda receiver: len(receiver) == 0,
-}
 
 _EVALUATE: Mapping[type, Callable[[Any, Scope], Any]] = {
     Literal: _literal,

@@ -15,6 +15,7 @@ from midstream.core import config_forms as form
 from midstream.core import config_values as read
 from midstream.core.config import app_name
 from midstream.core.names import is_name
+from midstream.deploy.scaffold.capistrano_methods import FromEnv, Lazy, Question, Symbol, Unread, known, text_of
 from midstream.deploy.scaffold.capistrano_plugins import CARRIED, NEEDLESS, PLUGIN_ADVICE, PLUGINS
 from midstream.deploy.scaffold.capistrano_recipe import Place, Recipe, Remark, Server
 from midstream.deploy.scaffold.capistrano_services import (
@@ -29,7 +30,6 @@ from midstream.deploy.scaffold.capistrano_services import (
     services,
 )
 from midstream.deploy.scaffold.capistrano_tasks import Dropped, HookDraft, commands_of, hook_drafts, placed
-from midstream.deploy.scaffold.capistrano_values import FromEnv, Lazy, Question, Symbol, Unread, known, text_of
 from midstream.deploy.scaffold.draft import Draft, ServiceDraft
 from midstream.deploy.scaffold.tree import Tree
 
