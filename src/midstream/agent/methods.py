@@ -17,12 +17,13 @@ from midstream.agent import accounts, left_behind, locks, quieting, reports
 from midstream.agent.admission import check_hold, read_spec
 from midstream.agent.console import Consoles
 from midstream.agent.control import Connection, Method
-from midstream.agent.deploys import Deploys, Opening
+from midstream.agent.deploys import Deploys
 from midstream.agent.environment import Environments
 from midstream.agent.external import declared
 from midstream.agent.host import Host
 from midstream.agent.host_commands import HostCommands
 from midstream.agent.keeper_link import KeeperRefused
+from midstream.agent.opening import Opening
 from midstream.agent.plans import profile_of
 from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, EventRow

@@ -8,8 +8,9 @@ from typing import Any
 
 from midstream.agent import left_behind
 from midstream.agent.accounts import account_of_uid
-from midstream.agent.deploys import Deploys, live_releases
+from midstream.agent.deploys import Deploys
 from midstream.agent.drift import drift_of
+from midstream.agent.finishing import live_releases
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
 from midstream.agent.plans import policy_of, profile_of

@@ -1,0 +1,67 @@
+"""Objects that a deployer sends: one file for each deploy in the agent's own state folder, until they are in the mirror.
+
+Runs in the agent, blocking, a MiB at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from typing import Any
+
+from midstream.agent.work import Work
+from midstream.errors import HostError, OperatorError
+
+_PACK_MAX_BYTES = 8 << 30
+_SPARE_BYTES = 256 << 20
+
+
+def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
+    """Appends to the pack; a repeated part is written over itself."""
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise OperatorError("deploy.upload: data is not base64") from error
+    if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
+        raise OperatorError("deploy.upload: the pack is too large")
+    _refuse_full_disk(work, len(raw))
+    try:
+        fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            done = 0
+            while done < len(raw):
+                done += os.pwrite(fd, raw[done:], offset + done)
+            if last:
+                os.ftruncate(fd, offset + len(raw))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise HostError(
+            f"the objects could not be stored: {error.strerror}",
+            where=os.path.dirname(work.pack_path),
+            serving=work.serving(),
+            remedy="free some space, then deploy again",
+        ) from error
+    return {"offset": offset + len(raw)}
+
+
+def _refuse_full_disk(work: Work, size_bytes: int) -> None:
+    """Packs lie on the agent's own disk: the last of it is not for them."""
+    folder = os.path.dirname(work.pack_path)
+    disk = os.statvfs(folder)
+    spare_bytes = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
+    if disk.f_bavail * disk.f_frsize < size_bytes + spare_bytes:
+        raise HostError(
+            "the objects could not be stored: no space left on the disk of the agent's state",
+            where=folder,
+            serving=work.serving(),
+            remedy="free some space, then deploy again",
+        )
+
+
+def drop(work: Work) -> None:
+    try:
+        os.unlink(work.pack_path)
+    except FileNotFoundError:
+        pass
