@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from midstream.agent import crashpoint
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import Place, command_spec
@@ -327,6 +328,7 @@ async def _undo(work: Work, record: CommandRecord, undo: SpawnSpec) -> str:
     begun = time.monotonic()
     work.tell(label, "begin")
     _quietly(lambda: work.host.store.journal(work.intent.id, label, "begin"))
+    crashpoint.point(f"in {label}", work.host.keeper_pid)
     try:
         outcome = await work.host.one_shots.run(
             undo, timeout_s=record.undo_timeout_s, on_line=lambda line: work.tell(label, "line", line=line)
@@ -335,6 +337,7 @@ async def _undo(work: Work, record: CommandRecord, undo: SpawnSpec) -> str:
     except MidstreamError as error:
         why = error.what
     why = work.redacted(why)
+    crashpoint.point(f"after {label}", work.host.keeper_pid)
     _quietly(lambda: work.host.store.journal(work.intent.id, label, "failed" if why else "done", why))
     work.tell(label, "end", ok=not why, seconds=time.monotonic() - begun, line=why)
     if why:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from midstream.deploy import rpc
+from midstream.deploy import crashpoint, rpc
 from midstream.deploy.transport import Host, Link, gave_up
 from midstream.deploy.unreachable import NotNow, noisy, told_by_far_end
 from midstream.errors import HostError, MidstreamError
@@ -70,6 +70,7 @@ class AgentClient:
         give_up_s: how long to go on trying, seconds; 0 tries once.
         """
         reader = await self._reach(give_up_s)
+        crashpoint.point(f"connected to {self.host.name}")
         self._task = asyncio.create_task(self._converse(reader))
         return self.hello
 
@@ -78,14 +79,18 @@ class AgentClient:
         HostError when the agent is gone for good (or was lost, where the call is not idempotent)."""
         if self._dead is not None:
             raise self._dead
+        crashpoint.point(f"before {method} on {self.host.name}")
         self._last_id += 1
         request_id = self._last_id
         pending = _Pending(method, params, asyncio.get_running_loop().create_future(), idempotent)
         self._pending[request_id] = pending
         if self._writer is not None:
             self._send(request_id, pending)
+        crashpoint.point(f"sent {method} to {self.host.name}")
         try:
-            return await pending.future
+            answer = await pending.future
+            crashpoint.point(f"after {method} on {self.host.name}")
+            return answer
         finally:
             self._pending.pop(request_id, None)
 

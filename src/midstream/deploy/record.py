@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core.wire import WireError, from_wire, to_wire
+from midstream.deploy import crashpoint
 from midstream.deploy.events import Event, EventKind
 from midstream.deploy.order import Target
 from midstream.errors import LockedError
@@ -90,7 +91,9 @@ class Record:
             self._save()
             _forget_old(self.folder)
 
+        crashpoint.point("before the record")
         self._try(make)
+        crashpoint.point("after the record")
 
     def _claim(self) -> None:
         """One process at a time: a deploy that somebody still runs here is not resumed. Freed by the kernel."""
@@ -115,7 +118,9 @@ class Record:
         self.line(event_line(event))
         if event.kind is EventKind.STATE:
             self._values |= {"state": event.text, "release": event.release}
+            crashpoint.point(f"before writing {event.text}")
             self._try(self._save)
+            crashpoint.point(f"after writing {event.text}")
 
     def ended(self, state: str) -> None:
         """Keeps that it is over, in a state that no event told, and closes."""

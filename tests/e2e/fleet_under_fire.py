@@ -1,0 +1,218 @@
+"""Two hosts under light load whose agents and deployer can be killed at a named point, and what has to hold afterwards.
+
+The release has all that a crash may leave half done: objects to send, a migration on web1, a hook with an undo on each host,
+and one around each handover that takes the host out of its load balancer (`/srv/shop/out`) and in again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet import Fleet, FleetHost, FleetProject, kill_session, new_fleet
+from machine import Result, wait_for
+
+ALL = bool(os.environ.get("MIDSTREAM_CRASH_ALL"))
+SEED = int(os.environ.get("MIDSTREAM_SEED", "0"))
+MARKS = "/srv/shop/marks"
+HOOKS = f"""
+[[hooks]]
+after = "check"
+run = "echo begun >> {MARKS}"
+undo = "echo undone >> {MARKS}"
+shell = true
+[[hooks]]
+before = "handover"
+run = "touch /srv/shop/out"
+undo = "rm -f /srv/shop/out"
+shell = true
+[[hooks]]
+after = "handover"
+run = "rm -f /srv/shop/out"
+shell = true
+"""
+MIGRATE = "migrate = \"sh -c 'echo migrated >> /srv/shop/migrations'\"\n"
+
+
+@dataclass
+class Fire:
+    """The fleet with its project, one release deployed."""
+
+    fleet: Fleet
+    project: FleetProject
+    before: str = ""  # the release that all hosts were on when this round began
+
+    def begin_round(self) -> str:
+        """A new commit, no marks of hooks; returns the release that runs now."""
+        releases = set(self.releases())
+        assert len(releases) == 1, releases
+        self.before = releases.pop()
+        self.clear_marks()
+        self.project.commit("of this round")
+        return self.before
+
+    @property
+    def hosts(self) -> list[FleetHost]:
+        return list(self.fleet.hosts.values())
+
+    @property
+    def deployer_plan(self) -> Path:
+        return self.fleet.root / "deployer-plan"
+
+    def agent_plan(self, host: FleetHost) -> Path:
+        return host.root / "root/plan"
+
+    def deploy_counting(self) -> None:
+        """One good deploy that notes all points it passes."""
+        plans = [self.deployer_plan, *(self.agent_plan(host) for host in self.hosts)]
+        for plan in plans:
+            plan.write_text("count 0" if plan != self.deployer_plan else "count")
+        self.project.commit("counted")
+        done = self.deploy()
+        assert done.code == 0, done.text
+        wait_for("the counted deploy to end", self.is_settled)
+        for plan in plans:
+            plan.unlink()
+
+    def deployer_points(self) -> list[str]:
+        return Path(f"{self.deployer_plan}.passed").read_text().splitlines()
+
+    def agent_points(self, host: FleetHost) -> list[str]:
+        return Path(f"{self.agent_plan(host)}.passed").read_text().splitlines()
+
+    def deploy(self, *args: str) -> Result:
+        return self.project.deploy(*args, MIDSTREAM_CRASH_DEPLOYER=str(self.deployer_plan))
+
+    def releases(self) -> list[str]:
+        return [host.release() for host in self.hosts]
+
+    def is_settled(self) -> bool:
+        try:
+            return all(host.settled() and not host.app()["lock"] for host in self.hosts)
+        except Exception:  # an agent that was just killed
+            return False
+
+    def leases_are_over(self) -> bool:
+        try:
+            return all(host.app()["deploy"] is None for host in self.hosts)
+        except Exception:
+            return False
+
+    def clear_marks(self) -> None:
+        for host in self.hosts:
+            (host.root / MARKS.lstrip("/")).unlink(missing_ok=True)
+
+    def marks(self, host: FleetHost) -> list[str]:
+        path = host.root / MARKS.lstrip("/")
+        return path.read_text().splitlines() if path.exists() else []
+
+    # ------------------------------------------------------------------ what has to hold
+
+    def check_hosts(self, where: str) -> None:
+        """Each host by itself is whole: unlocked, unheld, nothing quiet, one release in its processes, the symlink and its
+        answers, and what hooks did is undone where the deploy did not succeed."""
+        wait_for("the hosts to settle", self.is_settled)
+        for host in self.hosts:
+            app = host.app()
+            release = app["release"]
+            assert (app["deploy"], app["lock"], app["drift"]) == (None, None, []), (where, app)
+            assert host.current() == release, (where, host.name)
+            assert self.fleet.get(host.name) == (200, release), (where, host.name)
+            started = 0
+            for service in app["services"]:
+                assert not service.get("hold") and not service.get("quiet"), (where, service)
+                generation = service["generations"][0]
+                assert generation["release"] == release, (where, service)
+                assert {item["release_running"] for item in generation["instances"]} == {release}, (where, service)
+                started += len(generation["instances"])
+            stamped = host.box.sh("grep -lz ^MIDSTREAM_GENERATION= /proc/[0-9]*/environ 2>/dev/null || true").split()
+            assert len(stamped) == started, f"{where}: {host.name}: processes that nothing accounts for: {stamped}"
+            assert not (host.root / "srv/shop/out").exists(), f"{where}: {host.name} was left out of its load balancer"
+            marks = self.marks(host)
+            if release == self.before:
+                assert not marks or marks[-1] == "undone", f"{where}: {host.name}: {marks}"
+
+    def check_one_release(self, where: str) -> str:
+        self.check_hosts(where)
+        releases = set(self.releases())
+        assert len(releases) == 1, (where, releases)
+        told = self.project.cli("status", "--check")
+        assert told.code == 0, f"{where}\n{told.text}"
+        return releases.pop()
+
+
+@contextlib.contextmanager
+def fire(app_more: str = "") -> Iterator[Fire]:
+    """web1, web2 (web1 migrates), every agent with its crash plan at /root/plan."""
+    with new_fleet(2, agents=False) as fleet:
+        pyz = fleet.pyz()
+        for host in fleet.hosts.values():
+            host.install(pyz)
+            wrapper = host.root / "opt/midstream/bin/midstream"
+            wrapper.write_text(wrapper.read_text().replace("exec ", "MIDSTREAM_CRASH_PLAN=/root/plan exec "))
+            host.start_agent()
+        project = fleet.project(web1=["web", "db"], web2=["web"])
+        project.commit("all of it", config=project.config(project.web(app_more), top=MIGRATE, tail=HOOKS))
+        project.deployed()
+        yield Fire(fleet, project)
+
+
+@contextlib.contextmanager
+def under_fleet_load(fleet: Fleet) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
+    """Light load on each host, from this side of the network. Call the value, once, for the tallies by host."""
+    loads = {
+        name: subprocess.Popen(
+            fleet.switch.on_the_network(
+                *(sys.executable, "-m", "midstream.testing.load", f"tcp://{host.address}:8000"),
+                *("--pause", "0.05", "--keep-alive", "1", "--closing", "1"),
+            ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, host in fleet.hosts.items()
+    }
+    for load in loads.values():
+        assert load.stdout is not None and load.stdout.readline().strip() == "started"
+    tallies: dict[str, dict[str, Any]] = {}
+
+    def stop() -> dict[str, dict[str, Any]]:
+        for name, load in loads.items():
+            assert load.stdin is not None and load.stdout is not None
+            load.stdin.close()
+            tallies[name] = json.loads(load.stdout.readline())
+        return tallies
+
+    try:
+        yield stop
+    finally:
+        for load in loads.values():
+            assert load.stdin is not None and load.stdout is not None
+            load.stdin.close()
+            load.wait(60.0)
+            load.stdout.close()
+
+
+def no_failures(tallies: dict[str, dict[str, Any]]) -> None:
+    for name, tally in tallies.items():
+        assert tally["requests"] > 0, name
+        assert tally["failed"] == 0, (name, tally["failures"])
+
+
+def chosen(names: list[str], wanted: int) -> list[tuple[int, str]]:
+    """Which points to try, with their number: all, or `wanted` spread over them, others with another seed."""
+    numbered = list(enumerate(names, start=1))
+    if ALL or len(names) <= wanted:
+        return numbered
+    stride = len(names) / wanted
+    return [numbered[int(SEED % stride + index * stride) % len(names)] for index in range(wanted)]
+
+
+__all__ = ["ALL", "Fire", "chosen", "fire", "kill_session", "no_failures", "under_fleet_load"]
