@@ -27,7 +27,7 @@ Description=Midstream: deploys, supervises and drains services
 
 [Service]
 Type=exec
-ExecStart={" ".join(_systemd_word(word) for word in argv)}
+ExecStart={_command_line(argv)}
 # `systemctl stop` ends every service in order. To bring in a new version under them: midstream agent upgrade
 TimeoutStopSec={STOP_TIMEOUT_S}
 Restart=always
@@ -47,9 +47,13 @@ WantedBy={wanted_by}
 """)
 
 
+def _command_line(argv: Sequence[str]) -> str:
+    """As systemd.service(5) reads it: without specifiers and, in arguments, variables; the program's own path has none."""
+    program, *arguments = (word.replace("%", "%%") for word in argv)
+    return " ".join(_systemd_word(word) for word in (program, *(word.replace("$", "$$") for word in arguments)))
+
+
 def _systemd_word(word: str) -> str:
-    """As systemd.service(5) reads it: no specifiers, no variables, quoted where it has to be."""
-    word = word.replace("%", "%%").replace("$", "$$")
     if re.fullmatch(r"[\w@%+=:,./$-]+", word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

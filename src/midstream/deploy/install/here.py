@@ -50,12 +50,12 @@ class Installation:
         grants = [self.plan_grant(text) for text in self.request.allow]
         for folder in self.request.folders:
             folders.require_user(folder.owner)
+        if self.request.action == UPGRADE and not self.site.name_in_wrapper() and upgrade.hello(self.site) is None:
+            raise _not_installed(self.site)
         self._refuse_strangers()
         with self._lock():
             answer = upgrade.hello(self.site)
             before = str((answer or {}).get("version", ""))
-            if self.request.action == UPGRADE and answer is None and not self.site.name_in_wrapper():
-                raise _not_installed(self.site)
             if self.site.rootless:
                 self._linger()
             if newer := self._newer(before):

@@ -20,6 +20,7 @@ from midstream.deploy.install.service import run_command
 from midstream.deploy.install.site import Site
 from midstream.deploy.sync_client import connect
 from midstream.errors import EXIT_USAGE, AttentionError, HostError, MidstreamError, from_wire
+from midstream.linux import process
 
 _COMES_UP_S = 30.0
 
@@ -82,7 +83,7 @@ def upgrade(site: Site, program: str) -> dict[str, Any]:
         raise _refused(site, why, after)
     if old is None:
         raise _nobody(site, why)
-    _give_back(site, old, now)
+    _give_back(site, old, now if now is not None and now.argv != old.argv else None)
     back = wait_for_agent(site, _COMES_UP_S)
     if back is None:
         raise _nobody(site, why)
@@ -123,9 +124,14 @@ def _give_back(site: Site, old: AgentCommand, now: AgentCommand | None) -> None:
         asyncio.run(asyncio.wait_for(tell(), 10.0))
     except (OSError, KeeperLost, KeeperRefused, TimeoutError) as error:
         raise _nobody(site, f"the keeper cannot be told to start the old one: {error}") from error
-    if now is not None and now.pid and now.pid != old.pid:
+    for pid in _agents_of(now.argv if now is not None else ()):
         with contextlib.suppress(OSError):
-            os.kill(now.pid, signal.SIGKILL)  # it hangs; the keeper starts the next
+            os.kill(pid, signal.SIGKILL)  # one that hangs; the keeper starts the old one then
+
+
+def _agents_of(argv: tuple[str, ...]) -> list[int]:
+    """Processes with exactly this command line; one that never attached to the keeper is in none of its records."""
+    return [pid for pid in process.all_pids() if argv and process.read_argv(pid) == argv]
 
 
 def _refused(site: Site, why: str, answer: dict[str, Any]) -> HostError:

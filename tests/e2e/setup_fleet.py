@@ -1,0 +1,151 @@
+"""For tests of `setup`, `agent install` and `agent upgrade`: a deployer that is one zipapp, and other versions of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import Fleet, FleetHost
+from machine import Result, wait_for
+
+from midstream.cli import zipapp_build
+
+PREFIX = "opt/midstream"
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This version. All tests of a run use one file, whoever edits the sources meanwhile."""
+    target = tmp_path_factory.mktemp("pyz") / "midstream.pyz"
+    zipapp_build.build(str(target))
+    return target
+
+
+def another_version(
+    pyz: Path, target: Path, version: str, patches: Mapping[str, tuple[str, str]] | None = None
+) -> Path:
+    """A copy that calls itself `version`. patches: file -> (old text, new text)."""
+    changed = {"midstream/__init__.py": ("__version__ = ", f'__version__ = "{version}"  # was '), **(patches or {})}
+    left_out = {f"{name}c" for name in changed}
+    with zipfile.ZipFile(pyz) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for item in old.infolist():
+            data = old.read(item)
+            if item.filename in changed:
+                before, after = changed[item.filename]
+                assert before in data.decode(), f"{item.filename} has no {before!r}"
+                data = data.decode().replace(before, after, 1).encode()
+            if item.filename not in left_out:
+                new.writestr(item, data)
+    return target
+
+
+@dataclass(frozen=True)
+class Deployer:
+    """`midstream` of one version, on this side of the fleet's network."""
+
+    fleet: Fleet
+    pyz: Path
+
+    def argv(self, *args: str) -> list[str]:
+        return self.fleet.switch.on_the_network(sys.executable, "-I", str(self.pyz), *args)
+
+    def cli(self, *args: str, cwd: Path | None = None, **env: str) -> Result:
+        done = subprocess.run(
+            self.argv(*args),
+            cwd=cwd or self.fleet.root,
+            env=self.fleet.env | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def good(self, *args: str, cwd: Path | None = None) -> list[dict[str, Any]]:
+        """Insists on exit code 0. With --json: the lines."""
+        result = self.cli(*args, cwd=cwd)
+        assert result.code == 0, result.text
+        return lines(result) if "--json" in args else []
+
+    def spawn(self, *args: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.argv(*args),
+            cwd=cwd or self.fleet.root,
+            env=self.fleet.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [dict(json.loads(line)) for line in result.out.splitlines() if line.startswith("{")]
+
+
+def changed(found: list[dict[str, Any]]) -> list[str]:
+    """What was done, of JSON lines."""
+    return [f"{line['step']}: {line['text']}" for line in found if line.get("state") in ("done", "would")]
+
+
+def installed(host: FleetHost) -> list[str]:
+    """Names of the versions on the host."""
+    folder = host.root / PREFIX
+    return (
+        sorted(path.name for path in folder.iterdir() if (path / "midstream.pyz").exists()) if folder.exists() else []
+    )
+
+
+def pids_of(host: FleetHost, service: str = "web") -> list[int]:
+    row = next(row for row in host.app()["services"] if row["service"] == service)
+    return sorted(item["pid"] for generation in row["generations"] for item in generation["instances"] if item["pid"])
+
+
+def keeper_of(host: FleetHost) -> int:
+    return int(host.status()["keeper"]["pid"])
+
+
+def parent_of(host: FleetHost, pid: int) -> str:
+    """The command name of a process's parent."""
+    return host.box.sh(f"cat /proc/$(ps -o ppid= -p {pid} | tr -d ' ')/comm").strip()
+
+
+def running(host: FleetHost, pattern: str) -> str:
+    """pids of processes on the host whose command line matches."""
+    return host.box.run("pgrep", "-f", pattern, check=False).strip()
+
+
+@contextlib.contextmanager
+def load_on(fleet: Fleet, host: FleetHost) -> Iterator[dict[str, Any]]:
+    """Clients of the host's service; the dict has their tally once the block has ended."""
+    argv = [sys.executable, "-m", "midstream.testing.load", f"tcp://{host.address}:8000", "--pause", "0.01"]
+    load = subprocess.Popen(
+        fleet.switch.on_the_network(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=fleet.env
+    )
+    assert load.stdin is not None and load.stdout is not None
+    tally: dict[str, Any] = {}
+    try:
+        assert load.stdout.readline().strip() == "started"
+        yield tally
+    finally:
+        load.stdin.close()
+        tally.update(json.loads(load.stdout.readline() or "{}"))
+        load.stdout.close()
+        load.wait(60.0)
+
+
+def start_runit(host: FleetHost) -> subprocess.Popen[Any]:
+    """runsvdir on the host, watching /etc/service, which is empty."""
+    host.box.sh("rm -rf /etc/service && mkdir /etc/service")
+    process = host.box.popen("runsvdir", "-P", "/etc/service")
+    wait_for("runsvdir", lambda: host.box.sh("pgrep -x runsvdir || true").strip())
+    return process
