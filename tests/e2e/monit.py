@@ -36,7 +36,8 @@ def reap(*_):
 
 signal.signal(signal.SIGCHLD, reap)
 for _ in sys.stdin:
-    print(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ), flush=True)
+    silent = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
+    print(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent), flush=True)
 """
 
 _START = """#!/bin/sh

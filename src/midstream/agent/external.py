@@ -159,7 +159,7 @@ class Externals:
             HOLD_TIMEOUT_S,
             lambda line: work.tell(step, "line", line=line),
         )
-        hold = self.put(taken(hold, found["watched"]), pid=found["pid"], start_ticks=found["start_ticks"])
+        hold = self.put(taken(hold, found["watched"]), **_process(hold, found))
         self._see(hold, found)
         self.note(hold, "hold", f"held, {ttl_s:g} s" + (f", and {', '.join(hold.along)} with it" if hold.along else ""))
         answer = _answer(hold)
@@ -364,7 +364,7 @@ class Externals:
             request = MonitRestart(hold.control, hold.service, start=True, min_uptime_s=0.5)
             try:
                 found = await self.ask(hold, request, RESTART_MAX_S)
-                self.put(hold, pid=found["pid"], start_ticks=found["start_ticks"])
+                self.put(hold, **_process(hold, found))
                 self._see(hold, found)
             except (MidstreamError, KeeperLost) as error:
                 self.note(hold, "attention", f"could not be started: {getattr(error, 'what', error)}")
@@ -375,15 +375,16 @@ class Externals:
         self._sights[hold.name] = _sight(found)
 
     async def look(self, apps: Collection[str]) -> None:
-        """Asks the supervisors of these apps' external services, where nobody did just now. Bounded; raises nothing."""
+        """Asks the supervisors of these apps' external services, where nobody did just now, or where the process that was
+        seen is gone. Bounded; raises nothing."""
         fresh_s = clock.boottime_s() - _FRESH_S
-        stale = [
-            (app, hold)
-            for app in apps
-            for hold in self._declared(app)
-            if self._sights.get((app, hold.supervisor, hold.service), Sight(0.0)).at_s < fresh_s
-        ]
-        await asyncio.gather(*(self._look(app, hold) for app, hold in stale))
+        stale = []
+        for app in apps:
+            for spec in self._declared(app):
+                sight = self._sights.get((app, spec.supervisor, spec.service))
+                if sight is None or sight.at_s < fresh_s or not self._pid(sight):
+                    stale.append(self._look(app, spec))
+        await asyncio.gather(*stale)
 
     def _declared(self, app: str) -> list[HoldSpec]:
         """Of the committed release's configuration, and what is held besides."""
@@ -488,6 +489,13 @@ def declared(work: Work, supervisor: str, service: str) -> HoldSpec:
         where="holds",
         remedy="name it in [[holds]], commit, and deploy again",
     )
+
+
+def _process(hold: ExternalHold, found: dict[str, Any]) -> dict[str, int]:
+    """Its process as found. One that died meanwhile stays the one that is missed: so its guard sees that it is gone."""
+    if not found["pid"]:
+        return {"pid": hold.pid, "start_ticks": hold.start_ticks}
+    return {"pid": int(found["pid"]), "start_ticks": int(found["start_ticks"])}
 
 
 def _answer(hold: ExternalHold) -> dict[str, Any]:

@@ -101,6 +101,13 @@ async def _restart(externals: Externals, work: Work, hold: ExternalHold, release
         min_uptime_s=hold.min_uptime_s,
     )
     found = await externals.ask(hold, request, RESTART_MAX_S, lambda line: work.tell(step, "line", line=line))
+    if not found["pid"]:
+        raise AppError(
+            f"{hold.label} came up on release {release}, and died again",
+            where=f"{hold.supervisor}, service {hold.service}",
+            serving=work.serving(),
+            remedy="look at its log",
+        )
     externals.put(hold, pid=found["pid"], start_ticks=found["start_ticks"])
     _verify(work, hold, release, found, step)
 

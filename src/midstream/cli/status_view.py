@@ -31,6 +31,7 @@ def _app_text(app: dict[str, Any]) -> str:
     rows = app_rows(app)
     if rows:
         lines.append(table(HEADER, rows))
+    lines += [_external(app, row) for row in app.get("external", ())]
     lines += [f"  {text}" for text in drift_lines(app)]
     return "\n".join(lines)
 
@@ -116,6 +117,21 @@ def _work_words(work: dict[str, Any] | None) -> str:
     return ", ".join(word for word in ("quiet" if work.get("quiet") else "", count) if word)
 
 
+def _external(app: dict[str, Any], row: dict[str, Any]) -> str:
+    """A service that another supervisor owns."""
+    watched = {True: "watched", False: "not watched", None: "not known"}[row.get("watched")]
+    words = [f"pid {row['pid']}" if row.get("pid") else "no process", watched]
+    if row.get("release_running"):
+        words.insert(1, f"runs {row['release_running']}")
+    if hold := row.get("hold"):
+        along = f" with {', '.join(hold['along'])}" if hold.get("along") else ""
+        left = span(float(hold["expires_in_s"])) + " left"
+        words.append("being given back" if hold["state"] == "releasing" else f"held by {hold['owner']}{along}, {left}")
+    if row.get("note"):
+        words.append(clean(str(row["note"])))
+    return f"  {row['supervisor']}:{row['service']}: {', '.join(words)}"
+
+
 def _state_cell(service: dict[str, Any], state: str) -> str:
     """The generation's state, with the service's in front where that says more."""
     head = service["state"]
@@ -143,7 +159,8 @@ def drift_lines(app: dict[str, Any]) -> list[str]:
 
 
 def _drift(row: dict[str, Any]) -> str:
-    place = f"{row.get('service')}/{row.get('slot')}" if row.get("service") else "the app"
+    slot = row.get("slot")
+    place = f"{row['service']}/{slot}" if row.get("service") and slot != -1 else row.get("service") or "the app"
     pid = f" (pid {row['pid']})" if row.get("pid") else ""
     expected, found = row.get("expected"), row.get("found")
     match row.get("kind"):
@@ -153,6 +170,8 @@ def _drift(row: dict[str, Any]) -> str:
             return f"DOWN: {place} should run release {expected}, and does not"
         case "current":
             return f"DRIFT: `current` was moved by hand to {found}; committed is {expected}"
+        case "unwatched":
+            return f"UNWATCHED: {place}{pid} is not watched by its supervisor: {found}"
         case "deleted":
             return f"DRIFT: {place}{pid} runs files that were deleted ({found})"
         case kind:

@@ -343,9 +343,11 @@ def monit_restart(request: MonitRestart) -> dict[str, Any]:
     verb = "start" if request.start else "restart"
     monit.ask(verb, request.service)
     print(f"monit {verb} {request.service}", flush=True)
-    _until_up(monit, declared, old, timeout_s, request.min_uptime_s)
-    if request.hold:
-        _hold(monit, declared, timeout_s)
+    try:
+        _until_up(monit, declared, old, timeout_s, request.min_uptime_s)
+    finally:  # both verbs turn monitoring on, also where they fail
+        if request.hold:
+            _hold(monit, declared, timeout_s)
     return _facts(monit, declared)
 
 
