@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from midstream.cli.hosts import Only, host_options
@@ -57,26 +59,31 @@ def deploy(
 
     STAGE may be left out where there is only one. Where no agent runs on this machine, one is started for you.
     """
-    from midstream.cli import deploy_run, project
-    from midstream.cli.task_book import open_book
-    from midstream.core.plan import deploy_plan
-    from midstream.deploy.config_file import read_secrets
+    from midstream.cli.early import dialled
 
-    chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
-    try:
-        tasks = open_book(chosen.file.folder)
-        secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
-        chosen = deploy_run.with_agent_here(chosen, socket)
-        order = deploy_run.new_order(
-            chosen,
-            deploy_plan(chosen.specs, attached=tasks.registry.attached()),
-            secrets=secrets,
-            wait=wait,
-            tasks=tasks,
-        )
-        return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)
-    finally:
-        chosen.close()
+    with dialled(stage, config_path, socket, only) as early:
+        # What follows takes as long to import as ssh to log in.
+        from midstream.cli import deploy_run, project
+        from midstream.cli.task_book import open_book
+        from midstream.core.plan import deploy_plan
+        from midstream.deploy.config_file import read_secrets
+
+        chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
+        try:
+            tasks = open_book(chosen.file.folder)
+            secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
+            chosen = deploy_run.with_agent_here(chosen, socket)
+            order = deploy_run.new_order(
+                chosen,
+                deploy_plan(chosen.specs, attached=tasks.registry.attached()),
+                secrets=secrets,
+                wait=wait,
+                tasks=tasks,
+            )
+            chosen = replace(chosen, reach=early.using(chosen.reach))
+            return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)
+        finally:
+            chosen.close()
 
 
 @command(
@@ -113,14 +120,18 @@ def rollback(
     was deployed with; it is started, proven and handed over to like a new one. The repository is not asked, and
     migrations are not undone.
     """
-    from midstream.cli import deploy_run, project
-    from midstream.cli.task_book import open_book
-    from midstream.core.plan import rollback_plan
+    from midstream.cli.early import dialled
 
     if release and not is_release(release):
         raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
-    chosen = project.of_working_copy(config_path, stage, socket=socket, only=only)
-    tasks = open_book(chosen.file.folder)
-    plan = rollback_plan(chosen.specs, release=release, attached=tasks.registry.attached())
-    order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force, tasks=tasks)
-    return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)
+    with dialled(stage, config_path, socket, only) as early:
+        from midstream.cli import deploy_run, project
+        from midstream.cli.task_book import open_book
+        from midstream.core.plan import rollback_plan
+
+        chosen = project.of_working_copy(config_path, stage, socket=socket, only=only)
+        tasks = open_book(chosen.file.folder)
+        plan = rollback_plan(chosen.specs, release=release, attached=tasks.registry.attached())
+        order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force, tasks=tasks)
+        chosen = replace(chosen, reach=early.using(chosen.reach))
+        return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket)

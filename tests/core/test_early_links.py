@@ -1,0 +1,84 @@
+"""Hosts that are dialled before the configuration is read: each link is used once, or ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream.cli import early
+from midstream.cli.hosts import ALL, Only
+from midstream.deploy.transport import LocalHost, SshHost
+
+TWO_STAGES = """
+[stages.production]
+hosts = ["web1", { address = "batch1", roles = ["batch"] }, "localhost"]
+[stages.staging]
+hosts = ["test1"]
+"""
+
+
+class FakeLink:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def links(monkeypatch: pytest.MonkeyPatch) -> list[FakeLink]:
+    made: list[FakeLink] = []
+
+    def dial(host: SshHost) -> Any:
+        made.append(FakeLink(host.name))
+        return made[-1]
+
+    monkeypatch.setattr(SshHost, "dial", dial)
+    monkeypatch.delenv("MIDSTREAM_SOCKET", raising=False)
+    return made
+
+
+def project(folder: Path, text: str = TWO_STAGES) -> str:
+    (folder / "midstream.toml").write_text(text)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "only", "names"),
+    [
+        ("production", ALL, ["web1", "batch1"]),
+        ("production", Only(without=("web1",)), ["batch1"]),
+        ("staging", ALL, ["test1"]),
+        (None, ALL, []),  # which of the two? the command will say that it does not know
+        ("production", Only(hosts=("nobody",)), []),
+        ("none", ALL, []),
+    ],
+)
+def test_the_hosts_that_are_meant_are_dialled_and_hung_up(tmp_path, links, stage, only, names):
+    with early.dialled(stage, project(tmp_path), "", only):
+        assert [link.name for link in links] == names and not any(link.closed for link in links)
+    assert all(link.closed for link in links)
+
+
+def test_a_link_is_used_once_then_the_host_is_dialled_again(tmp_path, links):
+    with early.dialled("staging", project(tmp_path), "", ALL) as begun:
+        ways = begun.using({"test1": SshHost("test1"), "localhost": LocalHost("localhost", "/none")})
+        assert isinstance(ways["localhost"], LocalHost)
+        assert ways["test1"].name == "test1"
+        assert ways["test1"].dial() is links[0]
+        assert ways["test1"].dial() is links[1]
+    assert not any(link.closed for link in links)  # whoever took them ends them
+
+
+@pytest.mark.parametrize("text", ["", "nonsense [", "[stages]\nproduction = 1\n"])
+def test_a_file_that_makes_no_sense_begins_nothing(tmp_path, links, text):
+    with early.dialled("production", project(tmp_path, text), "", ALL):
+        assert links == []
+
+
+def test_a_named_socket_is_believed(tmp_path, links):
+    with early.dialled("production", project(tmp_path), "/run/agent.sock", ALL):
+        assert links == []
