@@ -8,7 +8,7 @@ import pytest
 from turn_story import PLAN, Story
 
 from midstream.core.events import Begin, Commit, Observed, Quieten, Waken
-from midstream.core.generation import Generation, GenerationPlan, GenerationState, IllegalTransition
+from midstream.core.generation import Generation, GenerationPlan, GenerationState, IllegalTransition, Park
 from midstream.core.service import standing_orders
 from midstream.core.turn import restore, step
 
@@ -103,7 +103,7 @@ def test_an_agent_that_comes_back_tells_again_only_who_did_not_hear_it(arrived: 
 
     stored = replace(story.service, instances=())
     service, _ = restore(stored, (Spawned(1, 0, 0, 11), Spawned(2, 0, 0, 12)), (), story.now_s)
-    _, effects = step(service, Observed(1, 0, 0, quiet=arrived), story.now_s)
+    _, effects = step(service, Observed(1, 0, 0, quiet=arrived), story.now_s + 3.0)
     told = [effect for effect in effects if type(effect).__name__ == "Signal"]
     assert len(told) == (0 if arrived else 1)
 
@@ -140,3 +140,24 @@ def test_a_worker_that_still_boots_is_stopped_not_quieted() -> None:
     story.take(Begin(Generation(2, "release2", GenerationState.PREPARED, SIDEKIQ), spare=3))
     story.play("spawned 2/0")
     assert "signal 2/0 TERM" in story.play("revert")
+
+
+COLD = replace(PLAN, park=Park.COLD, soak_s=30.0)
+
+
+def test_cold_drains_the_old_one_as_the_soak_begins() -> None:
+    story = Story(COLD).running(1)
+    story.take(Begin(Generation(2, "release2", GenerationState.PREPARED, COLD), spare=3))
+    story.after("spawned 2/0; ready 2/0; healthy 2/0")
+    assert story.play("soak") == ["signal 1/0 QUIT"]
+    assert "spawn 1/0#1" not in story.play("exit 1/0 0")
+    story.play("revert")
+    assert story.picture() == "2 failed: 0 stopping | 3 committed: 0 starting"
+
+
+def test_cold_is_told_to_drain_once() -> None:
+    story = Story(COLD).running(1)
+    story.take(Begin(Generation(2, "release2", GenerationState.PREPARED, COLD), spare=3))
+    story.after("spawned 2/0; ready 2/0; healthy 2/0; soak; +30")
+    assert not [word for word in story.play("commit") if word.startswith("signal")]
+    assert story.picture() == "1 draining: 0 stopping | 2 committed: 0 ready"

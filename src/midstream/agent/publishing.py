@@ -25,7 +25,7 @@ from midstream.core.instance import ALIVE
 from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.phases import Phase
 from midstream.core.service import Service
-from midstream.core.turn import goes_quiet
+from midstream.core.turn import goes_cold, goes_quiet
 from midstream.errors import AppError, AttentionError, HostError, MidstreamError
 from midstream.linux import clock
 
@@ -87,7 +87,8 @@ async def _begin(work: Work, record: GenerationRecord) -> None:
         candidate = Generation(number, record.release, GenerationState.PREPARED, plan, since_s=now_s)
         queued = plan.policy == "replace" or bool(service.depends_on)
         old = host.services[app.app, name].committed if (app.app, name) in host.services else None
-        spare = last + 1 if old is not None and goes_quiet(old, candidate) else 0
+        goes_back_fresh = old is not None and (goes_quiet(old, candidate) or goes_cold(old, candidate))
+        spare = last + 1 if goes_back_fresh else 0
         last = spare or last
         changes.append(((app.app, name), Begin(candidate, queued, spare)))
         work.tell("handover", "line", line=f"{name}: starting {service.instances} of generation {number}", service=name)

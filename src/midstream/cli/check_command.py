@@ -76,6 +76,7 @@ def service_warnings(chosen: object) -> list[str]:
     """What the profiles of the servers find unsafe in the services' commands."""
     from midstream import profiles
     from midstream.cli.project import Project
+    from midstream.profiles.workers import worker_warnings
 
     assert isinstance(chosen, Project)
     found: list[str] = []
@@ -85,6 +86,7 @@ def service_warnings(chosen: object) -> list[str]:
         found += [
             f"{service.name}: {text}" for text in profiles.warnings(profile, service.command, shell=service.shell)
         ]
+        found += [f"{service.name}: {text}" for text in worker_warnings(profile, service)]
     return found
 
 

@@ -45,6 +45,7 @@ class Quiet:
     deadline_s: float = 0.0
     owner: str = ""
     reason: str = ""
+    cold: bool = False  # told to drain, whatever it is; nothing has to be proven
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,8 @@ from midstream.core.instance import (
 from midstream.core.phases import Handover, Phase, Quiet
 from midstream.core.service import Service, cleared, soaks
 
+_UNSURE_S = 2.0  # a worker that an earlier agent told to be quiet, perhaps, has this long to say so
+
 
 def step(service: Service, event: Event, now_s: float, luck: float = 0.5) -> tuple[Service, tuple[Effect, ...]]:
     """What `event` makes of `service`, and what is to be done about it. Raises IllegalTransition, nothing changed."""
@@ -107,6 +109,12 @@ def restore(
 def goes_quiet(old: Generation, candidate: Generation) -> bool:
     """Whether the old workers must be proven quiet before the new ones are committed."""
     return candidate.plan.policy == "drain" and bool(old.plan.quiet_signal)
+
+
+def goes_cold(old: Generation, candidate: Generation) -> bool:
+    """Whether the old generation drains while the new one soaks."""
+    cold = old.plan.park is Park.COLD and candidate.plan.soak_s > 0 and candidate.plan.policy != "replace"
+    return cold and not goes_quiet(old, candidate)
 
 
 class _Turn:
@@ -564,6 +572,9 @@ class _Turn:
             self._enter(Phase.QUIETING)
             return
         self._enter(Phase.SOAKING)
+        if old is not None and goes_cold(old, generation):
+            self._begin_quiet(Quiet(old.number, handover.spare, self.now_s, cold=True))
+            return
         if old is not None and generation.plan.soak_s > 0 and old.plan.park is Park.PAUSE:
             self._put_generation(replace(old, parked=True))
             for item in self.service.of(old.number):
@@ -651,7 +662,7 @@ class _Turn:
         known = replace(instance, seen=True, quiet=event.quiet, trouble="")
         if event.quiet:
             known = replace(known, unsure=False)
-        elif known.unsure:  # an earlier agent died before it could tell it
+        elif known.unsure and self.now_s >= known.since_s + _UNSURE_S:  # an earlier agent died before it could tell it
             known = replace(known, unsure=False)
             draining = known.state is InstanceState.STOPPING
             signal = generation.plan.drain_signal if draining else generation.plan.quiet_signal
@@ -686,17 +697,26 @@ class _Turn:
         alive = [
             item for item in self.service.of(generation.number) if item.state in SERVING | {InstanceState.STARTING}
         ]
+        if quiet is not None and quiet.cold:
+            # What boots is told when it is ready: it serves nobody yet, and may not know the signal.
+            self._tell(generation, [item for item in alive if not item.quieted and item.state is InstanceState.READY])
+            return
         for item in alive:
             if not item.looked and (item.state is InstanceState.READY or item.quieted):
                 self._look(item)
         untold = [item for item in alive if not item.quieted]
         if not all(item.seen and item.state is InstanceState.READY for item in untold):
             return
+        self._tell(generation, untold)
+
+    def _tell(self, generation: Generation, untold: list[Instance]) -> None:
+        quiet = self.service.quiet
+        signal = generation.plan.drain_signal if quiet and quiet.cold else generation.plan.quiet_signal
         for item in untold:
             now = self._find(Observed(item.generation, item.slot, item.attempt))
             assert now is not None
             self._put(replace(now, quieted=True, quiet=False))
-            self.effects.append(Signal(item.generation, item.slot, item.attempt, generation.plan.quiet_signal))
+            self.effects.append(Signal(item.generation, item.slot, item.attempt, signal))
         if untold:
             told = {*generation.quieted, *((item.slot, item.attempt) for item in untold)}
             self._put_generation(replace(generation, quieted=tuple(sorted(told))))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from midstream.core.spec import HandoverPolicy, Readiness
+from midstream.core.spec import HandoverPolicy, Readiness, ServiceSpec
 from midstream.profiles.profile import Lifecycle, Park, Profile, UnsafeOption, option_value, unwrap
 
 DEFAULT_URL = "redis://localhost:6379/0"
@@ -133,11 +133,13 @@ def redis_url(profile: Profile, argv: tuple[str, ...], shell: bool, configured: 
     return named[0] if named else DEFAULT_URL
 
 
-def worker_warnings(profile: Profile, argv: tuple[str, ...], shell: bool, stop_timeout_s: float) -> tuple[str, ...]:
+def worker_warnings(profile: Profile, service: ServiceSpec) -> tuple[str, ...]:
     """Two limits that disagree (sidekiq#5829)."""
     life = profile.worker
-    own_s = own_limit_s(life, argv, shell) if life is not None else None
-    if life is None or own_s is None or own_s + life.stop_margin_s <= stop_timeout_s:
+    own_s = own_limit_s(life, service.command, service.shell) if life is not None else None
+    if life is None or own_s is None or own_s + life.stop_margin_s <= service.stop_timeout_s:
         return ()
     wanted_s = own_s + life.stop_margin_s
-    return (f"`-t {own_s:g}` is more than `stop_timeout` ({stop_timeout_s:g} s) leaves it: {wanted_s:g} s are used",)
+    return (
+        f"`-t {own_s:g}` is more than `stop_timeout` ({service.stop_timeout_s:g} s) leaves it: {wanted_s:g} s are used",
+    )

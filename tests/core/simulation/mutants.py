@@ -48,7 +48,7 @@ MUTANTS = (
     _one(
         "wake the parked after the new one stops",
         TURN,
-        "        self._wake()\n        self._progress()",
+        "        self._wake()\n        self._tell_quiet()\n        self._progress()",
         "        self._progress()\n"
         "        for item in self.service.generations:\n"
         "            if item.state in ENDING:\n"
@@ -178,13 +178,11 @@ MUTANTS = (
             (TURN, "if quiet is not None and quiet.deadline_s and quiet.deadline_s <= self.now_s:", "if False:"),
             (SERVICE, "        times.append(service.quiet.deadline_s)", "        pass"),
         ),
+        often=False,
     ),
     _one("a quiet one is told again", TURN, "if not instance.quieted:  # else", "if True:  # else"),
     _one("each agent quiets again", TURN, "known = replace(known, quieted=quieted, unsure=quieted)", "pass"),
     _one("a booting worker is told to be quiet", TURN, "draining = draining and instance.quieted  # it", "pass  # it"),
-    _one("an agent that died before telling leaves it loud", TURN, "elif known.unsure:", "elif False:", often=False),
-    _one("quieting has no end", TURN, "if self.now_s >= handover.since_s + old.plan.quiet_timeout_s:", "if False:"),
-    _one("idle workers are left", TURN, "if event.idle and known.state", "if False and known.state", often=False),
     _one(
         "what ended for good is forgotten",
         TURN,
@@ -194,7 +192,7 @@ MUTANTS = (
     _one(
         "a removed service goes on",
         TURN,
-        "        self._supersede_committed()\n        self.service = replace(self.service, want_up=False)",
+        "        self._supersede_committed()\n        self.service = replace(self.service, want_up=False, quiet=None)",
         "        pass",
     ),
     _one(

@@ -108,6 +108,8 @@ class Rules:
             # The step from trying to starting was not stored, and the agent died: it tries again.
             cause = cause or (not committed and self.world.disk.was_full)
             cause = cause or (committed and any(not view.want_up or cleared(view) for view in views))
+            resting = [view.quiet.generation for view in views if view.quiet is not None and view.quiet.cold]
+            cause = cause or (signal == plan.drain_signal and number in resting)
             self.expect(cause, signal, "to", process.key, "without a cause:", states)
             if committed:
                 self.hurt.add(process.slot)
@@ -209,13 +211,15 @@ class Rules:
                 fits = instance is not None and instance.attempt == process.key[3] and instance.state in ALIVE
                 self.expect(fits, process.key, "lives, and the agent has", instance)
                 ends = instance is not None and instance.state in (InstanceState.STOPPING, InstanceState.KILLING)
+                ends = ends or (service.quiet is not None and service.quiet.cold)
                 taken_on = process.told and not ends and not self.world.disk.was_full
                 self.expect(not taken_on, process.key, "was told to end, and the agent has", instance)
                 process.noted = process.noted or (0.0 < process.drained_s < self.world.now_s - 0.1 and not shell.dirty)
                 if process.hushed and not process.told:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING
-                    self.expect(service.quiet is not None or over, process.key, "was left quiet")
+                    full = self.world.disk.was_full  # then a drain that was begun may not be stored
+                    self.expect(service.quiet is not None or over or full, process.key, "was left quiet")
                 if process.parked and not process.told:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING

@@ -61,7 +61,7 @@ class World:
     def _plan(self, name: str) -> GenerationPlan:
         pick = self.random.choice
         policy = {"web": "overlap", "jobs": pick(("drain", "overlap")), "cron": pick(("replace", "replace", "overlap"))}
-        park = pick((Park.PAUSE, Park.MIXED))
+        park = pick((Park.PAUSE, Park.MIXED, Park.COLD))
         worker = policy[name] == "drain" and pick((True, True, False))
         once = worker and pick((True, False))
         return GenerationPlan(
