@@ -16,7 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 # set from where a table stands, or computed, not by a key
 NO_KEYS = {(spec.AppSpec, "stage"), (spec.AppSpec, "roles"), (spec.EnvSpec, "variables"), (spec.EnvSpec, "secrets")} | {
-    (spec.HookSpec, "number")
+    (spec.HookSpec, "number"),
+    (spec.CommandStep, "number"),
 }
 # the file has another shape; the fields are set by these keys of the tables they are read from
 ELSEWHERE = {spec.CommandStep: "[[build]]", spec.MigrateSpec: "[migrate]", spec.HookSpec: "[[hooks]]"}

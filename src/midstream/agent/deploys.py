@@ -363,6 +363,7 @@ class Deploys:
     def _close(self, work: Work) -> None:
         """Frees the lock; whatever else there is to say is in the journal."""
         packs.drop(work)
+        packs.drop_artifacts(work)
         intent = work.intent
         try:
             ended = "committed" if intent.state is IntentState.COMMITTED else "reverted"

@@ -15,6 +15,7 @@ from typing import Any
 from midstream import __version__
 from midstream.agent import accounts, left_behind, locks, quieting, reports
 from midstream.agent.admission import check_hold, read_spec
+from midstream.agent.artifacts import Artifacts
 from midstream.agent.console import Consoles
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
@@ -101,6 +102,7 @@ class Methods:
             "deploy.settle": self.deploy_settle,
             **Consoles(self.host, self._app).table(),
             **self._environments.table(),
+            **Artifacts(self.deploys, self._work, self._teller).table(),
             **HostCommands(self.host, self.deploys, self._app, self._work).table(self._teller),
         }
 

@@ -1,4 +1,5 @@
-"""Objects that a deployer sends: one file for each deploy in the agent's own state folder, until they are in the mirror.
+"""Objects that a deployer sends: one file for each deploy in the agent's own state folder, until they are in the mirror; and
+archives of built files (`artifacts.py`), until the deploy ends.
 
 Runs in the agent, blocking, a MiB at a time.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import glob
 import os
 from typing import Any
 
@@ -25,7 +27,7 @@ def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
         raise OperatorError("deploy.upload: data is not base64") from error
     if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
         raise OperatorError("deploy.upload: the pack is too large")
-    _refuse_full_disk(work, len(raw))
+    refuse_full_disk(work, len(raw))
     try:
         fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -46,7 +48,7 @@ def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
     return {"offset": offset + len(raw)}
 
 
-def _refuse_full_disk(work: Work, size_bytes: int) -> None:
+def refuse_full_disk(work: Work, size_bytes: int) -> None:
     """Packs lie on the agent's own disk: the last of it is not for them."""
     folder = os.path.dirname(work.pack_path)
     disk = os.statvfs(folder)
@@ -65,3 +67,12 @@ def drop(work: Work) -> None:
         os.unlink(work.pack_path)
     except FileNotFoundError:
         pass
+
+
+def drop_artifacts(work: Work) -> None:
+    """Removes the archives of built files of a deploy that has ended."""
+    for path in glob.glob(f"{glob.escape(work.pack_path.removesuffix('.pack'))}.artifact-*"):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue

@@ -39,6 +39,7 @@ class UpdateRequest:
     migrate: bool = False
     pack: bool = False
     until: str = ""  # the step that it stops before; the same call without it goes on
+    build: tuple[int, ...] | None = None  # the build steps of this call; None: all that are not the deployer's
 
 
 async def update(work: Work, request: UpdateRequest) -> None:
@@ -56,9 +57,11 @@ async def update(work: Work, request: UpdateRequest) -> None:
     record = GenerationRecord(0, work.intent.release, spec, work.secrets)
     work.phase = "updated"
     record = replace(record, env_files=read_env_files(spec, work.intent.release, work.app.owner_uid, work.host.uid))
-    if spec.build and not work.done("build"):
-        with work.step("build"):
-            await _build(work, record)
+    chosen = _chosen_builds(spec, request)
+    label = "build" if request.build is None else f"build {','.join(map(str, chosen))}"
+    if chosen and not work.done(label):
+        with work.step(label):
+            await _build(work, record, chosen, label)
     if request.until == "deploy:assets":
         return
     await work.run_parts(_last_parts(work))
@@ -69,11 +72,12 @@ async def update(work: Work, request: UpdateRequest) -> None:
 
 def _distrust_build(work: Work) -> None:
     """A build that an earlier agent began, and whose end is unknown: what it left is not to be trusted."""
-    if work.intent.steps.get("build") != "begun-before":
+    begun = [name for name, state in work.intent.steps.items() if state == "begun-before"]
+    if not any(name.partition(" ")[0] == "build" for name in begun):
         return
-    if work.intent.commands:
+    if work.intent.commands or "build" not in begun:
         raise HostError(
-            "the end of the build is unknown, and a hook had worked in the release before: it cannot be made anew",
+            "the end of the build is unknown, and others had worked in the release before: it cannot be made anew",
             where=f"release {work.intent.release} in {work.spec.deploy_to}",
             serving=work.serving(),
             remedy="deploy again",
@@ -166,11 +170,20 @@ def _release(work: Work, request: UpdateRequest) -> Part:
     return Part("git:create_release", "make_release", make, made)
 
 
-async def _build(work: Work, record: GenerationRecord) -> None:
-    for index, step in enumerate(work.spec.build):
-        label = step.name or " ".join(step.run)[:60]
-        work.tell("build", "line", line=f"$ {label}")
-        outcome = await work.run_command(record, step, "+build", index, "build", may_rerun=True)
+def _chosen_builds(spec: AppSpec, request: UpdateRequest) -> tuple[int, ...]:
+    """Raises OperatorError for a step that there is not."""
+    if request.build is None:
+        return tuple(index for index, step in enumerate(spec.build) if step.on != "deployer")
+    if any(not 0 <= index < len(spec.build) for index in request.build):
+        raise OperatorError("there is no such build step", where="build")
+    return request.build
+
+
+async def _build(work: Work, record: GenerationRecord, chosen: tuple[int, ...], label: str) -> None:
+    for index in chosen:
+        step = work.spec.build[index]
+        work.tell(label, "line", line=f"$ {step.name or ' '.join(step.run)[:60]}")
+        outcome = await work.run_command(record, step, "+build", index, label, may_rerun=True)
         if not outcome.ok:
             raise work.command_failed(f"build step {index + 1}", step, outcome)
 

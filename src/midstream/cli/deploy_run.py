@@ -27,7 +27,7 @@ from midstream.core.plan import Kind, Plan
 from midstream.core.releases import next_release_id, release_id
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, HostOutcome, Outcome
-from midstream.deploy.order import Order, Pack
+from midstream.deploy.order import Order, Pack, Target
 from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.runner import Deployment
@@ -91,6 +91,7 @@ def new_order(
         target=project.target,
         release=release,
         pack=packer(project),
+        checkout=_checkout(project),
         secrets=secrets or {},
         wait=wait,
         force=force,
@@ -122,6 +123,14 @@ def packer(project: Project) -> Callable[[str, list[str]], Pack | None]:
         return lambda sha, have: None
     submodules = any(spec.submodules for spec in project.specs.values())
     return lambda sha, have: source.pack(sha, have, submodules=submodules)
+
+
+def _checkout(project: Project) -> Callable[[Target, str], None] | None:
+    source = project.source
+    if source is None:
+        return None
+    submodules = any(spec.submodules for spec in project.specs.values())
+    return lambda target, folder: source.checkout(target, folder, submodules=submodules)
 
 
 def memo_for(order: Order, config: str, socket: str) -> Memo:

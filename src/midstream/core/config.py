@@ -374,11 +374,22 @@ def _on_host(stage: Stage, host: HostSpec, around: Surroundings) -> AppSpec:
         repository=_repository(app.repository, around),
         env=_host_env(app.env, host.env, add=True),
         build=tuple(step for step in app.build if concerns(step.roles, host.roles)),
+        assets=tuple(path for path in app.assets if _has_assets(path, app, host)),
         hooks=tuple(hook for hook in app.hooks if concerns(hook.step.roles, host.roles)),
         holds=tuple(hold for hold in app.holds if concerns(hold.roles, host.roles)),
         services={name: _service_here(one, host, here) for name, one in here.items()},
         roles=host.roles,
     )
+
+
+def _has_assets(path: str, app: AppSpec, host: HostSpec) -> bool:
+    """Not where they are carried to other hosts only."""
+    making = [step for step in app.build if any(_overlap(path, file) for file in step.files)]
+    return not making or any(concerns(step.roles, host.roles) for step in making)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
 def _service_here(service: ServiceSpec, host: HostSpec, here: Collection[str]) -> ServiceSpec:

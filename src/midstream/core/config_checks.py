@@ -25,6 +25,7 @@ def check(spec: AppSpec, hosts: Sequence[HostSpec], profiles: Collection[str]) -
         yield from _service(service, spec, profiles)
     yield from _cycles(spec.services)
     yield from _addresses_taken_twice(spec, hosts)
+    yield from _carried(spec)
     yield from _steps(spec)
     yield from _migration(spec, hosts)
     yield from _holds(spec)
@@ -243,6 +244,17 @@ def _linked(spec: AppSpec) -> Iterator[Misfit]:
             elif outer or inner:
                 yield Misfit(f'"{path}" and "{outer or inner}" are linked one inside the other', (key, index))
             seen[path] = key
+
+
+def _carried(spec: AppSpec) -> Iterator[Misfit]:
+    """What is carried into a release must not end up in what all releases share."""
+    for step in spec.build:
+        for path in step.files:
+            for linked in (*spec.linked_dirs, *spec.linked_files):
+                if path == linked or path.startswith(f"{linked}/") or linked.startswith(f"{path}/"):
+                    yield Misfit(
+                        f'"{path}" of a build\'s files and the linked "{linked}" lie in each other', ("build",)
+                    )
 
 
 def _steps(spec: AppSpec) -> Iterator[Misfit]:

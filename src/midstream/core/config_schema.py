@@ -266,12 +266,15 @@ BUILD = Table(
     '`build = ["make", "make docs"]` are short forms.',
     (
         *_STEP_KEYS,
-        Key("on", "on", read.choice(("each", "once", "deployer")), "On each host, once for all, or on the deployer."),
+        Key("on", "on", read.choice(("each", "once", "deployer")), "On each host; once, on the first host of its roles; "
+            "or in a clean checkout on the machine that deploys."),
+        Key("files", "files", read.one_or_list_of(form.inside), "What a build that is not made on each host is for: the "
+            "files and folders that are carried to the other hosts of its roles."),
         Key("roles", "roles", _ROLES, "Only on hosts with one of these roles.", "every host"),
         Key("name", "name", read.name, "For messages, and for hooks (`deploy:build`).", "none"),
     ),
     prepare=shell_lines("run"),
-)
+)  # fmt: skip
 
 MIGRATE = Table(
     MigrateTable,
@@ -378,9 +381,34 @@ def _steps(
 _BUILD = short_or_table(lambda value: BuildTable((form.command(value),)), _reader(BUILD), form.command.expected)
 
 
+def _build_checked(value: Any) -> BuildTable:
+    table: BuildTable = _BUILD(value)
+    if table.on == "each" and table.files:
+        raise Misfit(
+            'a build on each host carries nothing; `files` goes with on = "once" and on = "deployer"', ("files",)
+        )
+    if table.on != "each" and not table.files:
+        raise Misfit(
+            f'with on = "{table.on}" it must be said what is carried to the other hosts: files = ["public/assets"]',
+            ("files",),
+            missing=True,
+        )
+    return table
+
+
+_BUILD_CHECKED = Reader(_build_checked, _BUILD.expected)
+
+
 def _build(value: Any) -> tuple[CommandStep, ...]:
-    tables = read.list_of(_BUILD)(value) if isinstance(value, list) else (_BUILD(value),)
-    return tuple(step for table in tables for step in _steps(table, table.on, table.roles, table.name))
+    tables = read.list_of(_BUILD_CHECKED)(value) if isinstance(value, list) else (_BUILD_CHECKED(value),)
+    steps: list[CommandStep] = []
+    for number, table in enumerate(tables, start=1):
+        own = _steps(table, table.on, table.roles, table.name)
+        if table.on != "each":
+            own = [dataclasses.replace(step, number=number) for step in own]
+            own[-1] = dataclasses.replace(own[-1], files=table.files)  # carried once all its commands are done
+        steps += own
+    return tuple(steps)
 
 
 _MIGRATE = short_or_table(lambda value: MigrateTable(_commands(value)), _reader(MIGRATE), commands.expected)

@@ -40,6 +40,7 @@ class BuildTable:
     on: str = "each"
     roles: tuple[str, ...] = ()
     name: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from midstream.core.builds import Carry
 from midstream.core.spec import AppSpec, CommandStep, HoldSpec
 
 
@@ -46,6 +47,7 @@ class Call(enum.Enum):
     OPEN = "deploy.open"
     SELECT = "deploy.select"
     UPDATE = "deploy.update"  # with the uploads before it that the host needs
+    CARRY = "deploy.artifact"  # what a build made in one place, to the others
     PUBLISH = "deploy.publish"
     COMMIT = "deploy.commit"
     REVERT = "deploy.revert"
@@ -94,7 +96,7 @@ class Move:
     """One call on some hosts. `in_order`: one host after the other, in this order. `migrate`: the hosts of this
     `deploy.update` run the migration too. `wave` counts the publishing moves from 1. `until`: the part of the work that
     the call stops before (`core.points.Part`); "" goes to its end. `point`: of a COMMAND, TASK, HOLD or UNHOLD, as in
-    "after check".
+    "after check". `carry`: of CARRY; of UPDATE: it runs the build steps before that one's files are carried.
     `around`: of PUBLISH: what is done on each host just before and after its handover."""
 
     call: Call
@@ -109,6 +111,7 @@ class Move:
     task: str = ""
     hold: HoldSpec | None = None
     around: tuple[Move, ...] = ()
+    carry: Carry | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from midstream.core import points
+from midstream.core.builds import HERE, Carry, carries, steps_here, stretch
 from midstream.core.plan import Attached, Call, Hook, Kind, Move, Phase, Plan, Task, primary_of, waves_of
 from midstream.core.points import HANDOVER, Gap, Part, phase_of
 from midstream.core.spec import AppSpec, CommandStep, HandoverPolicy, HoldSpec, HookSpec, ServiceSpec, Source
@@ -140,6 +141,10 @@ class Weave:
     def _updates(self, parts: list[Part], until: Part | None) -> Iterator[Move]:
         """The migration is a call of its own, once every host has built: no schema changes while a build can still fail
         elsewhere. A single host does all in one."""
+        if Part.BUILD in parts and (carried := carries(self.specs)):
+            at = parts.index(Part.BUILD)
+            yield from self._carried(parts[:at], carried)
+            parts = parts[at:]
         migrates = Part.MIGRATE in parts
         spec = self._first
         stop = until.value if until not in (None, Part.MIGRATE) else ""
@@ -155,6 +160,35 @@ class Weave:
             yield Move(Call.UPDATE, self._hosts, tuple(self._update_tasks(others)), until=stop)
         if migrates and spec.migrate is not None:
             yield Move(Call.UPDATE, (primary_of(spec.migrate.role, self.specs),), migrate, migrate=True)
+
+    def _carried(self, before: list[Part], carried: tuple[Carry, ...]) -> Iterator[Move]:
+        """Builds up to the last carried step: on all hosts what comes before it in the file, then its files' journey."""
+        tasks = list(self._update_tasks(before))
+        hosts = self._hosts
+        for number, carry in enumerate(carried):
+            builds = self._builds(carry)
+            if number:
+                hosts = tuple(host for host, steps in builds.items() if steps)
+            if hosts:
+                made = (*tasks, *_build_tasks(builds))
+                yield Move(Call.UPDATE, hosts, made, until=Part.ASSETS.value, carry=carry)
+            tasks = []
+            yield Move(Call.CARRY, carry.hosts, tuple(self._journey(carry)), carry=carry)
+
+    def _builds(self, before: Carry | None) -> dict[str, tuple[CommandStep, ...]]:
+        return {
+            host: tuple(spec.build[index] for index in stretch(self.specs, host, before))
+            for host, spec in self.specs.items()
+        }
+
+    def _journey(self, carry: Carry) -> Iterator[Task]:
+        label = f":{carry.name}" if carry.name else ""
+        if carry.builder == HERE:
+            for step in steps_here(self.specs, carry):
+                note = f"in a clean checkout: {_command(step.run)}"
+                yield Task(Phase.UPDATED, f"deploy:build{label}", note, ("the deployer",))
+        made_on = carry.builder or "the deployer"
+        yield Task(Phase.UPDATED, f"deploy:carry{label}", f"{', '.join(carry.files)}, from {made_on}")
 
     # -- hooks and tasks -------------------------------------------------------------------------------------------
 
@@ -225,7 +259,6 @@ class Weave:
 
     def _update_tasks(self, parts: Sequence[Part]) -> Iterator[Task]:
         spec = self._first
-        builds = {host: one.build for host, one in self.specs.items()}
         if Part.FETCH in parts:
             fetched = f"fetched by the host from {spec.repository}"
             pushed = "objects pushed from here, only what the host lacks"
@@ -238,7 +271,7 @@ class Weave:
             if linked:
                 yield Task(Phase.UPDATING, "deploy:symlink:shared", ", ".join(linked))
         if Part.BUILD in parts:
-            yield from _build_tasks(builds)
+            yield from _build_tasks(self._builds(None))
         if Part.ASSETS in parts:
             yield Task(Phase.UPDATED, "deploy:assets", ", ".join(spec.assets))
 

@@ -168,6 +168,8 @@ class CommandStep:
     on: str = "each"  # build: "each", "once", "deployer"; hooks: "each", "primary"
     roles: tuple[str, ...] = ()
     name: str = ""
+    files: tuple[str, ...] = ()  # of a build that is not made on each host: what is carried to the others
+    number: int = 0  # of such a build: its place in the file, counted from 1
 
 
 @dataclass(frozen=True, slots=True)

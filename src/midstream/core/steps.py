@@ -191,6 +191,28 @@ class EmptyTrash:
 
 
 @dataclass(frozen=True, slots=True)
+class PackFiles:
+    """Write an archive (`linux/archive.py`) of these paths of the release, which must be made of `tree`, to descriptor 4.
+    -> {files, size_bytes}"""
+
+    deploy_to: str
+    release: str
+    tree: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackFiles:
+    """Put the archive on descriptor 4 into the release, which must be made of `tree`: each path takes the place of what
+    is there, once all of the archive was found in order. -> {files}"""
+
+    deploy_to: str
+    release: str
+    tree: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Diff:
     """On the wire `from` and `to`: revisions. -> {commits: [{sha, author, time, subject}] newest first, in `to` and not
     in `from`; undone: the same the other way round; unknown: [revisions the mirror does not have]}"""
@@ -318,6 +340,8 @@ REQUESTS: dict[str, type] = {
     "cleanup": Cleanup,
     "discard": Discard,
     "empty_trash": EmptyTrash,
+    "pack_files": PackFiles,
+    "unpack_files": UnpackFiles,
     "diff": Diff,
     "workers": Workers,
     "unswitch": Unswitch,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from midstream.core.builds import Carry, carries, stretch
 from midstream.core.plan import Hook, Kind, Phase
 from midstream.core.spec import AppSpec, HoldSpec, Source
 from midstream.core.wire import to_wire
@@ -128,12 +129,17 @@ class HostRun:
         if warning := self.updated.get("schema_warning"):
             self.note(f"warning: {warning}")
 
-    async def update(self, target: Target, release: str, *, migrate: bool, until: str = "") -> None:
-        """Makes the release, as far as `until`; sends the objects that the host lacks before."""
+    async def update(
+        self, target: Target, release: str, *, migrate: bool, until: str = "", before: Carry | None = None
+    ) -> None:
+        """Makes the release, as far as `until`; sends the objects that the host lacks before. before: runs the build
+        steps up to the one whose files are carried then."""
         self.state = "changing"
         if self._sent is None:
             self._sent = await self._upload(target) if self.spec.source is Source.PUSH else False
         part: dict[str, Any] = {"until": until} if until else {}
+        if carries(self.order.specs):
+            part["build"] = stretch(self.order.specs, self.name, before)
         self.updated = await self._call(
             "deploy.update",
             spec=to_wire(self.spec),
@@ -147,6 +153,10 @@ class HostRun:
             migrate=migrate,
             **part,
         )
+
+    async def artifact(self, verb: str, **params: Any) -> dict[str, Any]:
+        """`read` or `write` a piece of what a build made."""
+        return await self._call(f"deploy.artifact.{verb}", **params)
 
     async def command(self, hook: Hook, phase: str) -> None:
         """Runs a hook. Its undo is the agent's from now on, whatever becomes of us. Raises AppError when it failed."""

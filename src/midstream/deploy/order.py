@@ -46,6 +46,7 @@ class Order:
     target: Target | None = None
     release: str = ""
     pack: Callable[[str, list[str]], Pack | None] = lambda sha, have: None
+    checkout: Callable[[Target, str], None] | None = None  # makes a clean one in a new folder; blocks
     secrets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False
     tasks: TaskBook = field(default_factory=TaskBook)  # of deploy.py, which the plan names

@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from midstream.core.builds import HERE, Carry
 from midstream.core.plan import Call, Kind, Move, lock_order
 from midstream.core.points import BACK_AFTER, BACK_BEFORE, Gap, Part
 from midstream.core.spec import HoldSpec
+from midstream.deploy.carrying import Carrier
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, Outcome
 from midstream.deploy.host_run import HostRun
@@ -52,6 +54,7 @@ class Deployment:
         self.revision = order.target.sha if order.target else ""
         self.branch = order.target.branch if order.target else ""
         self._report = report
+        self._carrier = Carrier(order, self._tell)
         self._interrupts = 0
         self._interrupted = asyncio.Event()
         self._left = asyncio.Event()
@@ -61,6 +64,7 @@ class Deployment:
             Call.OPEN: lambda move, host: host.open(move.until),
             Call.SELECT: self._select,
             Call.UPDATE: self._update,
+            Call.CARRY: self._deliver,
             Call.PUBLISH: self._hand_over,
             Call.COMMAND: lambda move, host: self._command(move, host),
             Call.HOLD: self._held(HostRun.hold),
@@ -82,7 +86,10 @@ class Deployment:
     async def run(self) -> Outcome:
         """All moves; on failure the way back. Never raises a MidstreamError: it is in the outcome."""
         started = time.monotonic()
-        error = await self._or_left(self._run())
+        try:
+            error = await self._or_left(self._run())
+        finally:
+            self._carrier.close()
         return Outcome(
             deploy_id=self.order.deploy_id,
             kind=self.plan.kind.value,
@@ -147,6 +154,8 @@ class Deployment:
         if move.call is Call.TASK:
             await self._together([self._task(move)], patient=False)
             return
+        if move.call is Call.CARRY and move.carry is not None:
+            await self._together([self._load(move.carry)], patient=False)
         perform = self._performers[move.call]
         hosts = [self.hosts[name] for name in move.hosts]
         groups = [[host] for host in hosts] if move.in_order else [hosts]
@@ -280,7 +289,20 @@ class Deployment:
 
     async def _update(self, move: Move, host: HostRun) -> None:
         assert self.order.target is not None
-        await host.update(self.order.target, self.release, migrate=move.migrate, until=move.until)
+        await host.update(self.order.target, self.release, migrate=move.migrate, until=move.until, before=move.carry)
+
+    async def _load(self, carry: Carry) -> None:
+        """Has the files made that are carried then; what fails on the builder is that host's failure."""
+        try:
+            await self._carrier.load(carry, {name: host.artifact for name, host in self.hosts.items()})
+        except MidstreamError as error:
+            if carry.builder == HERE:
+                raise
+            raise HostFailed(carry.builder, error) from error
+
+    async def _deliver(self, move: Move, host: HostRun) -> None:
+        assert move.carry is not None
+        await self._carrier.deliver(move.carry, host.name, host.artifact)
 
     def _require_one_release(self, move: Move) -> None:
         releases = {name: str(self.hosts[name].updated["release"]) for name in move.hosts}

@@ -119,6 +119,23 @@ class Source:
                 self._packs[key] = self._make_pack(sha, have, submodules)
             return self._packs[key]
 
+    def checkout(self, target: Target, folder: str, *, submodules: bool = False) -> None:
+        """A clean checkout of the revision in the new folder `folder`, for a build here. The repository itself is only
+        read. Raises HostError when what is there then is not the tree that is deployed."""
+        self._open()
+        try:
+            _call(("clone", "--quiet", "--shared", "--no-checkout", "--", os.path.abspath(self.path), folder), cwd="/")
+            _call(("checkout", "--quiet", "--detach", target.sha), cwd=folder)
+            if submodules:
+                if not self._is_local:
+                    _call(("remote", "set-url", "origin", self.repository), cwd=folder)
+                _call(("submodule", "--quiet", "update", "--init", "--recursive"), cwd=folder, network=True)
+            tree = _call(("rev-parse", "HEAD^{tree}"), cwd=folder).decode().strip()
+        except _GitFailed as error:
+            raise explain(error.stderr, repository=self.repository, wanted=f"revision {target.sha[:12]}") from None
+        if tree != target.tree:
+            raise HostError(f"the checkout is tree {tree}, not {target.tree}", where=folder, remedy="deploy again")
+
     def log(self, base: str, head: str, *, limit: int = 200) -> list[Commit]:
         """The commits in `head` that are not in `base`, newest first; none when the repository knows not both."""
         self._open()

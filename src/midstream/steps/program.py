@@ -27,6 +27,8 @@ _MODULES = {
     "receive": "mirror",
     "fetch": "mirror",
     "diff": "mirror",
+    "pack_files": "artifact",
+    "unpack_files": "artifact",
     "make_release": "checkout",
     "empty_trash": "trash",
     "store_spec": "specs",

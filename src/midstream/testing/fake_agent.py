@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 from midstream.core.names import is_release
 from midstream.core.spec import AppSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import AppError, LockedError, MidstreamError, OperatorError
+from midstream.errors import AppError, HostError, LockedError, MidstreamError, OperatorError
 
 LEASE_S = 15.0
 PATIENCE_S = 30.0
@@ -125,6 +126,7 @@ class FakeAgent:
         self.undone: list[str] = []  # names of commands whose undo was run
         self.fails: set[str] = set()  # programs that fail here, beside `false`
         self.files: dict[str, bytes] = {}
+        self.built: dict[int, bytes] = {}  # archives of built files, by their number
         self.migrates = False  # a `deploy.update` with `migrate` reports that it did
         self._script: dict[str, list[Behaviour]] = {}
         self._server: asyncio.Server | None = None
@@ -416,6 +418,23 @@ class FakeAgent:
             raise AppError(f"{name} failed: `{' '.join(argv)}` exit 1", where=self.host)
         return {"code": code, "text": f"exit {code}", "ok": code == 0, "output": " ".join(argv) + "\n"}
 
+    def _artifact_read(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+        self._deploy(params)
+        made = self.built.get(params["number"], b"")
+        data = made[params["offset"] :][: params["size"]]
+        last = params["offset"] + len(data) >= len(made)
+        return {"data": base64.b64encode(data).decode(), "size_bytes": len(made), "last": last}
+
+    def _artifact_write(self, params: dict[str, Any], _: object) -> dict[str, Any]:
+        self._deploy(params)
+        data = base64.b64decode(params["data"])
+        kept = bytearray(self.built.get(params["number"], b""))
+        kept[params["offset"] : params["offset"] + len(data)] = data
+        self.built[params["number"]] = bytes(kept)
+        if params["last"] and hashlib.sha256(kept).hexdigest() != params["sha256"]:
+            raise HostError("the files of the build arrived damaged", where=self.host)
+        return {"offset": params["offset"] + len(data)}
+
     def _undo(self, deploy: FakeDeploy) -> None:
         while deploy.undos:
             self.undone.append(deploy.undos.pop()[0])
@@ -639,7 +658,13 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "agent.upgrade": (FakeAgent._nothing, (), ("argv", "keeper_image")),
     "deploy.open": (FakeAgent._open, ("deploy_id", "spec", "kind", "user"), ("wait", "until")),
     "deploy.upload": (FakeAgent._upload, (*_DEPLOY, "offset", "data", "last"), ()),
-    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ("until",)),
+    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ("until", "build")),
+    "deploy.artifact.read": (FakeAgent._artifact_read, (*_DEPLOY, "number", "files", "tree", "offset", "size"), ()),
+    "deploy.artifact.write": (
+        FakeAgent._artifact_write,
+        (*_DEPLOY, "number", "files", "tree", "offset", "data", "last"),
+        ("sha256",),
+    ),
     "deploy.command": (FakeAgent._command, (*_DEPLOY, "name", "argv"), _COMMAND),
     "deploy.select": (FakeAgent._select, _DEPLOY, ("release", "force")),
     "deploy.publish": (FakeAgent._publish, _DEPLOY, ()),

@@ -1,0 +1,202 @@
+"""`deploy.artifact.read` and `.write`: what a build made on another machine, into or out of the release of a deploy.
+
+The archive lies in the agent's own folder until the deploy ends; packing and unpacking are step programs under the app's
+user. Pieces may come in any order and more than once; the last one is sent when all others have been answered. Runs in the
+agent's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from midstream.agent import packs
+from midstream.agent.control import Connection, Method
+from midstream.agent.deploys import Deploys
+from midstream.agent.work import Progress, Work
+from midstream.core import steps
+from midstream.core.intent import IntentState
+from midstream.core.layout import check_relative
+from midstream.core.wire import WireError, from_wire
+from midstream.errors import HostError, OperatorError
+
+PIECE_MAX_BYTES = 1 << 20
+ARTIFACT_MAX_BYTES = 8 << 30
+_FILES_MAX = 100
+_NUMBER_MAX = 1000
+
+WorkOf = Callable[[Connection, dict[str, Any]], Work]
+TellerOf = Callable[[Connection], Callable[[Progress], None]]
+
+
+class Artifacts:
+    """`work_of` checks who asks, and for which deploy."""
+
+    def __init__(self, deploys: Deploys, work_of: WorkOf, teller: TellerOf) -> None:
+        self._deploys = deploys
+        self._work_of = work_of
+        self._teller = teller
+
+    def table(self) -> dict[str, Method]:
+        return {"deploy.artifact.read": self.read, "deploy.artifact.write": self.write}
+
+    async def read(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """One piece of the archive of `files`. It is packed when it is first asked for."""
+        work = self._open_work(connection, params)
+        number, files, tree = _number(params), _files(params), _text(params, "tree")
+        offset = _whole(params, "offset", ARTIFACT_MAX_BYTES)
+        size = min(_whole(params, "size", PIECE_MAX_BYTES), PIECE_MAX_BYTES)
+        path, label = _path(work, "out", number), f"artifact {number}: pack"
+        if not (work.done(label) and os.path.exists(path)):
+
+            async def pack() -> dict[str, Any]:
+                request = steps.PackFiles(work.spec.deploy_to, work.intent.release, tree, files)
+                with work.step(label):
+                    return await _with_file(work, path, "pack_files", request)
+
+            await self._deploys.call(work, label, pack, self._teller(connection))
+        try:
+            return await asyncio.to_thread(_read_piece, path, offset, size)
+        except OSError as error:
+            raise _disk(work, path, error) from error
+
+    async def write(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
+        """One piece; with the last one the whole is checked and put into the release. `{offset, files?}`"""
+        work = self._open_work(connection, params)
+        number, files, tree = _number(params), _files(params), _text(params, "tree")
+        offset, last = _whole(params, "offset", ARTIFACT_MAX_BYTES), bool(params.get("last"))
+        data = _data(params)
+        label = f"artifact {number}"
+        if work.done(label):  # said again after its answer was lost
+            return {"offset": offset + len(data), "files": 0}
+        path = _path(work, "in", number)
+        packs.refuse_full_disk(work, len(data))
+        try:
+            await asyncio.to_thread(_write_piece, path, data, offset, last)
+        except OSError as error:
+            raise _disk(work, path, error) from error
+        if not last:
+            return {"offset": offset + len(data)}
+        wanted = _text(params, "sha256")
+
+        async def unpack() -> dict[str, Any]:
+            with work.step(label):
+                found = await asyncio.to_thread(_sha256, path)
+                if found != wanted:
+                    raise HostError(
+                        "the files of the build arrived damaged",
+                        where=f"release {work.intent.release} in {work.spec.deploy_to}",
+                        detail=f"sha256 {found}, expected {wanted}",
+                        serving=work.serving(),
+                        remedy="deploy again",
+                    )
+                request = steps.UnpackFiles(work.spec.deploy_to, work.intent.release, tree, files)
+                answer = await _with_file(work, path, "unpack_files", request)
+            os.unlink(path)
+            return answer
+
+        answer = await self._deploys.call(work, label, unpack, self._teller(connection))
+        return {"offset": offset + len(data), "files": answer.get("files", 0)}
+
+    def _open_work(self, connection: Connection, params: dict[str, Any]) -> Work:
+        work = self._work_of(connection, params)
+        if work.over or work.intent.state is not IntentState.UPDATING or not work.done("git:create_release"):
+            raise OperatorError("files of a build belong into a release that is being made", where="deploy.artifact")
+        return work
+
+
+def _stem(work: Work) -> str:
+    return work.pack_path.removesuffix(".pack")
+
+
+def _path(work: Work, way: str, number: int) -> str:
+    return f"{_stem(work)}.artifact-{way}-{number}"
+
+
+async def _with_file(work: Work, path: str, step: str, request: object) -> dict[str, Any]:
+    """Runs the step with the archive as its second descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        return await work.run_step(step, request, (fd,), label="deploy:build")
+    finally:
+        os.close(fd)
+
+
+def _read_piece(path: str, offset: int, size: int) -> dict[str, Any]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        whole = os.fstat(fd).st_size
+        data = os.pread(fd, size, offset)
+    finally:
+        os.close(fd)
+    return {"data": base64.b64encode(data).decode("ascii"), "size_bytes": whole, "last": offset + len(data) >= whole}
+
+
+def _write_piece(path: str, data: bytes, offset: int, last: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
+        if last:
+            os.ftruncate(fd, offset + len(data))
+    finally:
+        os.close(fd)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _data(params: dict[str, Any]) -> bytes:
+    try:
+        data = base64.b64decode(params.get("data") or "", validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise OperatorError("data is not base64", where="data") from error
+    if len(data) > PIECE_MAX_BYTES:
+        raise OperatorError(f"a piece has at most {PIECE_MAX_BYTES} bytes", where="data")
+    return data
+
+
+def _files(params: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        files = from_wire(tuple[str, ...], params.get("files"), "files")
+    except WireError as error:
+        raise OperatorError(f"deploy.artifact: {error}") from error
+    if not files or len(files) > _FILES_MAX:
+        raise OperatorError(f"files: 1 to {_FILES_MAX} paths", where="files")
+    return tuple(check_relative(path, "files") for path in files)
+
+
+def _number(params: dict[str, Any]) -> int:
+    return _whole(params, "number", _NUMBER_MAX)
+
+
+def _whole(params: dict[str, Any], name: str, most: int) -> int:
+    value = params.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise OperatorError(f"{name} must be a whole number, at most {most}", where=name)
+    return value
+
+
+def _text(params: dict[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str) or not value:
+        raise OperatorError(f"{name} is missing, or no text", where=name)
+    return value
+
+
+def _disk(work: Work, path: str, error: OSError) -> HostError:
+    return HostError(
+        f"the files of the build could not be kept: {error.strerror}",
+        where=os.path.dirname(path),
+        serving=work.serving(),
+        remedy="free some space, then deploy again",
+    )
