@@ -59,14 +59,18 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "hold": Entry("hold_commands:hold", "Start nothing of a service for a while; ends by itself"),
         "unhold": Entry("hold_commands:unhold", "End a hold"),
         "signal": Entry("service_commands:signal", "Send a signal to the processes of services"),
+    },
+    "Run something of the app": {
         "run": Entry("run_commands:run", "Run a task of the deploy by itself"),
-        "console": Entry("console_command:console", "The app's own shell on a host, with a terminal"),
         "exec": Entry("run_commands:exec_", "Run a command in the running release, with its environment"),
+        "console": Entry("console_command:console", "The app's own shell on a host, with a terminal"),
+        "env": Entry("env_commands:env", "Variables and secrets on the hosts, without a new release"),
     },
     "Hosts": {
         "setup": Entry("setup_commands:setup", "Install agents on a stage's hosts, make folders, check everything"),
-        "agent": Entry("agent_commands:agent", "Run, reach, stop the agent of this machine; install and upgrade others"),
-        "env": Entry("env_commands:env", "Variables and secrets on the hosts, without a new release"),
+        "agent": Entry(
+            "agent_commands:agent", "Run, reach, stop the agent of this machine; install and upgrade others"
+        ),
         "demo": Entry("demo:demo", "See it work: deploys under load, in a temporary folder"),
     },
 }
