@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from fleet import Fleet, FleetHost
 from machine import Result, wait_for
+from netns import cgroup_mount
 
 from midstream.cli import zipapp_build
 
@@ -148,4 +150,55 @@ def start_runit(host: FleetHost) -> subprocess.Popen[Any]:
     host.box.sh("rm -rf /etc/service && mkdir /etc/service")
     process = host.box.popen("runsvdir", "-P", "/etc/service")
     wait_for("runsvdir", lambda: host.box.sh("pgrep -x runsvdir || true").strip())
+    return process
+
+
+# Run on a host, in process, mount and cgroup namespaces of its own. What systemd does to hardware and to the kernel's
+# settings at boot is masked, and /dev, /var/log, /proc/sys are not the machine's: nothing of it gets out.
+_BOOT_SYSTEMD = """
+mount -t proc proc /proc
+mount -o bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+umount -R -l /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /run/dev
+mount -t tmpfs -o mode=755 tmpfs /run/dev
+for name in null zero full random urandom tty; do touch /run/dev/$name; mount -o bind /dev/$name /run/dev/$name; done
+mkdir /run/dev/pts /run/dev/shm
+mount -t devpts -o newinstance,ptmxmode=666 devpts /run/dev/pts
+ln -s pts/ptmx /run/dev/ptmx
+ln -s /proc/self/fd /run/dev/fd
+mount --move /run/dev /dev
+for folder in /var/log /var/tmp; do mount -t tmpfs tmpfs $folder; done
+rm -rf /etc/systemd/system /etc/init.d /etc/rc?.d
+mkdir -p /etc/systemd/system/multi-user.target.wants
+cd /lib/systemd/system
+for unit in $(ls *.target.wants | grep -v : | sort -u); do
+  case $unit in systemd-journald*|dbus*) ;; *) ln -sf /dev/null /etc/systemd/system/$unit;; esac
+done
+printf '[Service]\\nExecStart=/usr/sbin/sshd -D -f /root/sshd_config\\n' > /etc/systemd/system/fleet-sshd.service
+ln -s ../fleet-sshd.service /etc/systemd/system/multi-user.target.wants/
+rm -f /etc/systemd/system/systemd-logind.service
+ln -s /lib/systemd/system/systemd-logind.service /etc/systemd/system/dbus-org.freedesktop.login1.service
+exec env -i container=fleet PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+  /lib/systemd/systemd --system --unit=multi-user.target --log-target=console --show-status=0
+"""
+
+
+def why_no_systemd() -> str:
+    """Why no host can run systemd here; "" when one can."""
+    if not Path("/lib/systemd/systemd").exists():
+        return "needs systemd"
+    if shutil.which("dbus-daemon") is None or shutil.which("loginctl") is None:
+        return "needs dbus and systemd's logind"
+    return "" if cgroup_mount() else "needs cgroup2"
+
+
+def start_systemd(host: FleetHost) -> subprocess.Popen[Any]:
+    """Real systemd as the first process of that host; sshd is a unit of it. `ssh` reaches it, `box.run` does not."""
+    host.kill_sshd()
+    log = (host.root / "root/systemd.out").open("wb")
+    own = ("unshare", "--pid", "--mount", "--cgroup", "--fork", "--kill-child=KILL")
+    process = host.box.popen(*own, "sh", "-ec", _BOOT_SYSTEMD, stdout=log, stderr=log)
+    log.close()
     return process

@@ -129,7 +129,7 @@ def test_runit_starts_it_again_and_ends_it(bare: Callable[[int], Deployer]) -> N
     assert (project.served(), pids_of(host)) == (served, pids), "no service noticed"
 
     status = host.status()
-    host.box.run("kill", "-9", str(status["keeper"]["pid"]), str(status["agent"]["pid"]))
+    host.box.run("kill", "-9", str(status["agent"]["pid"]), str(status["keeper"]["pid"]))
     wait_for("both to be back", lambda: host.answers() and host.status()["keeper"]["attached"])
     assert (project.served(), pids_of(host)) == (served, pids)
     assert changed(deployer.good("setup", *ROOT, "--json", cwd=project.folder)) == []
@@ -171,7 +171,7 @@ def test_an_agent_that_was_started_by_hand_is_taken_over_with_its_services(
     argv = (Path(f"/proc/{host.box.pid}/root/proc/{host.status()['agent']['pid']}/cmdline")).read_text()
     assert f"/{PREFIX}/" in argv
     wait_for("runit's process", lambda: _runs_under_runsv(host))
-    host.box.run("kill", "-9", str(keeper), str(host.status()["agent"]["pid"]))
+    host.box.run("kill", "-9", str(host.status()["agent"]["pid"]), str(keeper))
     by_hand.wait(30.0)
     wait_for("runit's keeper", lambda: host.answers() and parent_of(host, keeper_of(host)) == "runsv")
     assert pids_of(host) == pids

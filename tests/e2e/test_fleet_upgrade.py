@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import Fleet, FleetHost
@@ -24,6 +25,8 @@ from setup_fleet import (
     pyz,
     running,
     start_runit,
+    start_systemd,
+    why_no_systemd,
 )
 
 from midstream import __version__
@@ -189,7 +192,124 @@ def test_after_a_reboot_the_new_version_starts(setting: Setting) -> None:
     newer.good("agent", "upgrade", "web1", *ROOT)
     host = setting.host
     status = host.status()
-    host.box.run("kill", "-9", str(status["keeper"]["pid"]), str(status["agent"]["pid"]))
+    host.box.run("kill", "-9", str(status["agent"]["pid"]), str(status["keeper"]["pid"]))
     wait_for("runit's keeper", lambda: host.answers() and parent_of(host, keeper_of(host)) == "runsv")
     hello = host.call("hello")
     assert (hello["version"], hello["keeper"]["version"]) == ("9.0.0", "9.0.0")
+
+
+# ---------------------------------------------------------------------- under real systemd
+
+
+@dataclass(frozen=True)
+class Systemd:
+    """A host whose first process is systemd; all is asked over ssh."""
+
+    fleet: Fleet
+
+    def ssh(self, command: str, user: str = "root") -> str:
+        return self.fleet.ssh("web1", command, user=user).out.strip()
+
+    def main_pid(self, user: str = "root") -> int:
+        scope = "" if user == "root" else "XDG_RUNTIME_DIR=/run/user/$(id -u) "
+        more = "" if user == "root" else "--user "
+        return int(self.ssh(f"{scope}systemctl {more}show -p MainPID --value midstream", user) or 0)
+
+    def hello(self) -> dict[str, Any]:
+        return dict(self.fleet.host("web1").call("hello"))
+
+    def keeper(self) -> int:
+        return int(self.hello()["keeper"].get("pid") or 0)  # none while it is away
+
+
+@pytest.fixture
+def systemd(fleet_of: Callable[..., Fleet]) -> Systemd:
+    if reason := why_no_systemd():
+        pytest.skip(reason)
+    fleet = fleet_of(1, agents=False)
+    start_systemd(fleet.host("web1"))
+    found = Systemd(fleet)
+    wait_for("systemd", lambda: found.ssh("systemctl is-system-running") in ("running", "degraded"))
+    return found
+
+
+def test_systemd_starts_it_again_and_ends_it(systemd: Systemd, pyz: Path, tmp_path: Path) -> None:
+    """Keeper killed: the agent starts the next, systemd's own process stands by; both killed: systemd starts them. No
+    service notices any of it, nor an upgrade. `systemctl stop` ends all, and `start` brings all back."""
+    deployer = Deployer(systemd.fleet, pyz)
+    host, project = systemd.fleet.host("web1"), systemd.fleet.project()
+    done = deployer.good("setup", *ROOT, "--json", cwd=project.folder)
+    assert [line["service"] for line in done if line.get("type") == "result"] == ["systemd"]
+    assert systemd.main_pid() == systemd.keeper()
+    assert "/system.slice/midstream.service/" in systemd.hello()["keeper"]["cgroup"]
+    assert systemd.ssh("systemctl is-enabled midstream") == "enabled"
+    deployer.good("deploy", cwd=project.folder)
+    served, pids, keeper = project.served(), pids_of(host), systemd.keeper()
+    assert changed(deployer.good("setup", *ROOT, "--json", cwd=project.folder)) == []
+
+    newer = Deployer(systemd.fleet, another_version(pyz, tmp_path / "newer.pyz", "9.0.0"))
+    with load_on(systemd.fleet, host) as tally:
+        newer.good("agent", "upgrade", "web1", *ROOT)
+        assert (systemd.keeper(), systemd.main_pid()) == (keeper, keeper)
+
+        systemd.ssh(f"kill -9 {keeper}")
+        wait_for("the next keeper", lambda: host.answers() and systemd.keeper() not in (0, keeper))
+        wait_for("systemd's own process", lambda: systemd.ssh("systemctl is-active midstream") == "active")
+
+        hello = systemd.hello()
+        systemd.ssh(f"kill -9 {hello['pid']} {hello['keeper']['pid']}")
+        wait_for("systemd's keeper", lambda: host.answers() and systemd.keeper() == systemd.main_pid())
+        assert pids_of(host) == pids
+    assert tally["failed"] == 0, tally
+    assert systemd.hello()["version"] == "9.0.0"
+
+    systemd.ssh("systemctl stop midstream")
+    assert systemd.ssh("pgrep -f 'keeper-|agent-proces[s]|server[.]py'") == ""
+    systemd.ssh("systemctl start midstream")
+    wait_for("the service", lambda: host.answers() and host.settled() and project.served() == served)
+
+
+def test_stopping_a_process_that_stands_by_stops_the_keeper(systemd: Systemd, pyz: Path) -> None:
+    deployer = Deployer(systemd.fleet, pyz)
+    host = systemd.fleet.host("web1")
+    deployer.good("agent", "install", "web1", *ROOT)
+    keeper = systemd.keeper()
+    systemd.ssh(f"kill -9 {keeper}")
+    wait_for("the agent's keeper", lambda: host.answers() and systemd.keeper() not in (0, keeper))
+    wait_for("systemd's own process", lambda: systemd.main_pid() not in (0, keeper))
+    wait_for("it", lambda: systemd.ssh("systemctl is-active midstream") == "active")
+    systemd.ssh("systemctl stop midstream")
+    wait_for("the end", lambda: not host.answers() and systemd.ssh("pgrep -f 'keeper-|agent-proces[s]'") == "")
+
+
+def test_rootless_under_the_users_own_systemd(systemd: Systemd, pyz: Path, tmp_path: Path) -> None:
+    """With real logind: lingering is enabled, so the agent outlives the session that installed it, and a reboot."""
+    fleet, project = systemd.fleet, systemd.fleet.project()
+    project.write(config=project.config().replace("/srv/shop", "/home/deploy/shop"))
+    project.commit("at home")
+    deployer = Deployer(fleet, pyz)
+    refusal = deployer.cli("agent", "install", "web1", "--rootless", "--service", "runit")
+    assert refusal.code == 2 and "runit does not run" in refusal.err, refusal.text
+    done = deployer.good("setup", "--rootless", "--json", cwd=project.folder)
+    assert any(line.get("step") == "lingering" and line["state"] == "done" for line in done)
+    assert systemd.ssh("ls /var/lib/systemd/linger") == "deploy"
+    deployer.good("deploy", cwd=project.folder)
+    served = fleet.get("web1")
+    assert changed(deployer.good("setup", "--json", cwd=project.folder)) == []
+    main = systemd.main_pid("deploy")
+    assert main and systemd.ssh(f"ps -o user= -p {main}") == "deploy"
+    newer = Deployer(fleet, another_version(pyz, tmp_path / "newer.pyz", "9.0.0"))
+    newer.good("agent", "upgrade", "web1")
+    assert systemd.main_pid("deploy") == main
+    assert fleet.get("web1") == served
+    systemd.ssh("systemctl restart user@4001.service")  # as a boot does
+    wait_for("the service", lambda: _gets(fleet) == served)
+    status = newer.cli("status", cwd=project.folder)
+    assert status.code == 0, status.text
+
+
+def _gets(fleet: Fleet) -> tuple[int, str]:
+    try:
+        return fleet.get("web1")
+    except OSError as error:
+        return 0, str(error)

@@ -78,10 +78,14 @@ def _carry_out(asked: object) -> dict[str, Any]:
 
 def _site() -> Any:
     from midstream.cli.places import places
+    from midstream.deploy.install.service import SYSTEMD_RUNS
     from midstream.deploy.install.site import Site
 
-    here = places()
     entry = pwd.getpwuid(os.geteuid())
+    if os.geteuid() != 0 and os.path.isdir(SYSTEMD_RUNS):
+        # logind makes it as soon as the user lingers; from then on it is what everybody goes by.
+        os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+    here = places()
     home = os.environ.get("HOME") or entry.pw_dir
     return Site(os.geteuid(), entry.pw_name, home, sys.executable, here.state, here.runtime, here.socket)
 

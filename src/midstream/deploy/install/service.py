@@ -264,7 +264,7 @@ def _programs(name: str, uid: int) -> Iterator[list[str]]:
 
 def enable_lingering(site: Site) -> None:
     """Without it logind ends a user's processes, and takes /run/user/UID away, when he logs out. Raises HostError."""
-    done = run_command(["loginctl", "enable-linger"])
+    done = run_command(["loginctl", "enable-linger", site.user])  # named: an ssh without pam_systemd is no session
     if not is_lingering(site):
         raise HostError(
             "lingering is off and cannot be enabled: at the user's log-out the agent and every service would be killed",
