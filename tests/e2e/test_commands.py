@@ -17,10 +17,11 @@ from midstream.cli.manpage import ManCommand
 README = Path(__file__).parents[2] / "README.md"
 
 # What midstream is to have, all parts built; `agent` and `env` with their own commands.
-PROMISED = """
+_WORDS = """
 init setup check plan diff deploy resume abort rollback releases status why logs start stop restart reload quiet hold unhold
 signal run exec console env lock unlock agent serve work herd dashboard top doctor demo
-""".split()
+"""
+PROMISED = _WORDS.split()
 PROMISED_BELOW = {"agent": {"run", "install", "connect", "upgrade"}, "env": {"push"}}
 NOT_YET = {"serve", "work", "herd", "dashboard", "top"}  # programs of their own, built later
 ALSO = {"notify"}

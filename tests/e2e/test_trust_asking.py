@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from machine import wait_for
 from strangers import GuardedMachine, OwnedProject, Person, guarded_machine, needs_root, new_owned_project
 
 from midstream.agent.methods import Methods
+from midstream.deploy import rpc
 from midstream.errors import LockedError, MidstreamError, NotAllowedError, OperatorError
 
 pytestmark = needs_root
@@ -61,6 +64,8 @@ READING: dict[str, dict[str, Any]] = {
     "deploy.status": {},
     "status": {},
     "events": {},
+    "env.list": {},
+    "file.read": {"path": "current/REVISION", "offset": 0, "size": 100},
 }
 ACTING: dict[str, dict[str, Any]] = {
     "start": {},
@@ -73,6 +78,10 @@ ACTING: dict[str, dict[str, Any]] = {
     "lock": {},
     "unlock": {},
     "run": {"argv": ["id"]},
+    "console": {"argv": ["id"]},
+    "env.push": {"variables": {"": {"LD_PRELOAD": "/tmp/evil.so"}}},
+    "file.write": {"path": "shared/x", "offset": 0, "data": "", "last": True, "id": "x"},
+    "quiet": {"service": "web"},
     "app.remove": {},
     "deploy.settle": {},
 }
@@ -83,14 +92,46 @@ HOST: dict[str, dict[str, Any]] = {
 DEPLOYING = (
     *("deploy.upload", "deploy.update", "deploy.select", "deploy.publish"),
     *("deploy.commit", "deploy.revert", "deploy.finish"),
+    *("deploy.command", "deploy.hold", "deploy.unhold", "deploy.artifact.read", "deploy.artifact.write"),
 )
 OPEN_TO_ALL = ("hello",)
+OF_A_CONNECTION = ("console.write", "console.resize")
 
 
 def test_every_method_is_attacked_here() -> None:
     """A new method of the agent has to be added to these tables."""
-    covered = {*READING, *ACTING, *HOST, *DEPLOYING, *OPEN_TO_ALL, "deploy.open"}
-    assert covered == set(Methods.table(Methods.__new__(Methods)))
+    covered = {*READING, *ACTING, *HOST, *DEPLOYING, *OPEN_TO_ALL, *OF_A_CONNECTION, "deploy.open"}
+    nobody: Any = SimpleNamespace()
+    assert covered == set(Methods(nobody, nobody, "", nobody, nobody).table())
+
+
+def test_a_console_is_its_connections_alone(shop: OwnedProject, stranger: Person) -> None:
+    """Root or owner, on another connection there is nothing to be typed into."""
+    with contextlib.closing(shop.person.connect()) as client:
+        sock, buffer, _ = client.take_over()
+        ask = {"app": "shop", "argv": ["sh", "-c", "read line; echo got $line"]}
+        sock.sendall(rpc.request_line(1, "console", ask))
+        said: list[Any] = []
+
+        def session() -> int:
+            for line in rpc.split_lines(buffer):
+                said.append(json.loads(line))
+            return next((row["params"]["session"] for row in said if row.get("method") == "console"), 0)
+
+        while not session():
+            buffer += sock.recv(65536)
+        for person in (stranger, shop.person):
+            for method, params in (("console.write", {"data": "ZXZpbAo="}), ("console.resize", {"rows": 1, "cols": 1})):
+                with pytest.raises(OperatorError, match="no such console"):
+                    person.call(method, session=session(), **params)
+        sock.sendall(rpc.request_line(2, "console.write", {"session": session(), "data": "bWluZQo="}))
+        while not any(row.get("id") == 1 for row in said):
+            buffer += sock.recv(65536)
+            session()
+        shown = b"".join(
+            base64.b64decode(row["params"].get("data", "")) for row in said if row.get("method") == "console"
+        )
+        assert b"got mine" in shown and b"evil" not in shown
 
 
 @pytest.mark.parametrize("method", [*READING, *ACTING])

@@ -71,9 +71,6 @@ class Artifacts:
         number, files, tree = _number(params), _files(params), _text(params, "tree")
         offset, last = _whole(params, "offset", ARTIFACT_MAX_BYTES), bool(params.get("last"))
         data = _data(params)
-        label = f"artifact {number}"
-        if work.done(label):  # said again after its answer was lost
-            return {"offset": offset + len(data), "files": 0}
         path = _path(work, "in", number)
         packs.refuse_full_disk(work, len(data))
         try:
@@ -83,6 +80,10 @@ class Artifacts:
         if not last:
             return {"offset": offset + len(data)}
         wanted = _text(params, "sha256")
+        label = f"artifact {number} {wanted[:12]}"
+        _refuse_other_files(work, number, label)
+        if work.done(label):  # said again after its answer was lost
+            return {"offset": offset + len(data), "files": 0}
 
         async def unpack() -> dict[str, Any]:
             with work.step(label):
@@ -108,6 +109,19 @@ class Artifacts:
         if work.over or work.intent.state is not IntentState.UPDATING or not work.done("git:create_release"):
             raise OperatorError("files of a build belong into a release that is being made", where="deploy.artifact")
         return work
+
+
+def _refuse_other_files(work: Work, number: int, label: str) -> None:
+    """A deployer that took the deploy up again may have built anew. What came of the first build is in other hosts, or in
+    what was built here since."""
+    before = [name for name in work.intent.steps if name.startswith(f"artifact {number} ") and name != label]
+    if before:
+        raise HostError(
+            "other files of the same build were put into this release before: what is built in it no longer fits",
+            where=f"release {work.intent.release} in {work.spec.deploy_to}",
+            serving=work.serving(),
+            remedy="begin again: midstream deploy",
+        )
 
 
 def _stem(work: Work) -> str:
