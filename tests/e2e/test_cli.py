@@ -558,11 +558,3 @@ def test_escapes_in_a_commit_or_an_error_do_not_reach_the_terminal(shop: Shop) -
     assert result.code == 1
     assert "\x1b" not in result.out + result.err
     assert "evil" in result.out
-
-
-def test_hooks_are_refused_rather_than_passed_over(shop: Shop) -> None:
-    shop.commit("midstream.toml", TOML + '\n[[hooks]]\nafter = "published"\nrun = "true"\n')
-    result = shop.run("deploy")
-    assert result.code == 2
-    assert "[[hooks]]" in result.err
-    assert shop.agent.methods() == []

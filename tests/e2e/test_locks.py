@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator
 
@@ -21,7 +22,7 @@ from midstream.deploy.runner import Deployment
 from midstream.deploy.source import Source
 from midstream.deploy.transport import LocalHost
 
-PAIRS = 12
+PAIRS = int(os.environ.get("MIDSTREAM_PAIRS", "12"))
 
 
 @pytest.fixture
