@@ -23,10 +23,13 @@ FOR_TESTS = {
     "sshd": "openssh-server",
     "node": "nodejs",
     "make": "make",
+    "runsvdir": "runit",
+    "sudo": "sudo",
     "redis-server": "redis-server",
     "sidekiq": "ruby-sidekiq",
+    "monit": "monit",
 }
-FOR_BENCH = {"runsv": "runit", "s6-svscan": "s6", "supervisord": "supervisor", "monit": "monit", "wrk": "wrk"}
+FOR_BENCH = {"s6-svscan": "s6", "supervisord": "supervisor", "wrk": "wrk"}
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 

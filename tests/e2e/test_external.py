@@ -5,6 +5,7 @@ Each way of failing that Capistrano's cure (`monit unmonitor` before, `monitor` 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import monit as real
 import pytest
-from machine import Machine, Project, Result, wait_for
+from machine import Machine, Project, Result, new_machine, new_project, wait_for
 
 pytestmark = pytest.mark.skipif(real.MISSING, reason="monit is not installed")
 
@@ -81,6 +82,12 @@ class Shop:
 
 @pytest.fixture
 def shop(project: Project, machine: Machine) -> Iterator[Shop]:
+    with new_shop(project, machine) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def new_shop(project: Project, machine: Machine) -> Iterator[Shop]:
     with real.private_monit(machine.root / "monit") as monit:
         monit.service("jobs", project.deploy_to / "current", f"{sys.executable} worker.py", start_timeout_s=5)
         shop = Shop(project, machine, monit)
@@ -115,6 +122,7 @@ def test_it_goes_with_the_release_and_is_watched_again(deployed: Shop) -> None:
     row = deployed.machine.app()["external"][0]
     assert row["watched"] and row["pid"] == deployed.monit.pid_of("jobs")
     assert row["release_running"] == deployed.release
+    assert "given back: jobs" in deployed.project.cli("why", "monit:jobs").out
     assert deployed.project.cli("status", "--check").code == 0
 
 
@@ -406,3 +414,37 @@ def test_status_sees_a_service_on_another_release(deployed: Shop) -> None:
     result = deployed.project.cli("status", "--check")
     assert result.code == 3
     assert f"monit:jobs (pid {deployed.monit.pid_of('jobs')}) runs release {old}" in result.text
+
+
+# -- the agent killed at every point that concerns it ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("goes_well", [True, False], ids=["forward", "back"])
+def test_the_agent_killed_at_each_point_of_hold_and_handover(tmp_path: Path, goes_well: bool) -> None:
+    """After each: one release, which `current` names and the service runs, watched; nothing held; the exit code is true."""
+    plan = tmp_path / "plan"
+    with new_machine(MIDSTREAM_CRASH_PLAN=str(plan)) as machine, new_shop(new_project(machine), machine) as shop:
+        shop.project.deployed()
+        wait_for("the first release to run", shop.is_well)
+        if not goes_well:
+            shop.configure(tail='[[hooks]]\nafter = "handover"\nrun = "false"\n')
+        plan.write_text("count 0")
+        shop.commit()
+        assert shop.project.deploy().code == (0 if goes_well else 1)
+        plan.unlink()
+        names = (tmp_path / "plan.passed").read_text().splitlines()
+        numbers = [number for number, name in enumerate(names, 1) if "external" in name or "hold" in name]
+        assert len(numbers) >= (9 if goes_well else 15), names
+        for number in numbers:
+            before = shop.release
+            shop.commit()
+            plan.write_text(f"agent {number}")
+            result = shop.project.deploy()
+            assert not plan.exists(), f"{names[number - 1]} was not reached"
+            wait_for("the deploy to be over", lambda: machine.app()["deploy"] is None)
+            wait_for(f"all to be well after {names[number - 1]!r}: {result.text}", shop.is_well)
+            assert (shop.release != before) == (result.code == 0), result.text
+            if not goes_well:
+                assert shop.release == before

@@ -14,9 +14,16 @@ from typing import Any
 
 import pytest
 
-from midstream.agent.accounts import Peer, check_spec, owner_for_new_app, read_grant, require_owner
+from midstream.agent.accounts import (
+    Peer,
+    account_for_hold,
+    check_spec,
+    owner_for_new_app,
+    read_grant,
+    require_owner,
+)
 from midstream.cli.grants import joined, parse_allowance, write_grant
-from midstream.core.spec import AppSpec, LimitsSpec, ListenSpec, LogSpec, ServiceSpec
+from midstream.core.spec import AppSpec, HoldSpec, LimitsSpec, ListenSpec, LogSpec, ServiceSpec
 from midstream.errors import NotAllowedError, OperatorError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="grants belong to root")
@@ -257,3 +264,68 @@ def test_allow_adds_and_never_changes_hands(grants: Path) -> None:
 def test_what_allow_does_not_understand_is_refused(text: str) -> None:
     with pytest.raises(OperatorError):
         parse_allowance(text)
+
+
+# -- services of root's Monit
+
+_HOLD = HoldSpec("monit", "jobs", "after check", "after finishing")
+
+
+def _held_by(control: str = "") -> AppSpec:
+    return replace(_spec(), holds=(replace(_HOLD, control=control),))
+
+
+def test_roots_monit_is_told_nothing_without_a_grant_that_names_the_service(grants: Path) -> None:
+    for text in ("", 'monit = ["other"]', 'run_as = ["root"]'):
+        _grant(grants, text)
+        with pytest.raises(NotAllowedError) as refused:
+            check_spec(_held_by(), NOBODY, USER, 0, str(grants))
+        assert 'monit = ["jobs"]' in refused.value.remedy
+    _grant(grants, 'monit = ["jobs"]')
+    check_spec(_held_by(), NOBODY, USER, 0, str(grants))
+    assert account_for_hold(_held_by(), _HOLD, NOBODY, USER, 0, str(grants)).uid == 0
+
+
+def test_a_grant_of_monit_is_for_its_owner_and_folder_alone(grants: Path) -> None:
+    for owner, deploy_to in (("games", "/srv/shop"), ("nobody", "/srv/other")):
+        _grant(grants, 'monit = ["jobs"]', owner, deploy_to)
+        with pytest.raises(NotAllowedError):
+            check_spec(_held_by(), NOBODY, USER, 0, str(grants))
+
+
+def test_a_control_file_that_the_grant_does_not_name_is_not_read_as_root(grants: Path) -> None:
+    """Monit quotes from a file what it does not understand: /etc/shadow would be read out."""
+    _grant(grants, 'monit = ["jobs"]')
+    with pytest.raises(NotAllowedError):
+        check_spec(_held_by("/etc/shadow"), NOBODY, USER, 0, str(grants))
+    _grant(grants, 'monit = ["jobs@/etc/monit/shop.rc"]')
+    check_spec(_held_by("/etc/monit/shop.rc"), NOBODY, USER, 0, str(grants))
+    with pytest.raises(NotAllowedError):
+        check_spec(_held_by(), NOBODY, USER, 0, str(grants))
+
+
+def test_a_users_own_monit_is_spoken_to_as_that_user_whoever_deploys(grants: Path, home: Path) -> None:
+    """Also by a link that leads to root's: the file is then read with the user's rights."""
+    control = home / "monitrc"
+    control.write_text("set daemon 5\n")
+    os.chown(control, NOBODY, NOBODY)
+    link = home / "link"
+    link.symlink_to("/etc/shadow")
+    for path in (control, link):
+        for peer in (USER, ROOT):
+            hold = replace(_HOLD, control=str(path))
+            assert account_for_hold(_held_by(str(path)), hold, NOBODY, peer, 0, str(grants)).uid == NOBODY
+
+
+def test_root_needs_no_grant_and_a_rootless_agent_is_its_own_user(grants: Path) -> None:
+    check_spec(_held_by(), NOBODY, ROOT, 0, str(grants))
+    assert account_for_hold(_held_by(), _HOLD, NOBODY, ROOT, 0, str(grants)).uid == 0
+    assert account_for_hold(_held_by(), _HOLD, NOBODY, Peer(1, NOBODY, NOBODY), NOBODY, str(grants)).uid == NOBODY
+
+
+def test_a_grant_of_monit_is_written_and_joined(grants: Path, home: Path) -> None:
+    for text in ("monit=jobs", "monit=mail@/etc/monit/shop.rc"):
+        app, grant = parse_allowance(f"nobody:shop:{home}:{text}")
+        write_grant(app, grant, str(grants))
+    found = read_grant("shop", str(grants))
+    assert found is not None and found.monit == ("jobs", "mail@/etc/monit/shop.rc")

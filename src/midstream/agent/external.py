@@ -98,7 +98,8 @@ class Externals:
         return await self.steps.run(hold.app, hold.number, hold.uid, request, timeout_s + STEP_SPARE_S, tell)
 
     def note(self, hold: ExternalHold, kind: str, text: str) -> None:
-        self.host.note(hold.app, "", kind, f"{hold.label}: {text}", who=hold.owner)
+        """`midstream why monit:NAME` tells them."""
+        self.host.note(hold.app, hold.label, kind, text, who=hold.owner)
 
     # -- hold and give back ------------------------------------------------------------------------------------------
 
