@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,7 +39,10 @@ after = "handover"
 run = "rm -f /srv/shop/out"
 shell = true
 """
-MIGRATE = "migrate = \"sh -c 'echo migrated >> /srv/shop/migrations'\"\n"
+TOP = """
+migrate = "sh -c 'echo migrated >> /srv/shop/migrations'"
+min_free_bytes = "1MiB"
+"""
 
 
 @dataclass
@@ -148,18 +152,66 @@ class Fire:
         return releases.pop()
 
 
+def is_stopped(process: subprocess.Popen[str]) -> bool:
+    """By SIGSTOP: the process is there, and does nothing."""
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+@dataclass
+class Frozen:
+    """A deployer that stopped itself at a point; `go_on` lets it run to its end."""
+
+    process: subprocess.Popen[str]
+
+    def thaw(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def go_on(self, timeout_s: float = 200.0) -> Result:
+        self.thaw()
+        return self.end(timeout_s)
+
+    def end(self, timeout_s: float = 200.0) -> Result:
+        out, _ = self.process.communicate(timeout=timeout_s)
+        return Result(self.process.returncode, "", out)
+
+
 @contextlib.contextmanager
-def fire(app_more: str = "") -> Iterator[Fire]:
-    """web1, web2 (web1 migrates), every agent with its crash plan at /root/plan."""
+def frozen(on: Fire, point: str, *args: str) -> Iterator[Frozen]:
+    """`midstream deploy` of a new commit, stopped where it passes `point` (see `deploy/crashpoint.py`)."""
+    on.begin_round()
+    on.deployer_plan.write_text(f"stop {point}")
+    process = on.fleet.spawn_cli(
+        *(args or ("deploy",)), cwd=on.project.folder, MIDSTREAM_CRASH_DEPLOYER=str(on.deployer_plan)
+    )
+    try:
+        wait_for(f"the deployer to stop at {point}", lambda: is_stopped(process) or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[0]
+        yield Frozen(process)
+    finally:
+        on.deployer_plan.unlink(missing_ok=True)
+        if process.poll() is None:
+            kill_session(process)
+
+
+@contextlib.contextmanager
+def fire(tmpfs: dict[str, str] | None = None) -> Iterator[Fire]:
+    """web1, web2 (web1 migrates), every agent with its crash plan at /root/plan. tmpfs: on web2, folder -> size of a file
+    system of its own there."""
     with new_fleet(2, agents=False) as fleet:
         pyz = fleet.pyz()
+        for folder, size in (tmpfs or {}).items():
+            owner = "-o uid=4001,gid=4001" if folder.startswith("/srv") else ""
+            fleet.host("web2").box.sh(
+                f"mkdir -p {folder}; mount -t tmpfs -o size={size},mode=755 {owner} none {folder}"
+            )
         for host in fleet.hosts.values():
             host.install(pyz)
             wrapper = host.root / "opt/midstream/bin/midstream"
             wrapper.write_text(wrapper.read_text().replace("exec ", "MIDSTREAM_CRASH_PLAN=/root/plan exec "))
             host.start_agent()
         project = fleet.project(web1=["web", "db"], web2=["web"])
-        project.commit("all of it", config=project.config(project.web(app_more), top=MIGRATE, tail=HOOKS))
+        project.commit("all of it", config=project.config(project.web(), top=TOP, tail=HOOKS))
         project.deployed()
         yield Fire(fleet, project)
 
@@ -213,6 +265,3 @@ def chosen(names: list[str], wanted: int) -> list[tuple[int, str]]:
         return numbered
     stride = len(names) / wanted
     return [numbered[int(SEED % stride + index * stride) % len(names)] for index in range(wanted)]
-
-
-__all__ = ["ALL", "Fire", "chosen", "fire", "kill_session", "no_failures", "under_fleet_load"]

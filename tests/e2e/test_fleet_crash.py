@@ -81,7 +81,7 @@ def test_deployer_killed_around_every_call(burning: Fire) -> None:
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{number} {name}, then {then.__name__}"
             burning.begin_round()
-            burning.deployer_plan.write_text(name)
+            burning.deployer_plan.write_text(f"kill {name}")
             result = burning.deploy()
             hit = not burning.deployer_plan.exists()
             burning.deployer_plan.unlink(missing_ok=True)

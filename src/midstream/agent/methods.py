@@ -112,8 +112,9 @@ class Methods:
         name = _text(params, "app")
         record = self.host.apps.get(name)
         if record is None:
-            known = ", ".join(sorted(self._visible(connection))) or "none"
-            raise OperatorError(f"there is no app {name!r} on this host", remedy=f"there are: {known}")
+            known = ", ".join(sorted(self._visible(connection)))
+            remedy = f"choose from {known}" if known else "midstream deploy brings one"
+            raise OperatorError(f"there is no app {name!r} on this host", remedy=remedy)
         accounts.require_owner(connection.peer, record.owner_uid, self.host.uid, name)
         return record
 

@@ -65,7 +65,9 @@ def _differences(name: str, seen: Seen) -> list[str]:
     found = []
     if len(hosts_of) > 1:
         shown = "; ".join(f"{release} on {', '.join(hosts)}" for release, hosts in sorted(hosts_of.items()))
-        found.append(f"NOT ON ONE RELEASE: {shown}")
+        found.append(
+            f"NOT ON ONE RELEASE: {shown} (`midstream resume` on the machine that deployed, or the next deploy, ends that)"
+        )
     committed = {host: str(app.get("release") or "") for host, app in rows}
     told = sorted(
         (row for _, app in rows for row in app.get("behind", ())), key=lambda row: float(row.get("since") or 0.0)

@@ -112,6 +112,8 @@ def abort(stage: str | None, only: Only, app: str, config_path: str, socket: str
 
     def settle(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)
+        if aim.several and not _row(client, name):  # a first deploy that was put back leaves nothing
+            return name, {"settled": False, "release": ""}
         return name, client.call("deploy.settle", app=name, reason=f"aborted by {operator_name()}")
 
     answers = aim.ask(settle)
@@ -124,7 +126,34 @@ def abort(stage: str | None, only: Only, app: str, config_path: str, socket: str
             click.echo(f"{head}the deploy of {name} is ended; {serving}")
         else:
             click.echo(f"{head}no deploy of {name} is going on; {serving}")
-    return answers.conclude(as_json)
+    apart = _apart({host: str(answer.get("release") or "") for host, (_, answer) in answers.good()}, aim.stage)
+    code = answers.conclude(as_json)
+    if apart is not None:
+        raise apart
+    return code
+
+
+def _apart(committed: dict[str, str], stage: str) -> AttentionError | None:
+    """What to say when the hosts have ended on different releases: some had committed when the deployer was lost, and the
+    leases of the others have put them back. None when all are on one."""
+    if len(set(committed.values())) < 2:
+        return None
+    return AttentionError(
+        "the hosts are on different releases: there is nothing left to put back",
+        where=", ".join(committed),
+        serving=_by_host(committed),
+        remedy=f"`midstream resume {stage}` on the machine that deployed, or `midstream deploy {stage}` on any: both bring "
+        "all hosts to one release",
+    )
+
+
+def _by_host(committed: dict[str, str]) -> str:
+    return "; ".join(f"{release or 'nothing'} on {host}" for host, release in committed.items())
+
+
+def _row(client: SyncClient, app: str) -> dict[str, Any]:
+    """What the host's status says of the app; empty when it has none of that name."""
+    return next((row for row in client.call("status")["apps"] if row["app"] == app), {})
 
 
 def _refuse_half_way(aim: Aim) -> None:
@@ -133,8 +162,7 @@ def _refuse_half_way(aim: Aim) -> None:
     asked: whether it has decided is never guessed."""
 
     def look(client: SyncClient, host: str) -> dict[str, Any]:
-        rows = client.call("status")["apps"]
-        return next((row for row in rows if row["app"] == aim.app), {})
+        return _row(client, aim.app)
 
     answers = aim.ask(look)
     if answers.failed:
@@ -154,6 +182,7 @@ def _refuse_half_way(aim: Aim) -> None:
         raise AttentionError(
             f"the deploy is decided: {', '.join(ahead)} has committed its release, {', '.join(lagging)} not yet",
             where=", ".join(lagging),
-            serving="; ".join(f"{release or 'nothing'} on {host}" for host, release in committed.items()),
-            remedy=f"midstream resume {aim.stage}".rstrip(),
+            serving=_by_host(committed),
+            remedy=f"`midstream resume {aim.stage}` on the machine that deployed; from another: wait until their leases have "
+            f"run out (seconds), then `midstream deploy {aim.stage}`",
         )

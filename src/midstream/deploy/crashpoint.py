@@ -1,9 +1,9 @@
-"""Where a test may kill the deployer: around each call to each host, and around each write of its record.
+"""Where a test may kill or stop the deployer: around each call to each host, and around each write of its record.
 
-Does nothing unless MIDSTREAM_CRASH_DEPLOYER names a file when the deployer starts. That file holds the name of a point: when
-the deployer passes it the file is removed and this process gets SIGKILL. `count` appends the name of each point passed to
-`FILE.passed` instead. A name that is passed again gets a number. Runs in the deployer. The agent has its own, in
-`agent/crashpoint.py`.
+Does nothing unless MIDSTREAM_CRASH_DEPLOYER names a file when the deployer starts. That file holds `kill NAME` or `stop NAME`:
+when the deployer passes the point of that name the file is removed and this process gets SIGKILL or SIGSTOP. `count` appends
+the name of each point passed to `FILE.passed`. A name that is passed again gets a number. Runs in the deployer. The agent has
+its own, in `agent/crashpoint.py`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ _PLAN_PATH = os.environ.get("MIDSTREAM_CRASH_DEPLOYER", "")
 _passed: Counter[str] = Counter()  # of this process, for tests alone
 
 
-def point(what: str) -> None:
+def point(place: str) -> None:
     """One place at which a crash must do no harm."""
     if not _PLAN_PATH:
         return
-    _passed[what] += 1
-    name = what if _passed[what] == 1 else f"{what} {_passed[what]}"
+    _passed[place] += 1
+    name = place if _passed[place] == 1 else f"{place} {_passed[place]}"
     try:
         with open(_PLAN_PATH, encoding="utf-8") as file:
             plan = file.read().strip()
     except FileNotFoundError:
         return
-    if plan == "count":
+    what, _, wanted = plan.partition(" ")
+    if what == "count":
         with open(f"{_PLAN_PATH}.passed", "a", encoding="utf-8") as file:
             file.write(f"{name}\n")
-    elif plan == name:
+    elif wanted == name:
         os.unlink(_PLAN_PATH)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)
