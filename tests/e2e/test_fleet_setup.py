@@ -218,7 +218,7 @@ def test_a_user_without_sudo_is_told_what_to_do(empty: Deployer) -> None:
     host = empty.fleet.host("web1")
     refused(empty.cli("agent", "install", "other@web1"), 2, "not root", "--rootless", "--user root")
     refused(empty.cli("agent", "install", "root@web1", "--rootless"), 2, "--rootless is for other users")
-    refused(empty.cli("agent", "upgrade", "root@web1"), 2, "not installed")
+    refused(empty.cli("agent", "upgrade", "other@web1", *ROOT), 2, "not installed")
     refused(empty.cli("agent", "install", "other@web1", "--rootless", "--allow", "other:x:/srv/x"), 2, "runs as root")
     assert is_empty(host)
 
@@ -274,6 +274,10 @@ def test_strangers_files_are_named_and_left(bare: Callable[[int], Deployer]) -> 
     refused(deployer.cli("agent", "install", "web1", *ROOT), 2, "/opt/midstream/bin/midstream", "did not write")
     assert mine.read_text() == "#!/bin/sh\necho mine\n"
     assert installed(host) == []
+    mine.unlink()
+    host.box.sh("chown other /opt/midstream")
+    refused(deployer.cli("agent", "install", "web1", *ROOT), 1, "others than root may change", "/opt/midstream")
+    assert installed(host) == []
 
 
 def test_what_an_operator_changed_in_a_definition_stays(bare: Callable[[int], Deployer]) -> None:
@@ -288,6 +292,8 @@ def test_what_an_operator_changed_in_a_definition_stays(bare: Callable[[int], De
     assert any("changed by hand" in line.get("text", "") for line in again)
     assert changed(again) == []
     assert "ulimit" in host.box.sh("cat /etc/sv/midstream/run")
+    host.box.sh("rm /etc/sv/midstream/run")
+    assert len(changed(deployer.good("agent", "install", "web1", *ROOT, "--json"))) == 2, "written, and read by runit"
 
 
 def test_without_lingering_a_rootless_agent_is_refused_loudly(bare: Callable[[int], Deployer]) -> None:

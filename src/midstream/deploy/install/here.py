@@ -25,6 +25,7 @@ from midstream.deploy.install.request import UPGRADE, Request, Result, ServiceKi
 from midstream.deploy.install.service import Service, enable_lingering, is_lingering
 from midstream.deploy.install.site import Site, name_of_program
 from midstream.errors import AttentionError, HostError, LockedError, OperatorError
+from midstream.linux.root_owned import is_root_owned
 
 KEPT_VERSIONS = 2
 _STARTS_S = 30.0
@@ -41,6 +42,7 @@ class Installation:
     changes: Changes
     plan_grant: Callable[[str], Change]
     name: str = field(init=False)
+    _defined: bool = field(default=False, init=False)  # a definition was written: the service manager has to read it
 
     def __post_init__(self) -> None:
         self.name = self.request.name
@@ -78,6 +80,13 @@ class Installation:
 
     def _refuse_strangers(self) -> None:
         """Raises OperatorError that names the files which somebody else has put where ours belong."""
+        if not self.site.rootless and not is_root_owned(self.site.prefix):
+            raise HostError(
+                "others than root may change what root would run",
+                where=self.site.prefix,
+                serving="nothing was changed",
+                remedy=f"chown root: and chmod go-w {self.site.prefix}, and the folders above it",
+            )
         wrapper = found_at(self.site.wrapper, self._wrapper())
         foreign = [self.site.wrapper] if wrapper in (Found.FOREIGN, Found.CHANGED) else []
         foreign += [item.path for item in self.service.files() if found_at(item.path, item.text) is Found.FOREIGN]
@@ -146,6 +155,7 @@ class Installation:
                 continue
             write = partial(replace_file, item.path, item.text.encode(), item.mode)
             self.changes.make(Change("service", item.path, None if found is Found.SAME else write))
+            self._defined = self._defined or found is not Found.SAME
 
     def _place(self, path: str) -> None:
         with open(self.source, "rb") as file:
@@ -199,7 +209,8 @@ class Installation:
         kind = self.service.kind
         watched = f"{kind.value} starts it at boot, and watches it"
         if kind is not ServiceKind.PLAIN:
-            on = None if self.service.is_on() else lambda: self.service.turn_on(changed=True)
+            is_on = self.service.is_on() and not self._defined
+            on = None if is_on else self.service.turn_on
             self.changes.make(Change("service", watched, on))
 
     def _upgrade(self, goal: str, old: str) -> str:
@@ -213,7 +224,7 @@ class Installation:
         if self.name and former != self.name:
             self._switch()
         try:
-            self.service.turn_on(changed=True)
+            self.service.turn_on()
             hello = upgrade.wait_for_agent(self.site, _STARTS_S)
             if hello is None:
                 raise HostError(

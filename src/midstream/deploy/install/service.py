@@ -48,8 +48,8 @@ class Service(Protocol):
     def is_on(self) -> bool:
         """Whether the agent is started at boot, and watched now."""
 
-    def turn_on(self, *, changed: bool) -> None:
-        """Have it started, now and at boot. changed: the files were just written. Raises HostError."""
+    def turn_on(self) -> None:
+        """Have it read its files, and start the agent, now and at boot. May be repeated. Raises HostError."""
 
     def last_words(self) -> str:
         """The end of the agent's log."""
@@ -98,7 +98,7 @@ class Systemd:
     def is_on(self) -> bool:
         return all(self._systemctl(verb, "--quiet").returncode == 0 for verb in ("is-enabled", "is-active"))
 
-    def turn_on(self, *, changed: bool) -> None:
+    def turn_on(self) -> None:
         if self.site.rootless:
             self._wait_for_manager()
         self._require("daemon-reload")
@@ -175,7 +175,7 @@ class Runit:
         asked = run_command(["sv", "status", path])
         return link_at(path, target) is Found.SAME and asked.stdout.startswith("run:")
 
-    def turn_on(self, *, changed: bool) -> None:
+    def turn_on(self) -> None:
         (path, target) = self.links()[0]
         if link_at(path, target) is Found.ABSENT:
             make_link(path, target)
@@ -220,7 +220,7 @@ class Plain:
     def is_on(self) -> bool:
         return True  # nothing watches
 
-    def turn_on(self, *, changed: bool) -> None:
+    def turn_on(self) -> None:
         try:
             os.makedirs(self.site.state, mode=0o700, exist_ok=True)
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
