@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
+import pytest
 from machine import MIDSTREAM, Machine, Project, wait_for
+
+from midstream.errors import MidstreamError
 
 
 def in_publishing(machine: Machine) -> bool:
@@ -124,6 +129,17 @@ def test_an_upgrade_changes_the_agent_and_no_service(project: Project, machine: 
     assert result.code == 0, result.text
     assert machine.agent_pid != agent
     assert (machine.keeper_pid, machine.pids()) == (keeper, pids)
+
+
+def test_a_refused_keeper_image_leaves_the_agent_command_as_it_was(machine: Machine, tmp_path: Path) -> None:
+    """Else the next agent would be of the version that was refused."""
+    record = json.loads(next(machine.root.rglob("agent.json")).read_text())
+    bad = tmp_path / "keeper.pyz"
+    bad.write_bytes(b"no zip file")
+    with pytest.raises(MidstreamError, match="refused"):
+        machine.call("agent.upgrade", argv=["/bin/false"], keeper_image=str(bad))
+    assert json.loads(next(machine.root.rglob("agent.json")).read_text()) == record
+    machine.kill_agent()
 
 
 def test_a_second_agent_with_the_same_state_is_refused(machine: Machine) -> None:
