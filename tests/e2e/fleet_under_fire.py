@@ -41,8 +41,14 @@ shell = true
 """
 TOP = """
 migrate = "sh -c 'echo migrated >> /srv/shop/migrations'"
-min_free_bytes = "1MiB"
+min_free = "1MiB"
 """
+
+
+LOOK = f"""readlink /srv/shop/current; echo --
+ls /srv/shop/out 2>/dev/null || true; echo --
+cat {MARKS} 2>/dev/null || true; echo --
+grep -lz ^MIDSTREAM_GENERATION= /proc/[0-9]*/environ 2>/dev/null || true"""
 
 
 @dataclass
@@ -111,11 +117,7 @@ class Fire:
 
     def clear_marks(self) -> None:
         for host in self.hosts:
-            (host.root / MARKS.lstrip("/")).unlink(missing_ok=True)
-
-    def marks(self, host: FleetHost) -> list[str]:
-        path = host.root / MARKS.lstrip("/")
-        return path.read_text().splitlines() if path.exists() else []
+            host.box.run("rm", "-f", MARKS)
 
     # ------------------------------------------------------------------ what has to hold
 
@@ -127,7 +129,6 @@ class Fire:
             app = host.app()
             release = app["release"]
             assert (app["deploy"], app["lock"], app["drift"]) == (None, None, []), (where, app)
-            assert host.current() == release, (where, host.name)
             assert self.fleet.get(host.name) == (200, release), (where, host.name)
             started = 0
             for service in app["services"]:
@@ -136,12 +137,12 @@ class Fire:
                 assert generation["release"] == release, (where, service)
                 assert {item["release_running"] for item in generation["instances"]} == {release}, (where, service)
                 started += len(generation["instances"])
-            stamped = host.box.sh("grep -lz ^MIDSTREAM_GENERATION= /proc/[0-9]*/environ 2>/dev/null || true").split()
-            assert len(stamped) == started, f"{where}: {host.name}: processes that nothing accounts for: {stamped}"
-            assert not (host.root / "srv/shop/out").exists(), f"{where}: {host.name} was left out of its load balancer"
-            marks = self.marks(host)
+            current, out, marks, stamped = host.box.sh(LOOK).split("--\n")
+            assert os.path.basename(current.strip()) == release, (where, host.name)
+            assert len(stamped.split()) == started, f"{where}: {host.name}: nothing accounts for {stamped}"
+            assert not out, f"{where}: {host.name} was left out of its load balancer"
             if release == self.before:
-                assert not marks or marks[-1] == "undone", f"{where}: {host.name}: {marks}"
+                assert marks.split()[-1:] in ([], ["undone"]), f"{where}: {host.name}: {marks}"
 
     def check_one_release(self, where: str) -> str:
         self.check_hosts(where)

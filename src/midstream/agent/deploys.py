@@ -36,6 +36,12 @@ from midstream.linux import clock
 
 T = TypeVar("T")
 
+_ENDED = (
+    IntentState.OPEN,
+    IntentState.COMMITTED,
+    IntentState.REVERTED,
+    IntentState.CLOSED,
+)  # nothing is to be put back
 _UPDATED = (IntentState.UPDATED, IntentState.PUBLISHING, IntentState.PROVISIONAL, IntentState.COMMITTED)
 
 
@@ -338,6 +344,10 @@ class Deploys:
         """outcome: how the deploy went, `done` if well. until: stops before that part, with the lock still held."""
         if work.over:
             return finishing.found(work, [], [])
+        if (
+            not until and work.intent.state not in _ENDED
+        ):  # the decision could not be taken here, for want of disk space
+            await self.revert(work, f"the deploy has ended ({outcome}), and nothing was decided here")
         return await self._finish(work, outcome, until)
 
     async def _finish(self, work: Work, outcome: str, until: str = "") -> dict[str, Any]:

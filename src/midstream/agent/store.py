@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +125,7 @@ class Store:
     then names where it went) and an empty one takes its place."""
 
     def __init__(self, folder: str) -> None:
+        self._if_undone: list[Callable[[], None]] = []  # of the transaction that is open
         self.path = os.path.join(folder, "agent.db")
         self.backup_folder = os.path.join(folder, "committed")
         self.set_aside = ""
@@ -198,6 +199,7 @@ class Store:
         if self._db.in_transaction:
             yield
             return
+        self._if_undone.clear()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             yield
@@ -209,9 +211,18 @@ class Store:
             self._rollback()
             raise
 
+    def if_undone(self, restore: Callable[[], None]) -> None:
+        """For who keeps in memory what is being stored: called when the transaction around it is undone, which is known
+        only at its end. Outside of one nothing is kept: that write is done."""
+        if self._db.in_transaction:
+            self._if_undone.append(restore)
+
     def _rollback(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
+        for restore in reversed(self._if_undone):
+            restore()
+        self._if_undone.clear()
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         with self.transaction():

@@ -85,9 +85,15 @@ class Work:
     # the record
 
     def save(self, **changes: Any) -> None:
-        """Stores the intent with these changes; raises HostError and changes nothing when the disk does not take it."""
-        after = replace(self.intent, **changes)
+        """Stores the intent with these changes; raises HostError and changes nothing when the disk does not take it. Within
+        a transaction that is known at its end only: a decision that was not stored must not be remembered as one."""
+        before, after = self.intent, replace(self.intent, **changes)
+
+        def restore() -> None:
+            self.intent = before
+
         self.host.store.put_intent(after)
+        self.host.store.if_undone(restore)
         self.intent = after
 
     def move(self, event: IntentEvent, **changes: Any) -> None:

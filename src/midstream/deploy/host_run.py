@@ -44,6 +44,7 @@ class HostRun:
     state: str = "untouched"
     serving: str = ""
     not_undone: tuple[str, ...] = ()
+    refusal: str = ""  # why it did not take the decision
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: bool | None = None
 
@@ -291,6 +292,7 @@ class HostRun:
     def refused(self, error: MidstreamError) -> None:
         """The host did not take the decision that others took."""
         self.state = "undecided" if self.client.lost else "failed"
+        self.refusal = error.what
         self.note(f"not committed: {error.what}")
 
     def _warn(self, answer: dict[str, Any]) -> None:

@@ -377,12 +377,15 @@ class Deployment:
     def _behind(self, behind: list[HostRun]) -> MidstreamError:
         names = ", ".join(host.name for host in behind)
         lost = any(host.state == "undecided" for host in behind)
+        serving = [f"release {self.release} on {host.name}" for host in self.hosts.values() if host not in behind]
+        serving += [f"{_left_on(host)} on {host.name}" for host in behind]
+        then = " once they can be reached" if lost else " when that is mended"
         return AttentionError(
             f"the fleet is not on one release: {names} did not take the decision",
             where=names,
-            detail="\n".join(f"{host.name}: {host.state}" for host in behind),
-            serving=f"release {self.release} on the others",
-            remedy=f"midstream resume {self.plan.stage}" + (" once they can be reached" if lost else ""),
+            detail="\n".join(f"{host.name} {host.state}: {host.refusal}" for host in behind),
+            serving="; ".join(serving),
+            remedy=f"`midstream resume {self.plan.stage}`{then}",
         )
 
     async def _finish_hosts(self, outcome: str, until: str = "") -> dict[str, MidstreamError]:
@@ -507,6 +510,12 @@ class Deployment:
 
     def _tell(self, event: Event) -> None:
         self._report(replace(event, release=self.release) if event.kind is EventKind.STATE else event)
+
+
+def _left_on(host: HostRun) -> str:
+    """What serves on a host that did not take the decision, in words."""
+    before = f"release {host.before}" if host.before else "nothing"
+    return f"{before}, or the new one, which is not known," if host.state == "undecided" else before
 
 
 def seat_of(host: HostRun, run: Deployment) -> Seat:

@@ -180,6 +180,6 @@ def refuse_full_disk(root: Folder, min_free_bytes: int) -> int:
             f"only {free // 1024**2} MiB are free on the disk of {root.path}, "
             f"{min_free_bytes // 1024**2} MiB are asked for",
             where=root.path,
-            remedy="free some space, or lower keep_releases or min_free_bytes in midstream.toml",
+            remedy="free some space, or lower keep_releases or min_free in midstream.toml",
         )
     return free
