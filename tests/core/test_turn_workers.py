@@ -161,3 +161,13 @@ def test_cold_is_told_to_drain_once() -> None:
     story.after("spawned 2/0; ready 2/0; healthy 2/0; soak; +30")
     assert not [word for word in story.play("commit") if word.startswith("signal")]
     assert story.picture() == "1 draining: 0 stopping | 2 committed: 0 ready"
+
+
+def test_a_signal_that_was_lost_is_sent_again_where_that_does_no_harm() -> None:
+    story = quieting()
+    assert story.take(Observed(1, 0, 0)) == []
+    story.now_s += 15.0
+    assert story.take(Observed(1, 0, 0)) == ["signal 1/0 TSTP"]
+    rq = quieting(RQ)
+    rq.now_s += 15.0
+    assert rq.take(Observed(1, 0, 0)) == []

@@ -215,7 +215,7 @@ def sidekiq_config(project: Project, redis: Redis, log: Path, more: str = "", co
     services = f"""
 [services.jobs]
 command = "{command}"
-drain_timeout = "30s"
+drain_timeout = "120s"
 stop_timeout = "3s"
 start_timeout = "30s"
 {more}
@@ -230,7 +230,7 @@ def rq_config(project: Project, redis: Redis, log: Path, more: str = "") -> str:
     services = f"""
 [services.jobs]
 command = "{Path(sys.executable).parent / "rq"} worker --worker-ttl 30 default"
-drain_timeout = "30s"
+drain_timeout = "120s"
 stop_timeout = "3s"
 start_timeout = "30s"
 {more}

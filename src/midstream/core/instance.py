@@ -112,7 +112,7 @@ class Instance:
     never). healthy_since_s: ready and checked since (0: not). streak: crashes in a row. again: start again once it has
     ended. parked: was told to, and not yet to wake. signalled_s: when it was told to drain or to wake, until that is
     stored. Of a worker: looked: its job library is being asked about it; seen: it was found there; quieted: was told to
-    begin nothing new; unsure: by an earlier agent, perhaps; quiet: proven to; trouble: why nothing is known.
+    begin nothing new; unsure: by an earlier agent, perhaps; told_s: when; quiet: proven to; trouble: why nothing is known.
     """
 
     generation: int
@@ -134,6 +134,7 @@ class Instance:
     seen: bool = False
     quieted: bool = False
     unsure: bool = False
+    told_s: float = 0.0
     quiet: bool = False
     trouble: str = ""
     last_exit: str = ""

@@ -47,6 +47,7 @@ from midstream.core.generation import (
     PROVISIONAL,
     Generation,
     GenerationEvent,
+    GenerationPlan,
     GenerationState,
     IllegalTransition,
     Park,
@@ -67,6 +68,7 @@ from midstream.core.instance import (
 from midstream.core.phases import Handover, Phase, Quiet
 from midstream.core.service import Service, cleared, soaks
 
+_DEAF_S = 12.0  # more than the longest time between two heartbeats
 _UNSURE_S = 2.0  # a worker that an earlier agent told to be quiet, perhaps, has this long to say so
 
 
@@ -144,7 +146,7 @@ class _Turn:
             parked=generation.parked,
         )
         quieted = (seen.slot, seen.attempt) in generation.quieted
-        known = replace(known, quieted=quieted, unsure=quieted)
+        known = replace(known, quieted=quieted, unsure=quieted, told_s=self.now_s if quieted else 0.0)
         told = (seen.slot, seen.attempt) in generation.told
         if generation.state in ENDING and told:
             known = replace(known, state=InstanceState.STOPPING, draining=True, deadline_s=generation.deadline_s)
@@ -384,7 +386,8 @@ class _Turn:
             if not instance.quieted:  # else it was told, by the same or a stronger word
                 self.effects.append(Signal(*name, plan.drain_signal))
             deadline = generation.deadline_s or self.now_s + plan.drain_timeout_s
-            return replace(instance, deadline_s=max(deadline, self.now_s), signalled_s=self.now_s)
+            told_s = instance.told_s or self.now_s
+            return replace(instance, deadline_s=max(deadline, self.now_s), signalled_s=self.now_s, told_s=told_s)
         again = instance.quieted and plan.quiet_once and not cut
         if not again:
             self.effects.append(Signal(*name, plan.stop_signal))
@@ -662,8 +665,8 @@ class _Turn:
         known = replace(instance, seen=True, quiet=event.quiet, trouble="")
         if event.quiet:
             known = replace(known, unsure=False)
-        elif known.unsure and self.now_s >= known.since_s + _UNSURE_S:  # an earlier agent died before it could tell it
-            known = replace(known, unsure=False)
+        elif self._is_deaf(known, generation.plan):
+            known = replace(known, unsure=False, told_s=self.now_s)
             draining = known.state is InstanceState.STOPPING
             signal = generation.plan.drain_signal if draining else generation.plan.quiet_signal
             self.effects.append(Signal(known.generation, known.slot, known.attempt, signal))
@@ -671,6 +674,15 @@ class _Turn:
         if event.idle and known.state is InstanceState.STOPPING and known.draining:
             self._note("idle", "has finished its jobs", known.generation, known.slot)
             self._put(self._signal(replace(known, draining=False), generation, cut=True))
+
+    def _is_deaf(self, item: Instance, plan: GenerationPlan) -> bool:
+        """Whether it has to be told again: an earlier agent died before it did, or (where twice does no harm) the signal
+        was lost, as SIGCONT throws away a SIGTSTP that waits."""
+        if item.state is InstanceState.STOPPING and not item.draining:
+            return False  # it was told more than that
+        if item.unsure:
+            return self.now_s >= item.told_s + _UNSURE_S
+        return bool(item.told_s) and not plan.quiet_once and self.now_s >= item.told_s + _DEAF_S
 
     def _quieten(self, event: Quieten) -> None:
         committed = self.service.committed
@@ -715,7 +727,7 @@ class _Turn:
         for item in untold:
             now = self._find(Observed(item.generation, item.slot, item.attempt))
             assert now is not None
-            self._put(replace(now, quieted=True, quiet=False))
+            self._put(replace(now, quieted=True, quiet=False, told_s=self.now_s))
             self.effects.append(Signal(item.generation, item.slot, item.attempt, signal))
         if untold:
             told = {*generation.quieted, *((item.slot, item.attempt) for item in untold)}

@@ -181,7 +181,12 @@ MUTANTS = (
         often=False,
     ),
     _one("a quiet one is told again", TURN, "if not instance.quieted:  # else", "if True:  # else"),
-    _one("each agent quiets again", TURN, "known = replace(known, quieted=quieted, unsure=quieted)", "pass"),
+    _one(
+        "each agent quiets again",
+        TURN,
+        "known = replace(known, quieted=quieted, unsure=quieted, told_s=self.now_s if quieted else 0.0)",
+        "pass",
+    ),
     _one("a booting worker is told to be quiet", TURN, "draining = draining and instance.quieted  # it", "pass  # it"),
     _one(
         "what ended for good is forgotten",
@@ -216,11 +221,4 @@ MUTANTS = (
         often=False,
     ),
     _one("a failed fork is the last end", TURN, "again = again or not event.ran or", "again = again or", often=False),
-    _one(
-        "replace does not go back a step",
-        TURN,
-        "elif handover.phase is Phase.STARTING and self._runs_twice(generation):",
-        "elif False:",
-        often=False,
-    ),
 )

@@ -219,7 +219,7 @@ class Rules:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING
                     full = self.world.disk.was_full  # then a drain that was begun may not be stored
-                    self.expect(service.quiet is not None or over or full, process.key, "was left quiet")
+                    self.expect(service.quiet is not None or over or ends or full, process.key, "was left quiet")
                 if process.parked and not process.told:
                     ending = service.generation(place[0])
                     over = ending is not None and ending.state in ENDING
