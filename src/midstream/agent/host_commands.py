@@ -28,7 +28,7 @@ from midstream.core.names import SpawnKey
 from midstream.core.spec import CommandStep
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import HostError, OperatorError
-from midstream.linux.file_identity import FileUser, files_as
+from midstream.linux.file_identity import FileUser, files_as, open_as
 
 PIECE_MAX_BYTES = 1 << 20
 _FILE_MAX_BYTES = 64 << 30
@@ -162,8 +162,7 @@ def _whole(params: dict[str, Any], name: str, low: int, high: int) -> int:
 
 
 def _read_piece(path: str, user: FileUser | None, offset: int, size: int) -> dict[str, Any]:
-    with files_as(user):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = open_as(user, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):

@@ -14,7 +14,7 @@ from midstream.core import releases, steps
 from midstream.core.intent import IntentState
 from midstream.core.layout import Layout
 from midstream.errors import OperatorError
-from midstream.linux.file_identity import FileUser, files_as
+from midstream.linux.file_identity import FileUser, open_as
 
 _REVISIONS_LOG_MAX_BYTES = 4 << 20
 
@@ -61,8 +61,8 @@ def _revisions_log(work: Work) -> str:
     account = accounts.account_of_uid(work.app.owner_uid)
     user = FileUser(account.uid, account.gid) if work.host.uid == 0 else None
     try:
-        with files_as(user):
-            fd = os.open(Layout(work.spec.deploy_to).revisions_log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = open_as(user, Layout(work.spec.deploy_to).revisions_log, flags)
     except OSError:
         return ""
     with os.fdopen(fd, "rb") as file:

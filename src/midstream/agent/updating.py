@@ -22,7 +22,7 @@ from midstream.core.layout import Layout
 from midstream.core.spec import AppSpec, EnvSpec, Source
 from midstream.core.wire import to_wire
 from midstream.errors import AttentionError, HostError, OperatorError
-from midstream.linux.file_identity import FileUser, files_as
+from midstream.linux.file_identity import FileUser, open_as
 
 _ENV_FILE_MAX_BYTES = 64 * 1024  # one process gets it all, and its message to the keeper has 160 KiB
 
@@ -245,8 +245,7 @@ def read_env_files(spec: AppSpec, release: str, owner_uid: int, agent_uid: int) 
 
 def _read_env_file(path: str, user: FileUser | None) -> dict[str, str]:
     try:
-        with files_as(user):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_as(user, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):

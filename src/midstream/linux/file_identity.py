@@ -8,6 +8,7 @@ changes all threads of the process.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,3 +46,29 @@ def files_as(user: FileUser | None) -> Iterator[None]:
     finally:
         _libc.setfsuid(ctypes.c_uint(uid))
         _libc.setfsgid(ctypes.c_uint(gid))
+
+
+def open_as(user: FileUser | None, path: str, flags: int) -> int:
+    """Opens an existing file with `user`'s rights. Raises OSError.
+
+    The kernel lets every thread follow its own process's /proc/self/fd, whatever its fsuid, and so into what this process
+    holds open: memory files with the requests of others, files in folders that are closed to `user`. So what was opened
+    must be what its plain name leads him to. One that was renamed or deleted meanwhile is refused as well.
+    """
+    with files_as(user):
+        fd = os.open(path, flags)
+    try:
+        if user is not None and user.uid != os.geteuid():
+            _require_reachable(user, fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_reachable(user: FileUser, fd: int, path: str) -> None:
+    plain = os.readlink(f"/proc/self/fd/{fd}")
+    with files_as(user):
+        found = os.stat(plain, follow_symlinks=False)
+    if not os.path.samestat(found, os.fstat(fd)):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
