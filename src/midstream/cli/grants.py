@@ -16,7 +16,9 @@ from midstream.agent.accounts import Grant, read_grant
 from midstream.core.names import is_name
 from midstream.errors import HostError, NotAllowedError, OperatorError
 
-FORM = "USER:APP:PATH[:run-as=USER,…][:group=GROUP,…][:port=N,…][:path=FOLDER,…][:raise-limits][:monit=SERVICE[@FILE],…]"
+FORM = (
+    "USER:APP:PATH[:run-as=USER,…][:group=GROUP,…][:port=N,…][:path=FOLDER,…][:raise-limits][:monit=SERVICE[@FILE],…]"
+)
 
 
 def parse_allowance(text: str) -> tuple[str, Grant]:
