@@ -399,16 +399,19 @@ class Externals:
 
     async def _look(self, app: str, spec: HoldSpec) -> None:
         name = (app, spec.supervisor, spec.service)
+        number = clock.boottime_us()
         try:
             uid = self._uid(app, spec)
             request = MonitLook(spec.control, spec.service)
             async with asyncio.timeout(_LOOK_TIMEOUT_S):
-                found = await self.steps.run(app, clock.boottime_us(), uid, request, _LOOK_TIMEOUT_S)
+                found = await self.steps.run(app, number, uid, request, _LOOK_TIMEOUT_S)
             self._sights[name] = _sight(found)
         except TimeoutError:
             self._sights[name] = Sight(clock.boottime_s(), trouble=f"{spec.supervisor} does not answer")
         except (MidstreamError, KeeperLost) as error:
             self._sights[name] = Sight(clock.boottime_s(), trouble=getattr(error, "what", str(error)))
+        finally:
+            self.steps.forget(number)
 
     def _uid(self, app: str, spec: HoldSpec) -> int:
         hold = self.holds.get((app, spec.supervisor, spec.service))

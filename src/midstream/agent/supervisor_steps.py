@@ -6,6 +6,7 @@ what it left before it asks for something else. Runs in the agent's loop.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
@@ -59,6 +60,9 @@ class SupervisorSteps:
             os.write(body, json.dumps(to_wire(request)).encode())
             os.lseek(body, 0, os.SEEK_SET)
             outcome = await self._host.one_shots.run(spec, fds=(body,), timeout_s=timeout_s, on_line=tell)
+        except asyncio.CancelledError:
+            self._host.one_shots.abandon(spec.key)  # nobody asks how it ended; the keeper must not keep that for ever
+            raise
         finally:
             os.close(body)
         if outcome.result:
