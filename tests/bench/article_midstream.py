@@ -1,0 +1,322 @@
+"""The case with Midstream, under a storm of kills: Sidekiq as a service of the agent, or owned by Monit and held.
+
+Whether all went well is not asked of Midstream alone: it is told by what the Sidekiqs wrote, by /proc, by Monit and by Redis.
+Of the agents' databases the times of the commits are read, on the clock that the Sidekiqs write by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from article_counts import Counts, History, Strike, Turn, count
+from article_hosts import DEPLOY_TO, JOBS_LOG, MONITRC, REDIS_URL, SIDEKIQ, Batch, Yard, wait_for, yard
+from fleet import kill_session
+
+from midstream.errors import EXIT_ATTENTION
+
+PATIENCE_S = 90.0
+_HOSTS = '[stages.production]\nhosts = [{ address = "batch1", roles = ["batch"] }, { address = "batch2", roles = ["batch"] }]\n'
+_TOP = f'app = "shop"\nrepository = "."\ndeploy_to = "{DEPLOY_TO}"\n'
+AGENT = f"""{_TOP}
+[services.jobs]
+command = "{SIDEKIQ}"
+roles = ["batch"]
+drain_timeout = "30s"
+start_timeout = "60s"
+stop_timeout = "10s"
+[env]
+JOBS_LOG = "{JOBS_LOG}"
+REDIS_URL = "{REDIS_URL}"
+LANG = "C.UTF-8"
+{_HOSTS}"""
+MONIT = f"""{_TOP}
+[[holds]]
+supervisor = "monit"
+service = "sidekiq"
+from = "after check"
+to = "after finishing"
+control = "{MONITRC}"
+quiet = "TSTP"
+quiet_timeout = "20s"
+min_uptime = "4s"
+roles = ["batch"]
+{_HOSTS}"""
+
+
+@dataclass
+class Storm:
+    """What came of the deploys. exits: of `deploy`, -9 for a deployer that was killed. trouble: what must not be, in words."""
+
+    deploys: int = 0
+    exits: Counter[int] = field(default_factory=Counter)
+    resumed: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    strikes: list[Strike] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    unsettled: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    counts: Counts | None = None
+    seconds: list[float] = field(default_factory=list)
+    commits: int = 0
+
+    def faults(self) -> dict[str, int]:
+        """Each of these has to be 0."""
+        assert self.counts is not None
+        return {
+            "processes started on uncommitted code": len(self.counts.strays),
+            "jobs begun on old code after the switch": len(self.counts.late),
+            "jobs lost": len(self.counts.lost),
+            "services left down, quiet, unwatched or on other code": len(self.unsettled),
+            "hosts left different": len(self.different),
+            "unexpected exits": len(self.unexpected),
+        }
+
+
+@dataclass
+class Run:
+    here: Yard
+    owner: str  # agent, monit
+    chance: random.Random
+    found: Storm = field(default_factory=Storm)
+    histories: dict[str, dict[str, Turn]] = field(default_factory=dict)  # host -> intent -> turn
+    usual_s: float = 6.0
+    number: int = 0
+
+    @property
+    def is_monit(self) -> bool:
+        return self.owner == "monit"
+
+    # ------------------------------------------------------------------ deploying
+
+    def deploy(self, storm: bool) -> int:
+        """One commit deployed, with strikes meanwhile; its exit code."""
+        self.here.commit()
+        self.number += 1
+        said = self.here.folder / f"deploy{self.number}.out"
+        began_s = time.monotonic()
+        with said.open("w") as out:
+            process = subprocess.Popen(
+                self.here.fleet.argv("deploy", "--wait", "--json"),
+                cwd=self.here.repository,
+                env=self.here.fleet.env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        over = threading.Event()
+        striking = threading.Thread(target=self._strike_all, args=(process, said, over))
+        if storm:
+            striking.start()
+        try:
+            code = process.wait(300.0)
+        except subprocess.TimeoutExpired:
+            kill_session(process)
+            code = 124
+        if code != -signal.SIGKILL:  # what a killed deployer has left is struck, too
+            over.set()
+        if storm:
+            striking.join()
+        self._note(code, said.read_text(errors="replace"), time.monotonic() - began_s)
+        return code
+
+    def _note(self, code: int, text: str, seconds: float) -> None:
+        self.found.deploys += 1
+        self.found.exits[code] += 1
+        if code == 0:
+            self.found.seconds.append(seconds)
+            self.usual_s = seconds
+        elif code != -signal.SIGKILL:
+            self.found.reasons[_reason(text)] += 1
+        if code not in (0, 1, EXIT_ATTENTION, -signal.SIGKILL):
+            self.found.unexpected.append(f"deploy {self.number}: exit {code}: {text[-1500:]}")
+
+    def afterwards(self, code: int) -> None:
+        """A deployer that was killed, or told that something needs attention, is followed by `resume`, or by the next
+        deploy; what ended with 0 or 1 has to have left both hosts alike, and well."""
+        if code == EXIT_ATTENTION or (code == -signal.SIGKILL and self.chance.random() < 0.5):
+            done = self.here.fleet.cli("resume", cwd=self.here.repository)
+            self.found.resumed[done.code] += 1
+            if done.code not in (0, 1, 2):  # 2: there is nothing to resume
+                self.found.unexpected.append(
+                    f"resume after deploy {self.number}: exit {done.code}: {done.text[-1500:]}"
+                )
+                return
+            code = 0 if done.code == 0 else code
+        if code in (0, 1):
+            self.check(f"after deploy {self.number}, exit {code}")
+
+    # ------------------------------------------------------------------ the storm
+
+    def _strike_all(self, process: subprocess.Popen[Any], said: Path, over: threading.Event) -> None:
+        """One to three strikes, spread over the time that a deploy takes."""
+        wanted = self.chance.choices(*zip(*_STRIKES, strict=True), k=self.chance.randint(1, 3))
+        times = sorted((self.chance.uniform(0.0, self.usual_s), what) for what in wanted)
+        began_s = time.monotonic()
+        for at_s, what in times:
+            if over.wait(max(0.0, began_s + at_s - time.monotonic())):
+                return
+            with contextlib.suppress(Exception):  # the victim may be gone by now
+                self._strike(what, process, _phase(said) if process.poll() is None else "deployer gone")
+
+    def _strike(self, what: str, process: subprocess.Popen[Any], phase: str) -> None:
+        victim, word = what.split()
+        batch = self.chance.choice(self.here.batches)
+        pid = 0
+        if victim == "deployer":
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        elif victim == "agent":
+            batch.host.box.run("kill", "-9", str(batch.host.status()["agent"]["pid"]))
+        else:
+            chosen = self.chance.choice(batch.sidekiqs())
+            pid = chosen.inner
+            os.kill(chosen.pid, signal.Signals[f"SIG{word}"])
+        where = "deployer" if victim == "deployer" else batch.name
+        self.found.strikes.append(Strike(where, victim, word, pid, time.time(), phase))
+
+    # ------------------------------------------------------------------ looking
+
+    def check(self, where: str) -> None:
+        """Both hosts on one release, by the agent's word, the symlink, and soon the processes; nothing quiet, held, unwatched."""
+        seen = {batch.name: (self._release(batch), batch.current()) for batch in self.here.batches}
+        if len({release for both in seen.values() for release in both}) != 1:
+            self.found.different.append(f"{where}: {seen}")
+        for batch in self.here.batches:
+            try:
+                wait_for(f"{batch.name} to be well", lambda batch=batch: self._trouble(batch) == "", PATIENCE_S)
+            except AssertionError:
+                self.found.unsettled.append(f"{where}: {batch.name}: {self._trouble(batch)}")
+
+    def _release(self, batch: Batch) -> str:
+        def ask() -> str:
+            try:
+                return batch.host.release()
+            except Exception:  # an agent that was just killed
+                return ""
+
+        return str(wait_for(f"the agent of {batch.name}", ask))
+
+    def _trouble(self, batch: Batch) -> str:
+        """What is not well on a host; "" when all is. Sidekiqs that drain may still be there, quiet."""
+        try:
+            app = batch.host.app()
+        except Exception as error:
+            return f"the agent does not answer: {error}"
+        serving = [process for process in batch.sidekiqs() if not process.is_quiet]
+        if app["deploy"] or app["lock"] or app["drift"]:
+            return f"deploy {app['deploy']}, lock {app['lock']}, drift {app['drift']}"
+        if [process.release for process in serving] != [app["release"]] or batch.current() != app["release"]:
+            return f"{app['release']} is committed, {batch.current()} current; there are {batch.sidekiqs()}"
+        if any(row["hold"] for row in (*app["services"], *app["external"])):
+            return "it is held"
+        if self.is_monit:
+            return "" if batch.is_watched() else f"unwatched: {batch.monit('status', 'sidekiq')}"
+        service = app["services"][0]
+        return "" if service["state"] == "running" and not service["quiet"] else str(service)
+
+    def collect(self) -> None:
+        """The turns that the agents have noted by now; old ones go with their releases."""
+        for batch in self.here.batches:
+            self.histories.setdefault(batch.name, {}).update(_turns(batch))
+
+    def well(self) -> bool:
+        return all(self._trouble(batch) == "" for batch in self.here.batches)
+
+
+_STRIKES = (("sidekiq KILL", 3), ("sidekiq TERM", 3), ("agent KILL", 3), ("deployer KILL", 2))
+
+
+def _phase(said: Path) -> str:
+    """Where the deploy is, by its last words."""
+    phase = "before"
+    for line in said.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            phase = event.get("phase") or (event.get("text") if event.get("type") == "state" else None) or phase
+    return str(phase)
+
+
+def _reason(text: str) -> str:
+    """Why a deploy failed, in a line."""
+    for line in reversed(text.splitlines()):
+        with contextlib.suppress(ValueError):
+            error = json.loads(line).get("error")
+            if error:
+                return str(error.get("what", error) if isinstance(error, dict) else error)[:160]
+    return text[-160:].strip()
+
+
+def _turns(batch: Batch) -> dict[str, Turn]:
+    """From the agent's database, read only."""
+    found = {}
+    path = batch.host.root / "var/lib/midstream/agent.db"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20.0)) as db:
+        rows = db.execute("SELECT id, body FROM intent").fetchall()
+        committed = dict(db.execute("SELECT release, json_extract(body, '$.committed_wall_s') FROM release").fetchall())
+        ends = dict(db.execute("SELECT intent, max(time) FROM journal GROUP BY intent").fetchall())
+    for intent, body in rows:
+        seen = json.loads(body)
+        release = seen.get("release", "")
+        at_s = committed.get(release, 0.0)
+        if seen.get("ended") == "committed" and not at_s:
+            continue  # its release is cleaned up; it was collected before
+        over_s = at_s or (ends.get(intent, seen["started_wall_s"]) if seen["state"] == "closed" else float("inf"))
+        found[intent] = Turn(release, seen["started_wall_s"], over_s, bool(at_s))
+    return found
+
+
+@contextlib.contextmanager
+def _begun(owner: str, seed: int) -> Iterator[Run]:
+    """The first release runs everywhere."""
+    with yard(agents=True) as here:
+        run = Run(here, owner, random.Random(seed))
+        if run.is_monit:
+            for batch in here.batches:
+                batch.give_monit()
+                batch.host.box.run(
+                    *("/opt/midstream/bin/midstream", "agent", "allow"),
+                    f"deploy:shop:{DEPLOY_TO}:monit=sidekiq@{MONITRC}",
+                )
+                batch.start_monit()
+        here.commit(MONIT if run.is_monit else AGENT)
+        first = here.fleet.cli("deploy", cwd=here.repository)
+        if first.code != 0:
+            raise RuntimeError(f"the first deploy: exit {first.code}: {first.text[-2000:]}")
+        wait_for("all to be well", run.well, PATIENCE_S)
+        yield run
+
+
+def replay(owner: str, deploys: int, *, storm: bool, seed: int, until_s: float = float("inf")) -> Storm:
+    """owner: agent or monit. until_s: no further deploy is begun then (monotonic)."""
+    with _begun(owner, seed) as run:
+        here, found = run.here, run.found
+        with here.queue.stream():
+            while found.deploys < deploys and time.monotonic() < until_s:
+                code = run.deploy(storm)
+                run.afterwards(code)
+                run.collect()
+            code = run.deploy(storm=False)  # what a killed deployer left is settled by this one at the latest
+            if code != 0:
+                found.unexpected.append(f"the last deploy, without a storm: exit {code}")
+            run.check("at the end")
+        here.drain()
+        run.check("when all jobs were done")
+        run.collect()
+        histories = {name: History(list(turns.values())) for name, turns in run.histories.items()}
+        found.commits = sum(turn.committed for turn in histories[here.batches[0].name].turns)
+        found.counts = count(here.lines(), histories, found.strikes, here.queue.pushed)
+    return found
