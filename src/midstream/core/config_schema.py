@@ -233,8 +233,8 @@ SERVICE = Table(
             "killed."),
         Key("stop_signal", "stop_signal", read.signal, "The signal that asks it to stop.", "the profile's"),
         Key("reload_signal", "reload_signal", read.signal, "The signal for `midstream reload`.", "the profile's"),
-        Key("surge", "surge", read.whole(0, THROWAWAY_SLOT), "How many instances beyond the old ones run at a time in a "
-            "handover, for small machines; 0 all."),
+        Key("surge", "surge", read.whole(0, THROWAWAY_SLOT), "How many instances boot at a time in a handover, for "
+            "small machines; 0 all. The old ones stay until the commit."),
         Key("max_draining", "max_draining", read.whole(1, 100), "Old generations that may drain at a time."),
         Key("watchdog", "watchdog_s", read.duration, "WATCHDOG=1 must come within this time, else it is restarted; 0 "
             "none."),

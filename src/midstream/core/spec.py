@@ -139,7 +139,7 @@ class ServiceSpec:
     stop_timeout_s: float = 10.0  # stop signal to SIGKILL of the tree
     stop_signal: str = ""  # "" : the profile's
     reload_signal: str = ""
-    surge: int = 0  # instances beyond the old ones at a time; 0: all at once
+    surge: int = 0  # new instances that boot at a time; 0: all at once
     max_draining: int = 2
     watchdog_s: float = 0.0  # 0: none; WATCHDOG=1 must come within this time
     redis: str = ""  # where a worker's job library keeps its truth; "" : from its command and environment
