@@ -199,6 +199,19 @@ class HostRun:
         self.state = "committed"
         self.serving = f"release {answer['release']}"
 
+    async def has_committed(self, release: str) -> bool:
+        """After `commit` has failed: whether the agent says that it stored the decision all the same."""
+        mark = {"deploy_id": self.order.deploy_id, "token": self.token}
+        try:
+            deploy = (await self.client.call("deploy.status", app=self.order.plan.app, **mark)).get("deploy") or {}
+        except MidstreamError:
+            return False
+        if deploy.get("id") != self.order.deploy_id or deploy.get("state") != "committed":
+            return False
+        self.state = "committed"
+        self.serving = f"release {release}"
+        return True
+
     async def revert(self, reason: str) -> None:
         try:
             answer = await self._call("deploy.revert", reason=reason)

@@ -339,8 +339,17 @@ class Deployment:
         self._state("committed")
 
     async def _commit(self, host: HostRun) -> None:
+        """Raises what kept the host from the decision. What failed after it was stored (`current` could not be switched)
+        is told at the end, and keeps no other host from following."""
         started = time.monotonic()
-        await host.commit()
+        try:
+            await host.commit()
+        except MidstreamError as error:
+            if not await host.has_committed(self.release):
+                raise
+            error.where = error.where if host.name in error.where else f"{host.name}: {error.where}".removesuffix(": ")
+            self._afterwards.append(error)
+            host.note(f"failed: {error.what}")
         host.called(Call.COMMIT.value, started)
 
     async def _finish_part(self, move: Move) -> None:

@@ -34,9 +34,10 @@ class BadParameters(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The call is answered with this error, and does nothing."""
+    """The call is answered with this error, and does nothing; or (`done`) after its work."""
 
     error: MidstreamError
+    done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,9 @@ class FakeAgent:
         self, behaviour: Behaviour | None, method: str, params: dict[str, Any], writer: asyncio.StreamWriter
     ) -> dict[str, Any]:
         match behaviour:
-            case Fail(error):
+            case Fail(error, done):
+                if done:
+                    self._work(method, params, writer)
                 raise error
             case Answer(result):
                 return result
@@ -492,7 +495,11 @@ class FakeAgent:
         app = self._app(params)
         if "token" in params:
             self._deploy(params)
-        return {"deploy": app.deploy and {"id": app.deploy.id, "phase": app.deploy.phase, "user": app.deploy.user}}
+        if app.deploy is None:
+            return {"deploy": None}
+        state = "committed" if app.committed == app.deploy.release != "" else "provisional"
+        told = {"id": app.deploy.id, "state": state, "phase": app.deploy.phase, "user": app.deploy.user}
+        return {"deploy": told}
 
     def _settle(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app = self._app(params)
