@@ -99,7 +99,7 @@ def test_agent_killed_at_every_point(burning: Fire, name: str) -> None:
     names = burning.agent_points(host)
     assert len(names) > 30, names
     with under_fleet_load(burning.fleet) as load:
-        for number, point in chosen(names, 8):
+        for number, point in chosen(names, 5):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{name} {number} {point}, then {then.__name__}"
             before = burning.begin_round()
@@ -116,3 +116,32 @@ def test_agent_killed_at_every_point(burning: Fire, name: str) -> None:
                 burning.check_one_release(where)
         tallies = load()
     no_failures(tallies)
+
+
+def test_agent_killed_while_a_broken_release_goes_back(burning: Fire) -> None:
+    """web2 refuses the release while its agent, or that of web1, is killed: both go back, and hooks are undone."""
+    with under_fleet_load(burning.fleet) as load:
+        for name in burning.fleet.hosts:
+            plan = burning.agent_plan(burning.fleet.host(name))
+            passed = plan.with_name("plan.passed")
+            passed.unlink()
+            plan.write_text("count 0")
+            broken_deploy(burning, "counted")
+            plan.unlink()
+            for number, point in chosen(passed.read_text().splitlines(), 2):
+                plan.write_text(f"agent {number}")
+                broken_deploy(burning, f"{name} {number} {point}")
+                plan.unlink(missing_ok=True)
+        tallies = load()
+    no_failures(tallies)
+    burning.project.misbehave("")
+    assert burning.deploy().code == 0
+
+
+def broken_deploy(on: Fire, where: str) -> None:
+    """Its migration stands, which has to be said; everything else is as it was."""
+    before = on.begin_round()
+    on.project.misbehave("unhealthy")
+    result = on.deploy()
+    assert result.code == EXIT_ATTENTION and "schema: " in result.err, f"{where}\n{result.text}"
+    assert on.check_one_release(where) == before

@@ -361,6 +361,11 @@ class Deployment:
         failed = await self._finish_hosts(outcome, move.until)
         for name, error in failed.items():
             error.where = name
+            if self.hosts[name].client.lost:
+                error.what = (
+                    f"could not be told that the deploy has ended: {error.what}; its agent finishes by itself within "
+                    f"{self._lease_s():g} s of hearing nothing"
+                )
         self._afterwards += failed.values()
 
     def _end(self) -> MidstreamError | None:
@@ -448,6 +453,7 @@ class Deployment:
                 serving={host.name: host.serving for host in self.hosts.values() if host.serving},
                 migrated_release="" if went_on else facts.migrated_release,
                 put_back_failed=put_back_failed,
+                lost=tuple(host.name for host in self.hosts.values() if host.client.lost),
                 not_closed=not_closed,
                 went_on=went_on,
                 went_on_why=why,

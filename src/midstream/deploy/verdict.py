@@ -17,7 +17,8 @@ class Facts:
     """All maps: host -> text or error. `before`: the release that was committed when the deploy began, "" for none.
     `migrated_release`: whose migrations ran, "" for none. `put_back_failed`: hosts that took no way back.
     `not_closed`: hosts whose lock could not be freed by us. `undecided`: hosts of which the decision is not known.
-    `went_on`: hosts that stay on the new release, and why. `not_undone`: what hooks did and their undo did not take back."""
+    `lost`: hosts that cannot be reached any more. `went_on`: hosts that stay on the new release, and why.
+    `not_undone`: what hooks did and their undo did not take back."""
 
     error: MidstreamError
     host: str
@@ -32,6 +33,7 @@ class Facts:
     went_on: tuple[str, ...] = ()
     went_on_why: str = "its migrations cannot be reversed"
     not_undone: Mapping[str, str] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
     lease_s: float = 15.0
 
 
@@ -65,8 +67,15 @@ def _serving(facts: Facts) -> str:
     if facts.migrated_release:
         code = sorted({release for release in facts.before.values() if release}) or ["none"]
         parts.append(f"schema: {facts.migrated_release}, code: {', '.join(code)}")
+    if facts.undecided:
+        return "; ".join([*parts, *(_of_undecided(host, facts) for host in facts.before)])
     if facts.serving:
         parts += [f"{host}: {text}" for host, text in facts.serving.items()]
+        parts += [
+            f"{host}: {_release(facts.before.get(host, ''))}, once its agent has put it back"
+            for host in facts.lost
+            if host in facts.put_back_failed
+        ]
     elif facts.error.serving:
         parts.append(facts.error.serving)
     elif any(facts.before.values()):
@@ -76,6 +85,17 @@ def _serving(facts: Facts) -> str:
     if facts.went_on:
         parts.append(f"the new release on {', '.join(facts.went_on)} ({facts.went_on_why})")
     return "; ".join(parts)
+
+
+def _of_undecided(host: str, facts: Facts) -> str:
+    before = _release(facts.before[host])
+    if host in facts.undecided:
+        return f"{host}: {before}, or the new one; that is not known"
+    return f"{host}: {before}, which it goes back to by itself within {facts.lease_s:g} s"
+
+
+def _release(release: str) -> str:
+    return f"release {release}" if release else "nothing"
 
 
 def _by_host(releases: Mapping[str, str]) -> str:
@@ -108,7 +128,13 @@ def _remedy(facts: Facts) -> str:
 
 
 def _additions(facts: Facts) -> list[str]:
-    lines = [f"{host} was NOT put back: {error.what}" for host, error in facts.put_back_failed.items()]
+    lines = [
+        f"{host} could not be told to go back ({error.what}); its agent does so by itself within {facts.lease_s:g} s of "
+        "hearing nothing"
+        if host in facts.lost
+        else f"{host} was NOT put back: {error.what}"
+        for host, error in facts.put_back_failed.items()
+    ]
     lines += [f"{host}: {text}" for host, text in facts.not_undone.items()]
     lines += [f"{host} is undecided: its agent could not be asked" for host in facts.undecided]
     lines += [
