@@ -2,19 +2,21 @@
 
     python tests/bench/article.py [--deploys N] [--only capistrano|agent|monit] [--no-storm] [--seed N] [--minutes M]
 
-capistrano: real Capistrano and Monit, as people have it. agent: Midstream, Sidekiq as a service of the agent. monit: Midstream,
-Sidekiq owned by Monit and held. The latter two under a storm of kills (Sidekiq, agent, deployer); exit 1 when one of the
-numbers that have to be 0 is not. Needs root, Redis, Sidekiq, Monit, Capistrano and sshd; see docs/article.md.
+capistrano: real Capistrano and Monit, as people have it. agent: Midstream, Sidekiq as a service of the agent. monit:
+Midstream, Sidekiq owned by Monit and held. The latter two under a storm of kills (Sidekiq, agent, deployer); exit 1 when
+one of the numbers that have to be 0 is not. Needs root, Redis, Sidekiq, Monit, Capistrano and sshd; see docs/article.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import article_capistrano
 import article_midstream
@@ -29,6 +31,7 @@ def main() -> int:
     if why := why_no_fleet() or article_capistrano.missing():
         print(f"this cannot be run here: {why}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing is left behind
     faults = 0
     for case in [options.only] if options.only else CASES:
         began_s = time.monotonic()
@@ -38,7 +41,13 @@ def main() -> int:
         else:
             until_s = began_s + options.minutes * 60 if options.minutes else float("inf")
             storm = article_midstream.replay(
-                case, options.deploys, storm=options.storm, seed=options.seed, until_s=until_s
+                case,
+                options.deploys,
+                storm=options.storm,
+                seed=options.seed,
+                until_s=until_s,
+                keep=options.keep and options.keep / case,
+                tell=lambda line: print(line, file=sys.stderr, flush=True),
             )
             _tell_storm(storm)
             faults += sum(storm.faults().values())
@@ -53,6 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--storm", action=argparse.BooleanOptionalAction, default=True, help="kill things meanwhile")
     parser.add_argument("--seed", type=int, default=0, help="of the storm")
     parser.add_argument("--minutes", type=float, default=0, help="begin no further deploy of a case after that time")
+    parser.add_argument("--keep", type=Path, help="a folder for the records of a case in which something was wrong")
     return parser.parse_args()
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from article_counts import Counts, History, Turn, count
-from article_hosts import DEPLOY_TO, Batch, Yard, wait_for, yard
+from article_hosts import DEPLOY_TO, Batch, Yard, yard
+from machine import wait_for
 
 # As capistrano-sidekiq hooks its tasks.
 _DEPLOY_RB = """set :application, "shop"

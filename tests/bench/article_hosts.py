@@ -22,11 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
-from article_counts import Line  # noqa: E402  (beside this file)
-from fleet import HERE, Fleet, FleetHost, new_fleet  # noqa: E402  (what a fleet is made of lives with the tests)
-from machine import wait_for  # noqa: E402
+from article_counts import Line
+from fleet import HERE, Fleet, FleetHost, new_fleet
+from machine import wait_for
 
-from midstream.steps.redis_wire import Redis, parse_url  # noqa: E402
+from midstream.steps.redis_wire import Redis, parse_url
 
 NAMES = ["batch1", "batch2"]
 DEPLOY_TO = "/srv/shop"

@@ -10,25 +10,29 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from article_counts import Counts, History, Strike, Turn, count
-from article_hosts import DEPLOY_TO, JOBS_LOG, MONITRC, REDIS_URL, SIDEKIQ, Batch, Yard, wait_for, yard
+from article_hosts import DEPLOY_TO, JOBS_LOG, MONITRC, REDIS_URL, SIDEKIQ, Batch, Yard, yard
 from fleet import kill_session
+from machine import wait_for
 
 from midstream.errors import EXIT_ATTENTION
 
 PATIENCE_S = 90.0
-_HOSTS = '[stages.production]\nhosts = [{ address = "batch1", roles = ["batch"] }, { address = "batch2", roles = ["batch"] }]\n'
+_HOSTS = """[stages.production]
+hosts = [{ address = "batch1", roles = ["batch"] }, { address = "batch2", roles = ["batch"] }]
+"""
 _TOP = f'app = "shop"\nrepository = "."\ndeploy_to = "{DEPLOY_TO}"\n'
 AGENT = f"""{_TOP}
 [services.jobs]
@@ -94,6 +98,7 @@ class Run:
     histories: dict[str, dict[str, Turn]] = field(default_factory=dict)  # host -> intent -> turn
     usual_s: float = 6.0
     number: int = 0
+    tell: Callable[[str], None] = print
 
     @property
     def is_monit(self) -> bool:
@@ -134,6 +139,7 @@ class Run:
         return code
 
     def _note(self, code: int, text: str, seconds: float) -> None:
+        self.tell(f"deploy {self.number}: exit {code} after {seconds:.1f} s")
         self.found.deploys += 1
         self.found.exits[code] += 1
         if code == 0:
@@ -144,11 +150,19 @@ class Run:
         if code not in (0, 1, EXIT_ATTENTION, -signal.SIGKILL):
             self.found.unexpected.append(f"deploy {self.number}: exit {code}: {text[-1500:]}")
 
+    def last(self) -> None:
+        """One without a storm, which settles what a killed deployer has left. It is not counted among the deploys."""
+        self.here.commit()
+        done = self.here.fleet.cli("deploy", "--wait", cwd=self.here.repository)
+        if done.code != 0:
+            self.found.unexpected.append(f"the last deploy, without a storm: exit {done.code}: {done.text[-1500:]}")
+
     def afterwards(self, code: int) -> None:
         """A deployer that was killed, or told that something needs attention, is followed by `resume`, or by the next
         deploy; what ended with 0 or 1 has to have left both hosts alike, and well."""
         if code == EXIT_ATTENTION or (code == -signal.SIGKILL and self.chance.random() < 0.5):
             done = self.here.fleet.cli("resume", cwd=self.here.repository)
+            self.tell(f"resume: exit {done.code}")
             self.found.resumed[done.code] += 1
             if done.code not in (0, 1, 2):  # 2: there is nothing to resume
                 self.found.unexpected.append(
@@ -163,7 +177,7 @@ class Run:
 
     def _strike_all(self, process: subprocess.Popen[Any], said: Path, over: threading.Event) -> None:
         """One to three strikes, spread over the time that a deploy takes."""
-        wanted = self.chance.choices(*zip(*_STRIKES, strict=True), k=self.chance.randint(1, 3))
+        wanted = self.chance.choices(list(_STRIKES), list(_STRIKES.values()), k=self.chance.randint(1, 3))
         times = sorted((self.chance.uniform(0.0, self.usual_s), what) for what in wanted)
         began_s = time.monotonic()
         for at_s, what in times:
@@ -191,15 +205,18 @@ class Run:
     # ------------------------------------------------------------------ looking
 
     def check(self, where: str) -> None:
-        """Both hosts on one release, by the agent's word, the symlink, and soon the processes; nothing quiet, held, unwatched."""
+        """Both hosts on one release, by the agent's word and the symlink, and soon by the processes; all is well."""
         seen = {batch.name: (self._release(batch), batch.current()) for batch in self.here.batches}
         if len({release for both in seen.values() for release in both}) != 1:
             self.found.different.append(f"{where}: {seen}")
         for batch in self.here.batches:
             try:
-                wait_for(f"{batch.name} to be well", lambda batch=batch: self._trouble(batch) == "", PATIENCE_S)
+                self._wait_until_well(batch)
             except AssertionError:
                 self.found.unsettled.append(f"{where}: {batch.name}: {self._trouble(batch)}")
+
+    def _wait_until_well(self, batch: Batch) -> None:
+        wait_for(f"{batch.name} to be well", lambda: self._trouble(batch) == "", PATIENCE_S)
 
     def _release(self, batch: Batch) -> str:
         def ask() -> str:
@@ -237,7 +254,7 @@ class Run:
         return all(self._trouble(batch) == "" for batch in self.here.batches)
 
 
-_STRIKES = (("sidekiq KILL", 3), ("sidekiq TERM", 3), ("agent KILL", 3), ("deployer KILL", 2))
+_STRIKES = {"sidekiq KILL": 3, "sidekiq TERM": 3, "agent KILL": 3, "deployer KILL": 2}  # how often, relatively
 
 
 def _phase(said: Path) -> str:
@@ -268,6 +285,7 @@ def _turns(batch: Batch) -> dict[str, Turn]:
         rows = db.execute("SELECT id, body FROM intent").fetchall()
         committed = dict(db.execute("SELECT release, json_extract(body, '$.committed_wall_s') FROM release").fetchall())
         ends = dict(db.execute("SELECT intent, max(time) FROM journal GROUP BY intent").fetchall())
+        ends |= dict(db.execute("SELECT intent, max(time) FROM event WHERE kind = 'revert' GROUP BY intent").fetchall())
     for intent, body in rows:
         seen = json.loads(body)
         release = seen.get("release", "")
@@ -300,23 +318,61 @@ def _begun(owner: str, seed: int) -> Iterator[Run]:
         yield run
 
 
-def replay(owner: str, deploys: int, *, storm: bool, seed: int, until_s: float = float("inf")) -> Storm:
-    """owner: agent or monit. until_s: no further deploy is begun then (monotonic)."""
+def replay(
+    owner: str,
+    deploys: int,
+    *,
+    storm: bool,
+    seed: int,
+    until_s: float = float("inf"),
+    keep: Path | None = None,
+    tell: Callable[[str], None] = print,
+) -> Storm:
+    """owner: agent or monit. until_s: no further deploy is begun then (monotonic). keep: a folder for the records of a run
+    in which something was wrong. tell: gets a line for each deploy."""
     with _begun(owner, seed) as run:
-        here, found = run.here, run.found
-        with here.queue.stream():
-            while found.deploys < deploys and time.monotonic() < until_s:
-                code = run.deploy(storm)
-                run.afterwards(code)
-                run.collect()
-            code = run.deploy(storm=False)  # what a killed deployer left is settled by this one at the latest
-            if code != 0:
-                found.unexpected.append(f"the last deploy, without a storm: exit {code}")
-            run.check("at the end")
-        here.drain()
-        run.check("when all jobs were done")
-        run.collect()
+        run.tell = tell
+        try:
+            _all_deploys(run, deploys, storm, until_s)
+        except BaseException:
+            if keep:
+                _keep(run, keep)
+            raise
         histories = {name: History(list(turns.values())) for name, turns in run.histories.items()}
-        found.commits = sum(turn.committed for turn in histories[here.batches[0].name].turns)
-        found.counts = count(here.lines(), histories, found.strikes, here.queue.pushed)
+        found = run.found
+        found.commits = sum(turn.committed for turn in histories[run.here.batches[0].name].turns)
+        found.counts = count(run.here.lines(), histories, found.strikes, run.here.queue.pushed)
+        if keep and any(found.faults().values()):
+            _keep(run, keep)
     return found
+
+
+def _all_deploys(run: Run, deploys: int, storm: bool, until_s: float) -> None:
+    with run.here.queue.stream():
+        while run.found.deploys < deploys and time.monotonic() < until_s:
+            run.afterwards(run.deploy(storm))
+            run.collect()
+        run.last()
+        run.check("at the end")
+    run.here.drain()
+    run.check("when all jobs were done")
+    run.collect()
+
+
+def _keep(run: Run, folder: Path) -> None:
+    """All that tells what happened."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (*run.here.folder.glob("*.out"), *(run.here.fleet.root / "home").rglob("*.log")):
+        shutil.copy(path, folder)
+    for batch in run.here.batches:
+        for path in (
+            batch.log,
+            *(batch.host.root / "var/lib/midstream").glob("agent.db*"),
+            batch.host.root / "root/monit.log",
+        ):
+            if path.exists():
+                shutil.copy(path, folder / f"{batch.name}-{path.name}")
+    words = [str(strike) for strike in run.found.strikes]
+    words += [f"{name} {turn}" for name, turns in run.histories.items() for turn in turns.values()]
+    words += [f"{job} {at_s}" for job, at_s in run.here.queue.pushed.items()]
+    (folder / "strikes-turns-jobs").write_text("\n".join(words))
