@@ -53,6 +53,7 @@ class Deploys:
         self._incoming = os.path.join(state_folder, "incoming")
         self._works: dict[str, Work] = {}  # by app
         self._outlive: set[asyncio.Task[Any]] = set()
+        self._settling: dict[int, asyncio.Task[None]] = {}  # by number of the intent
         self._trash = Trash(host)
         host.externals = Externals(host)
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
@@ -193,7 +194,16 @@ class Deploys:
         await self.settle(work, "the deployer went away before the decision")
 
     async def settle(self, work: Work, reason: str) -> None:
-        """Ends a deploy that nobody drives: forward if it was committed, back if not."""
+        """Ends a deploy that nobody drives: forward if it was committed, back if not. Who asks while that is under way
+        waits for the same end; it goes on when he goes away."""
+        task = self._settling.get(work.intent.number)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._settle(work, reason))
+            self._settling[work.intent.number] = task
+            task.add_done_callback(lambda done: self._settling.pop(work.intent.number, None))
+        await asyncio.shield(task)
+
+    async def _settle(self, work: Work, reason: str) -> None:
         for task in list(work.running.values()):
             task.cancel()
         try:
@@ -204,8 +214,10 @@ class Deploys:
             await self._finish(work, "abandoned")
         except MidstreamError as error:
             self.host.note(work.intent.app, "", "attention", error.what)
-            await hooks.undo_all(work)
-            self._close(work)
+            try:
+                await hooks.undo_all(work)
+            finally:
+                self._close(work)
 
     # -- the calls ---------------------------------------------------------------------------------------------------
 
@@ -371,7 +383,10 @@ class Deploys:
         return found
 
     def _close(self, work: Work) -> None:
-        """Frees the lock; whatever else there is to say is in the journal."""
+        """Frees the lock; whatever else there is to say is in the journal. Once: a second one who ends the same deploy
+        (its lease ran out while somebody said abort) must not touch the next one's."""
+        if self._works.get(work.intent.app) is not work:
+            return
         packs.drop(work)
         packs.drop_artifacts(work)
         intent = work.intent
@@ -380,8 +395,7 @@ class Deploys:
             work.save(state=IntentState.CLOSED, ended=ended, commands=())
         except HostError:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
-        if self._works.get(intent.app) is work:
-            del self._works[intent.app]
+        del self._works[intent.app]
         self._abandon(lambda key: key.app == intent.app and is_of_deploy(key) and key.generation == intent.number)
         app = self.host.apps.get(intent.app)
         if app is not None and not app.release and not self._has_processes(intent.app):

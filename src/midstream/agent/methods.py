@@ -452,14 +452,20 @@ class Methods:
         )
 
     async def app_remove(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        record = self._app(connection, params)
-        if self.deploys.of(record.app) is not None:
-            raise LockedError(f"a deploy of {record.app!r} is under way", remedy="midstream abort")
-        await self.stop(connection, {"app": record.app})
+        self._refuse_in_deploy(self._app(connection, params))
+        await self.stop(connection, {"app": _text(params, "app")})
+        record = self._app(
+            connection, params
+        )  # meanwhile a deploy may have begun, or somebody else's app have the name
+        self._refuse_in_deploy(record)
         self.host.store.drop_app(record.app)
         self.host.forget_app(record.app)
         self.host.note(record.app, "", "remove", "the app is forgotten; its files stay", who=connection.peer.name)
         return {}
+
+    def _refuse_in_deploy(self, record: AppRecord) -> None:
+        if self.deploys.of(record.app) is not None:
+            raise LockedError(f"a deploy of {record.app!r} is under way", remedy="midstream abort")
 
     async def agent_stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         self._root(connection)

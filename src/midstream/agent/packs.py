@@ -10,6 +10,7 @@ import base64
 import binascii
 import glob
 import os
+from contextlib import suppress
 from typing import Any
 
 from midstream.agent.work import Work
@@ -63,16 +64,16 @@ def refuse_full_disk(work: Work, size_bytes: int) -> None:
 
 
 def drop(work: Work) -> None:
-    try:
-        os.unlink(work.pack_path)
-    except FileNotFoundError:
-        pass
+    """Raises nothing: a file that stays must not keep the deploy's lock."""
+    _unlink(work.pack_path)
 
 
 def drop_artifacts(work: Work) -> None:
     """Removes the archives of built files of a deploy that has ended."""
     for path in glob.glob(f"{glob.escape(work.pack_path.removesuffix('.pack'))}.artifact-*"):
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            continue
+        _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

@@ -1,0 +1,135 @@
+"""The end of a deploy on a host: once, whoever asks for it, and with its lock freed whatever fails on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from midstream.agent import deploys as module
+from midstream.agent.accounts import Peer
+from midstream.agent.deploys import Deploys
+from midstream.agent.host import Host
+from midstream.agent.logs import Logs
+from midstream.agent.methods import Methods
+from midstream.agent.opening import Opening
+from midstream.agent.store import Store
+from midstream.agent.work import Work
+from midstream.core.spec import AppSpec
+from midstream.errors import HostError, LockedError
+
+ME = Peer(os.getpid(), os.getuid(), os.getgid())
+SPEC = AppSpec("shop", "/srv/shop", "/repo")
+
+Story = Callable[[Deploys], Awaitable[None]]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[Story], None]:
+    """Runs a story with the deploys of an agent that has no keeper."""
+
+    def tell(story: Story) -> None:
+        async def main() -> None:
+            store = Store(str(tmp_path / "s"))
+            host = Host(store, Logs(str(tmp_path / "log"), lambda event: None), str(tmp_path / "r"), os.getuid())
+            await story(Deploys(host, str(tmp_path / "s")))
+            store.close()
+
+        asyncio.run(main())
+
+    return tell
+
+
+def begun(deploys: Deploys, name: str) -> Work:
+    return deploys._begin(ME, Opening(name, {}), SPEC, os.getuid())
+
+
+def test_two_who_end_a_deploy_at_once_end_it_once(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, cleaned = asyncio.Event(), []
+
+    async def tidy(work: Work, until: str) -> list[str]:
+        cleaned.append(work.intent.id)
+        await gate.wait()
+        return []
+
+    monkeypatch.setattr(module.finishing, "tidy", tidy)
+
+    async def story(deploys: Deploys) -> None:
+        work = begun(deploys, "d1")
+        first, gone, other = (asyncio.create_task(deploys.settle(work, "aborted")) for _ in range(3))
+        while not cleaned:
+            await asyncio.sleep(0)
+        await deploys.host.until(lambda: len(cleaned) > 1, 0.5)  # the other would have come by now
+        gone.cancel()
+        gate.set()
+        await asyncio.gather(first, other)
+        assert cleaned == ["d1"]
+        assert deploys.of("shop") is None
+
+    told(story)
+
+
+def test_a_second_end_leaves_the_next_deploy_alone(told: Callable[[Story], None]) -> None:
+    async def story(deploys: Deploys) -> None:
+        first = begun(deploys, "d1")
+        deploys._close(first)
+        second = begun(deploys, "d2")
+        deploys.host.intent_of["shop"] = "d2"
+        deploys._close(first)
+        assert deploys.of("shop") is second
+        assert "shop" in deploys.host.apps
+        assert deploys.host.intent_of["shop"] == "d2"
+
+    told(story)
+
+
+def test_the_lock_is_freed_when_the_way_back_and_the_undo_fail(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> Any:
+        raise HostError("the keeper keeps dying")
+
+    monkeypatch.setattr(module.publishing, "revert", fail)
+    monkeypatch.setattr(module.hooks, "undo_all", fail)
+
+    async def story(deploys: Deploys) -> None:
+        with pytest.raises(HostError):
+            await deploys.settle(begun(deploys, "d1"), "aborted")
+        assert deploys.of("shop") is None
+
+    told(story)
+
+
+def test_the_lock_is_freed_when_what_was_sent_cannot_be_deleted(told: Callable[[Story], None]) -> None:
+    async def story(deploys: Deploys) -> None:
+        work = begun(deploys, "d1")
+        os.makedirs(work.pack_path)  # unlink fails, as on a disk that became read-only
+        deploys._close(work)
+        assert deploys.of("shop") is None
+
+    told(story)
+
+
+def test_an_app_whose_deploy_begins_while_it_is_stopped_is_not_removed(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(deploys: Deploys) -> None:
+        deploys.host.apps["shop"] = module.opening.new_app(deploys.host, SPEC, os.getuid())
+        methods = Methods(deploys.host, deploys, "", lambda seconds: None, lambda argv, image: None)
+
+        async def stop(*_: Any) -> Any:
+            begun(deploys, "d1")
+
+        monkeypatch.setattr(methods, "stop", stop)
+        with pytest.raises(LockedError, match="under way"):
+            await methods.app_remove(SimpleNamespace(peer=ME), {"app": "shop"})  # type: ignore[arg-type]
+        assert "shop" in deploys.host.apps
+
+    told(story)
