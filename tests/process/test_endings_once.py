@@ -15,11 +15,14 @@ from midstream.agent import deploys as module
 from midstream.agent.accounts import Peer
 from midstream.agent.deploys import Deploys
 from midstream.agent.host import Host
+from midstream.agent.keeper_link import KeeperLost
 from midstream.agent.logs import Logs
 from midstream.agent.methods import Methods
+from midstream.agent.oneshots import OneShots
 from midstream.agent.opening import Opening
 from midstream.agent.store import Store
 from midstream.agent.work import Work
+from midstream.core.intent import IntentState
 from midstream.core.spec import AppSpec
 from midstream.errors import HostError, LockedError
 
@@ -103,6 +106,46 @@ def test_the_lock_is_freed_when_the_way_back_and_the_undo_fail(
         with pytest.raises(HostError):
             await deploys.settle(begun(deploys, "d1"), "aborted")
         assert deploys.of("shop") is None
+
+    told(story)
+
+
+def test_a_build_that_cannot_be_stopped_keeps_nothing_from_going_back(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(key: str) -> None:
+        raise HostError("the keeper refused")
+
+    async def story(deploys: Deploys) -> None:
+        work = begun(deploys, "d1")
+        monkeypatch.setattr(deploys.host.one_shots, "running", lambda: [f"shop/+build/{work.intent.number}/0/0"])
+        monkeypatch.setattr(deploys.host.one_shots, "stop", refuse)
+        await module.publishing.revert(work, "aborted")
+        assert work.intent.state is IntentState.REVERTED
+
+    told(story)
+
+
+def test_what_is_to_be_stopped_is_stopped_by_the_next_keeper(told: Callable[[Story], None]) -> None:
+    class Link:
+        def __init__(self, dies: bool) -> None:
+            self.dies = dies
+            self.killed: list[str] = []
+
+        async def kill_tree(self, key: str) -> None:
+            if self.dies:
+                raise KeeperLost("the keeper is gone")
+            self.killed.append(key)
+
+    async def story(_: Deploys) -> None:
+        dying, following = Link(True), Link(False)
+        links = [dying, following]
+
+        async def connected() -> Any:
+            return links.pop(0)
+
+        await OneShots(connected).stop("shop/+build/1/0/0")
+        assert following.killed == ["shop/+build/1/0/0"]
 
     told(story)
 

@@ -278,8 +278,14 @@ class OneShots:
             return "" if result.ok or waiting.ended.done() else result.error
 
     async def stop(self, key: str) -> None:
-        """Kills the whole tree of a one-shot."""
-        await (await self._link()).kill_tree(key)
+        """Kills the whole tree of a one-shot. It outlives a keeper that dies just now: then the next one is told."""
+        while True:
+            link = await self._link()
+            try:
+                await link.kill_tree(key)
+                return
+            except KeeperLost:
+                continue
 
     async def _forget(self, key: str, channel: str) -> None:
         """Ends what the one-shot left behind and acknowledges it. Its caller has what it needs."""

@@ -335,7 +335,10 @@ async def revert(work: Work, reason: str) -> None:
     for key in host.one_shots.running():
         words = key.split("/")
         if words[0] == work.intent.app and words[1] not in _OF_NO_DEPLOY and int(words[2]) == work.intent.number:
-            await host.one_shots.stop(key)
+            try:
+                await host.one_shots.stop(key)
+            except HostError as error:  # what was handed over has to go back all the same
+                host.note(work.intent.app, "", "attention", f"{key} could not be stopped: {error.what}")
     waiting = [
         (work.intent.app, name)
         for name in work.intent.services
