@@ -20,7 +20,7 @@ from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
 from midstream.agent.work import Work
 from midstream.core import steps
 from midstream.core.events import Begin, Commit, Event, Go, HandoverNews, Remove, Revert, Soak
-from midstream.core.generation import Generation, GenerationState
+from midstream.core.generation import Generation, GenerationState, IllegalTransition
 from midstream.core.instance import ALIVE
 from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.phases import Phase
@@ -256,7 +256,8 @@ def _quieting_words(work: Work, name: str) -> str:
 async def commit(work: Work) -> None:
     """The decision, in one transaction; then `current`, which follows. Called again it finishes what is left to do.
 
-    Raises AttentionError when the decision stands and `current` could not be switched.
+    Raises AppError when the new generation has failed since it was proven, AttentionError when the decision stands and
+    `current` could not be switched.
     """
     work.phase = "publishing"
     host = work.host
@@ -285,7 +286,11 @@ async def commit(work: Work) -> None:
             host.store.drop_pushed(app.app)  # what is committed has it, or something newer
             work.move(IntentEvent.COMMIT, previous=app.release)
 
-        await host.decide(changes, write)
+        try:
+            await host.decide(changes, write)
+        except IllegalTransition:
+            _raise_if_failed(work)  # proven, and dead since: nothing is decided, and that is the release's fault
+            raise
         host.apps[app.app] = after
         host.note(app.app, "", "commit", f"release {after.release} is committed", after.committed_generation)
         _write_backup(host, after)
