@@ -46,6 +46,7 @@ class Session:
     number: int
     fd: int
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def pump(self) -> None:
         """What the program writes, to the client, at the client's pace."""
@@ -66,13 +67,34 @@ class Session:
         return True
 
     async def write(self, data: bytes) -> None:
-        """To the program, all of it, in the order of the calls; waits while it does not read."""
+        """To the program, all of it, in the order of the calls; waits while it does not read. Raises OperatorError when it
+        ends meanwhile."""
         async with self.writing:
-            while data:
+            while data and not self.over.is_set():
                 try:
                     data = data[os.write(self.fd, data) :]
                 except BlockingIOError:
-                    await _ready(self.fd, reading=False)
+                    await self._writable()
+        if data:
+            raise OperatorError("the program has ended, and did not read all of it", where="session")
+
+    async def _writable(self) -> None:
+        ready = [asyncio.ensure_future(_ready(self.fd, reading=False)), asyncio.ensure_future(self.over.wait())]
+        try:
+            await asyncio.wait(ready, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in ready:
+                one.cancel()
+            await asyncio.gather(*ready, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends whoever still writes; then the number of the descriptor may be another's."""
+        self.over.set()
+        try:
+            async with self.writing:
+                pass
+        finally:
+            os.close(self.fd)
 
     def resize(self, rows: int, cols: int) -> None:
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
@@ -125,7 +147,7 @@ class Consoles:
         finally:
             del self._sessions[number]
             os.close(theirs)
-            os.close(ours)
+            await session.close()
 
     def _spec(
         self, record: AppRecord, stored: GenerationRecord, argv: tuple[str, ...], key: SpawnKey, term: str
