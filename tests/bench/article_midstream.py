@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -164,7 +165,7 @@ class Run:
             done = self.here.fleet.cli("resume", cwd=self.here.repository)
             self.tell(f"resume: exit {done.code}")
             self.found.resumed[done.code] += 1
-            if done.code not in (0, 1, 2):  # 2: there is nothing to resume
+            if done.code not in (0, 1, 2, 4):  # 2: nothing to resume; 4: an earlier dead deployer has its lock for 15 s
                 self.found.unexpected.append(
                     f"resume after deploy {self.number}: exit {done.code}: {done.text[-1500:]}"
                 )
@@ -273,7 +274,8 @@ def _reason(text: str) -> str:
         with contextlib.suppress(ValueError):
             error = json.loads(line).get("error")
             if error:
-                return str(error.get("what", error) if isinstance(error, dict) else error)[:160]
+                what = str(error.get("what", error) if isinstance(error, dict) else error)
+                return re.sub(r"\d{8}T\d{6}-\w+|\d{14}", "…", what)[:160]
     return text[-160:].strip()
 
 
