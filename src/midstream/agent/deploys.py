@@ -393,6 +393,7 @@ class Deploys:
         try:
             ended = "committed" if intent.state is IntentState.COMMITTED else "reverted"
             work.save(state=IntentState.CLOSED, ended=ended, commands=())
+            self.host.store.forget_old_intents(intent.app, work.app.release)
         except HostError:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
         del self._works[intent.app]

@@ -24,6 +24,7 @@ from midstream.core.wire import WireError, from_wire, to_wire
 from midstream.errors import AttentionError, HostError, OperatorError
 
 SCHEMA = 1
+INTENTS_KEPT = 200  # of each app, with their journals
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,6 +47,7 @@ CREATE TABLE IF NOT EXISTS external (app TEXT, supervisor TEXT, service TEXT, bo
 -- variables and secrets that were sent without a release, until a handover takes them
 CREATE TABLE IF NOT EXISTS pushed (app TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS event_app ON event (app, service, id);
+CREATE INDEX IF NOT EXISTS journal_intent ON journal (intent, id);
 """
 
 
@@ -255,6 +257,7 @@ class Store:
         """What stays is whose the name was and how far its numbers went: they name processes and sockets for ever."""
         record = next((item for item in self.apps() if item.app == app), None)
         with self.transaction():
+            self._db.execute("DELETE FROM journal WHERE intent IN (SELECT id FROM intent WHERE app = ?)", (app,))
             if record is not None:
                 self.set_meta(f"former.{app}", json.dumps([record.owner_uid, record.generation, record.token]))
             for table in ("app", "service", "generation", "release", "intent"):
@@ -364,6 +367,19 @@ class Store:
             "INSERT OR REPLACE INTO intent VALUES (?, ?, ?, ?)",
             (intent.id, intent.app, intent.state.value, _text(intent)),
         )
+
+    def forget_old_intents(self, app: str, release: str) -> None:
+        """Of those that are closed the newest stay, and whatever committed `release`: its id may be asked for again."""
+        closed = self._db.execute(
+            "SELECT id, body FROM intent WHERE app = ? AND state = 'closed' ORDER BY rowid DESC LIMIT -1 OFFSET ?",
+            (app, INTENTS_KEPT),
+        ).fetchall()
+        intents = [_read(Intent, row[1]) for row in closed]
+        old = [(one.id,) for one in intents if not release or one.release != release or one.kind == "restart"]
+        if old:
+            with self.transaction():
+                self._db.executemany("DELETE FROM journal WHERE intent = ?", old)
+                self._db.executemany("DELETE FROM intent WHERE id = ?", old)
 
     def journal(self, intent: str, step: str, what: str, detail: str = "") -> None:
         """One line, written before the step that it announces (what = begin) and after it (done, failed)."""
