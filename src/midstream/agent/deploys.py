@@ -298,12 +298,16 @@ class Deploys:
 
     async def publish(self, work: Work) -> dict[str, Any]:
         intent = work.intent
-        if intent.state in (IntentState.PROVISIONAL, IntentState.COMMITTED):
-            return {"generation": intent.generation, "release": intent.release, "services": []}
+        done: dict[str, Any] = {"generation": intent.generation, "release": intent.release, "services": []}
+        if intent.state is IntentState.COMMITTED:
+            return done
         if not intent.release:
             raise OperatorError("nothing to publish: no release was made or chosen")
         secrets = work.secrets or self._stored_secrets(work)
         try:
+            if intent.state is IntentState.PROVISIONAL:
+                publishing.raise_if_failed(work)  # who resumes must not be told that what died since is proven
+                return done
             files = read_env_files(work.spec, intent.release, work.app.owner_uid, self.host.uid)
             services = await publishing.publish(work, GenerationRecord(0, intent.release, work.spec, secrets, files))
         except MidstreamError as error:

@@ -167,7 +167,7 @@ async def _until_proven(work: Work) -> None:
         for name in sorted(proven - told):
             work.tell("handover", "line", line=f"{name}: proven", service=name)
         told |= proven
-        _raise_if_failed(work)
+        raise_if_failed(work)
         if len(proven) == len(work.intent.services):
             return
         going = turns.may_go(proven)
@@ -186,7 +186,8 @@ async def _until_proven(work: Work) -> None:
         await work.host.until(moved, timeout_s=5.0)
 
 
-def _raise_if_failed(work: Work) -> None:
+def raise_if_failed(work: Work) -> None:
+    """Raises AppError when a service of the new generation failed, also after it was proven."""
     news = _failed(work)
     if news is not None:
         raise _failure(work, news)
@@ -233,7 +234,7 @@ async def _soak(work: Work) -> None:
             if words and words != said:
                 work.tell("handover", "line", line=words, service=name)
                 said = words
-    _raise_if_failed(work)
+    raise_if_failed(work)
 
 
 def _quieting_words(work: Work, name: str) -> str:
@@ -289,7 +290,7 @@ async def commit(work: Work) -> None:
         try:
             await host.decide(changes, write)
         except IllegalTransition:
-            _raise_if_failed(work)  # proven, and dead since: nothing is decided, and that is the release's fault
+            raise_if_failed(work)  # proven, and dead since: nothing is decided, and that is the release's fault
             raise
         host.apps[app.app] = after
         host.note(app.app, "", "commit", f"release {after.release} is committed", after.committed_generation)
