@@ -7,7 +7,6 @@ agent's loop.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from midstream.agent import packs
+from midstream.agent.apart import apart
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
 from midstream.agent.work import Progress, Work
@@ -61,7 +61,7 @@ class Artifacts:
 
             await self._deploys.call(work, label, pack, self._teller(connection))
         try:
-            return await asyncio.to_thread(_read_piece, path, offset, size)
+            return await apart(work.app.owner_uid, _read_piece, path, offset, size)
         except OSError as error:
             raise _disk(work, path, error) from error
 
@@ -74,7 +74,7 @@ class Artifacts:
         path = _path(work, "in", number)
         packs.refuse_full_disk(work, len(data))
         try:
-            await asyncio.to_thread(_write_piece, path, data, offset, last)
+            await apart(work.app.owner_uid, _write_piece, path, data, offset, last)
         except OSError as error:
             raise _disk(work, path, error) from error
         if not last:
@@ -87,7 +87,7 @@ class Artifacts:
 
         async def unpack() -> dict[str, Any]:
             with work.step(label):
-                found = await asyncio.to_thread(_sha256, path)
+                found = await apart(work.app.owner_uid, _sha256, path)
                 if found != wanted:
                     raise HostError(
                         "the files of the build arrived damaged",

@@ -1,8 +1,8 @@
 """Methods for running one command on this host, and for carrying files there and back.
 
 `deploy.command` is a hook or part of a task within a deploy (`agent/hooks.py`), `run` a command outside of one. Files are
-read and written with the rights of the app's user (setfsuid(2)), in a thread of their own, so a path on a dead NFS server
-stops nobody. Runs in the agent's loop.
+read and written with the rights of the app's user (setfsuid(2)), in threads of their own, so a path on a dead NFS server
+stops nobody (`apart.py`). Runs in the agent's loop.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from midstream.agent import hooks
 from midstream.agent.accounts import account_of_uid
+from midstream.agent.apart import apart
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
 from midstream.agent.host import Host
@@ -98,7 +99,7 @@ class HostCommands:
         path, user = self._path(record, params), self._user(record)
         offset, size = _whole(params, "offset", 0, _FILE_MAX_BYTES), _whole(params, "size", 1, PIECE_MAX_BYTES)
         try:
-            return await asyncio.to_thread(_read_piece, path, user, offset, size)
+            return await apart(record.owner_uid, _read_piece, path, user, offset, size)
         except OSError as error:
             raise _refused("read", path, error) from error
 
@@ -121,7 +122,7 @@ class HostCommands:
         folder, base = os.path.split(path)
         beside = os.path.join(folder, f".{base[:100]}.midstream-{name}")
         try:
-            await asyncio.to_thread(_write_piece, path, beside, user, data, offset, mode if last else None)
+            await apart(record.owner_uid, _write_piece, path, beside, user, data, offset, mode if last else None)
         except OSError as error:
             raise _refused("written", path, error) from error
         if last:
