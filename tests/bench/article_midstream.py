@@ -31,6 +31,7 @@ from machine import wait_for
 from midstream.errors import EXIT_ATTENTION
 
 PATIENCE_S = 90.0
+_DATABASE = "var/lib/midstream/agent.db"
 _HOSTS = """[stages.production]
 hosts = [{ address = "batch1", roles = ["batch"] }, { address = "batch2", roles = ["batch"] }]
 """
@@ -96,7 +97,7 @@ class Run:
     owner: str  # agent, monit
     chance: random.Random
     found: Storm = field(default_factory=Storm)
-    histories: dict[str, dict[str, Turn]] = field(default_factory=dict)  # host -> intent -> turn
+    histories: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)  # host -> intent -> turns
     usual_s: float = 6.0
     number: int = 0
     tell: Callable[[str], None] = print
@@ -249,7 +250,7 @@ class Run:
     def collect(self) -> None:
         """The turns that the agents have noted by now; old ones go with their releases."""
         for batch in self.here.batches:
-            self.histories.setdefault(batch.name, {}).update(_turns(batch))
+            self.histories.setdefault(batch.name, {}).update(turns_of(batch.host.root / _DATABASE))
 
     def well(self) -> bool:
         return all(self._trouble(batch) == "" for batch in self.here.batches)
@@ -279,23 +280,41 @@ def _reason(text: str) -> str:
     return text[-160:].strip()
 
 
-def _turns(batch: Batch) -> dict[str, Turn]:
-    """From the agent's database, read only."""
-    found = {}
-    path = batch.host.root / "var/lib/midstream/agent.db"
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20.0)) as db:
+def turns_of(database: Path) -> dict[str, list[Turn]]:
+    """Of each intent in an agent's database, which is only read: one that was put back and resumed has several."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=20.0)) as db:
         rows = db.execute("SELECT id, body FROM intent").fetchall()
         committed = dict(db.execute("SELECT release, json_extract(body, '$.committed_wall_s') FROM release").fetchall())
-        ends = dict(db.execute("SELECT intent, max(time) FROM journal GROUP BY intent").fetchall())
-        ends |= dict(db.execute("SELECT intent, max(time) FROM event WHERE kind = 'revert' GROUP BY intent").fetchall())
+        begun = _times(db, "SELECT intent, time FROM journal WHERE step = 'handover' AND what = 'begin' ORDER BY id")
+        reverted = _times(db, "SELECT intent, time FROM event WHERE kind = 'revert' ORDER BY id")
+    found = {}
     for intent, body in rows:
         seen = json.loads(body)
-        release = seen.get("release", "")
-        at_s = committed.get(release, 0.0)
-        if seen.get("ended") == "committed" and not at_s:
-            continue  # its release is cleaned up; it was collected before
-        over_s = at_s or (ends.get(intent, seen["started_wall_s"]) if seen["state"] == "closed" else float("inf"))
-        found[intent] = Turn(release, seen["started_wall_s"], over_s, bool(at_s))
+        release, at_s = seen.get("release", ""), 0.0
+        if seen.get("ended") == "committed" or seen["state"] == "committed":
+            at_s = committed.get(release, 0.0)
+            if not at_s:
+                continue  # its release is cleaned up; it was collected before
+        end_s = at_s or (0.0 if seen["state"] == "closed" else float("inf"))
+        found[intent] = list(lives(release, begun.get(intent, []), reverted.get(intent, []), end_s, bool(at_s)))
+    return found
+
+
+def lives(release: str, begun: list[float], reverted: list[float], end_s: float, committed: bool) -> Iterator[Turn]:
+    """Each begin of a handover to its way back; the last one to end_s (0: there is no further one)."""
+    last_s = 0.0
+    for back_s in reverted:
+        start_s = next((at_s for at_s in begun if at_s > last_s), back_s)
+        yield Turn(release, min(start_s, back_s), back_s, False)
+        last_s = back_s
+    if end_s:
+        yield Turn(release, next((at_s for at_s in begun if at_s > last_s), end_s), end_s, committed)
+
+
+def _times(db: sqlite3.Connection, query: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for intent, at_s in db.execute(query):
+        found.setdefault(intent, []).append(at_s)
     return found
 
 
@@ -340,7 +359,10 @@ def replay(
             if keep:
                 _keep(run, keep)
             raise
-        histories = {name: History(list(turns.values())) for name, turns in run.histories.items()}
+        histories = {
+            name: History([turn for turns in intents.values() for turn in turns])
+            for name, intents in run.histories.items()
+        }
         found = run.found
         found.commits = sum(turn.committed for turn in histories[run.here.batches[0].name].turns)
         found.counts = count(run.here.lines(), histories, found.strikes, run.here.queue.pushed)
@@ -375,6 +397,6 @@ def _keep(run: Run, folder: Path) -> None:
             if path.exists():
                 shutil.copy(path, folder / f"{batch.name}-{path.name}")
     words = [str(strike) for strike in run.found.strikes]
-    words += [f"{name} {turn}" for name, turns in run.histories.items() for turn in turns.values()]
+    words += [f"{name} {turn}" for name, intents in run.histories.items() for turn in intents.values()]
     words += [f"{job} {at_s}" for job, at_s in run.here.queue.pushed.items()]
     (folder / "strikes-turns-jobs").write_text("\n".join(words))

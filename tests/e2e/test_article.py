@@ -62,6 +62,13 @@ def test_only_what_a_sidekiq_killed_9_had_in_hand_is_counted_apart(pid: int, wor
     assert (found.lost, found.in_hand) == ((("j2",), ()) if is_lost else ((), ("j2",)))
 
 
+def test_a_deploy_that_was_put_back_and_resumed_has_two_turns() -> None:
+    turns = list(article_midstream.lives("r2", [20.0, 21.0, 40.0], [30.0], 50.0, True))
+    assert turns == [Turn("r2", 20, 30, False), Turn("r2", 40, 50, True)]
+    assert list(article_midstream.lives("r2", [20.0], [30.0], 0.0, False)) == [Turn("r2", 20, 30, False)]
+    assert list(article_midstream.lives("r2", [20.0], [], float("inf"), False)) == [Turn("r2", 20, float("inf"), False)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("owner", ["agent", "monit"])
