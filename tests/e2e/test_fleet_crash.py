@@ -77,7 +77,7 @@ def test_deployer_killed_around_every_call(burning: Fire) -> None:
     names = burning.deployer_points()
     assert len(names) > 50, names
     with under_fleet_load(burning.fleet) as load:
-        for number, name in chosen(names, 10):
+        for number, name in chosen(names, 8):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{number} {name}, then {then.__name__}"
             burning.begin_round()

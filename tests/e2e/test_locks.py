@@ -64,6 +64,7 @@ async def run_all(deployments: list[Deployment]) -> list[Outcome]:
     return await asyncio.wait_for(asyncio.gather(*(one(deployment) for deployment in deployments)), 120)
 
 
+@pytest.mark.timeout(60 + 5 * PAIRS)
 def test_of_pairs_started_at_once_exactly_one_wins_each_time(two: dict[str, Machine]) -> None:
     """In whatever order their files name the hosts. The other is told who it was, and nothing is left locked."""
     project = new_project(two["a"])
