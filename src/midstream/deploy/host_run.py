@@ -41,6 +41,7 @@ class HostRun:
     published: dict[str, Any] = field(default_factory=dict)
     finished: dict[str, Any] = field(default_factory=dict)
     token: Any = None
+    proven_s: float = 0.0  # monotonic; when the agent last said that the new generation is proven
     state: str = "untouched"
     serving: str = ""
     not_undone: tuple[str, ...] = ()
@@ -189,6 +190,7 @@ class HostRun:
     async def publish(self) -> None:
         self.state = "changing"
         self.published = await self._call("deploy.publish")
+        self.proven_s = time.monotonic()
         self.state = "proven"
 
     async def commit(self) -> None:

@@ -32,6 +32,7 @@ __all__ = ["Deployment", "Order", "Pack", "Target"]
 
 Report = Callable[[Event], None]
 Perform = Callable[[Move, HostRun], Awaitable[None]]
+PROOF_GOOD_FOR_S = 0.5
 
 
 class HostFailed(Exception):
@@ -322,6 +323,7 @@ class Deployment:
         """The coordinator first. Its refusal is a failure like any other; once it has agreed, or may have, nobody
         goes back: hosts that could not be told are undecided, never guessed about."""
         self._stop_if_interrupted()
+        await self._prove_again(move)
         self._decided = True
         self._state("deciding")
         first, *others = (self.hosts[name] for name in move.hosts)
@@ -337,6 +339,17 @@ class Deployment:
         for name, why in refused.items():
             self.hosts[name].refused(why)
         self._state("committed")
+
+    async def _prove_again(self, move: Move) -> None:
+        """Of several hosts those that were proven a while ago are asked once more (a repeated `deploy.publish` tells of a
+        generation that has died since): the first host's decision would leave them behind. One host alone needs no
+        question, its own commit refuses."""
+        if len(move.hosts) == 1:
+            return
+        now_s = time.monotonic()
+        aged = [host for host in self.hosts.values() if now_s - host.proven_s > PROOF_GOOD_FOR_S]
+        if aged:
+            await self._together([self._on_host(lambda _, host: host.publish(), move, host) for host in aged], False)
 
     async def _commit(self, host: HostRun) -> None:
         """Raises what kept the host from the decision. What failed after it was stored (`current` could not be switched)
