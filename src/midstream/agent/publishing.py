@@ -365,7 +365,10 @@ async def revert(work: Work, reason: str) -> None:
     await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
     await external_handover.put_back(work)
     await _clear_disk(work)
-    _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
+    if work.intent.state is not IntentState.REVERTING:  # a full disk did not take it then; there may be room now
+        _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
+    if work.intent.state is IntentState.REVERTING:
+        _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
     host.note(work.intent.app, "", "revert", work.redacted(reason), work.intent.generation)
 
 
