@@ -161,6 +161,7 @@ def test_keeper_and_agent_killed_together(project: Project, machine: Machine) ->
     pids = machine.pids()
     keeper, agent = machine.keeper_pid, machine.agent_pid
     with under_load(project.address, "--pause", "0.005") as load:
+        os.kill(agent, signal.SIGSTOP)  # else it may start the next keeper before it is killed itself
         os.kill(keeper, signal.SIGKILL)
         os.kill(agent, signal.SIGKILL)
         wait_for("both to be gone", lambda: not machine.answers())

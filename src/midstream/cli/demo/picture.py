@@ -50,6 +50,7 @@ table { border-collapse: collapse; margin: 1.2rem 0; font-variant-numeric: tabul
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--rule); font-weight: normal; }
 th { color: var(--dim); } th:first-child, td:first-child { text-align: left; }
 """
+MARGIN_S = 0.3  # before the first request and after the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _frame(ending: Ending) -> Frame:
     fastest = max(0.1, min((sample.seconds for sample in samples if sample.ok), default=0.001) * 1000)
     high = next((tick for tick in _TICKS_MS if tick >= slowest), _TICKS_MS[-1])
     low = next((tick for tick in reversed(_TICKS_MS) if tick <= fastest), _TICKS_MS[0])
-    return Frame(begin - 0.3, end + 0.3, low, max(high, low * 10))
+    return Frame(begin - MARGIN_S, end + MARGIN_S, low, max(high, low * 10))
 
 
 def _axes(frame: Frame) -> str:
@@ -127,7 +128,7 @@ def _axes(frame: Frame) -> str:
     length = frame.end - frame.begin
     step = next(step for step in (2, 5, 10, 20, 30, 60, 600) if length / step <= 14 or step == 600)
     for seconds in range(0, int(length) + 1, step):
-        x = frame.x(frame.begin + 0.3 + seconds)
+        x = frame.x(frame.begin + MARGIN_S + seconds)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{BOTTOM}" y2="{BOTTOM + 5}"/>')
         parts.append(f'<text class="dim" x="{x:.1f}" y="{BOTTOM + 19}" text-anchor="middle">{seconds} s</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>')
@@ -136,7 +137,7 @@ def _axes(frame: Frame) -> str:
 
 def _shown(ending: Ending, frame: Frame) -> list[Handover]:
     """The handovers that clients were there to see."""
-    return [one for one in ending.board.handovers if one.begin and one.decided > frame.begin]
+    return [one for one in ending.board.handovers if one.begin and one.decided > frame.begin + MARGIN_S]
 
 
 def _bands(ending: Ending, frame: Frame) -> str:
