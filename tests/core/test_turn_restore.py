@@ -107,6 +107,16 @@ def test_clearing_goes_on() -> None:
     """)
 
 
+def test_a_start_that_a_full_disk_forgot_leaves_its_name_taken() -> None:
+    """The keeper may still know the first 2/0 when the second is asked for, and would take one for the other."""
+    Story().running().with_plan(throwaway=True).after("begin 2; spawned 2/900").tell("""
+        restart: live 1/0 2/900 2/0   -> watch 1/0, confirm 2/900, confirm 2/0, signal 2/0 TERM
+        exit 2/0 0                    -> sweep 2/0
+        ready 2/900
+        healthy 2/900                 -> signal 2/900 TERM, spawn 2/0#1
+    """)
+
+
 def test_a_failed_replace_still_keeps_the_old_one_waiting_after_a_restart() -> None:
     story = Story().running().with_plan(policy="replace")
     story.after("begin 2; exit 1/0 0; spawned 2/0; refuted 2/0")

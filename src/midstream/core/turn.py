@@ -86,20 +86,24 @@ def restore(
 ) -> tuple[Service, tuple[Effect, ...]]:
     """The service after a restart of the agent: `stored` plus the processes the keeper has, or has seen end.
 
-    A process of a generation that is not recorded is killed: it can only come from a truth that was lost.
+    A process of a generation that is not recorded is killed: it can only come from a truth that was lost. But for the
+    fresh generation that takes over from a quiet one: its number was stored with the quiet, so one process of it tells
+    that an earlier agent went back, and that a full disk did not take it.
     """
     turn = _Turn(replace(stored, instances=()), now_s, 0.5)
+    if stored.quiet is not None and any(seen.generation == stored.quiet.spare for seen in live):
+        turn.go_back_again()
     last = {(seen.generation, seen.slot): seen.attempt for seen in sorted(ended, key=lambda seen: seen.attempt)}
     last.update({(seen.generation, seen.slot): seen.attempt for seen in sorted(live, key=lambda seen: seen.attempt)})
     for seen in live:
-        generation = stored.generation(seen.generation)
+        generation = turn.service.generation(seen.generation)
         if generation is None or last[seen.generation, seen.slot] != seen.attempt:
             turn.effects.append(KillTree(seen.generation, seen.slot, seen.attempt))
             turn.effects.append(Note("stray", "a process that nothing accounts for", seen.generation, seen.slot))
         else:
             turn.readopt(seen, generation)
     for gone in ended:
-        generation = stored.generation(gone.generation)
+        generation = turn.service.generation(gone.generation)
         if generation is not None and last[gone.generation, gone.slot] == gone.attempt:
             turn.readopt(Spawned(gone.generation, gone.slot, gone.attempt, 0), generation)
         turn.take(gone)
@@ -157,6 +161,15 @@ class _Turn:
         if seen.pid and generation.state not in ENDING:
             confirm = prepared and (generation.plan.confirm or seen.slot >= THROWAWAY_SLOT)
             self.effects.append(Watch(seen.generation, seen.slot, seen.attempt, confirm, ready=proven))
+
+    def go_back_again(self) -> None:
+        """An earlier agent ended the quiet; the same again, with what is stored."""
+        candidate = self.service.candidate
+        if candidate is not None:
+            self._take_away(candidate, "an earlier agent went back from it")
+            self.effects.append(HandoverNews(candidate.number, None, "an earlier agent went back from it"))
+            self.service = replace(self.service, handover=None)
+        self._relieve(told=True)
 
     def miss(self) -> None:
         """A proven generation that lost a process while nobody looked is proven no longer, and is not filled up."""
@@ -448,7 +461,8 @@ class _Turn:
 
     def _is_kept(self, instance: Instance, generation: Generation) -> bool:
         """Whether its last attempt must be remembered once it has ended, so that the next one gets another name."""
-        return generation.state is GenerationState.COMMITTED and instance.slot < generation.plan.instances
+        lasting = generation.state is GenerationState.COMMITTED or generation.state in PROVISIONAL
+        return lasting and instance.slot < generation.plan.instances
 
     def _ready(self, event: Ready) -> None:
         self._instance_event(event, InstanceEvent.READY)
@@ -737,15 +751,15 @@ class _Turn:
         self._put(replace(instance, looked=True))
         self.effects.append(Look(instance.generation, instance.slot, instance.attempt))
 
-    def _relieve(self) -> None:
+    def _relieve(self, told: bool = False) -> None:
         """Ends the quiet. Workers that were told so never fetch again, so a fresh generation of the same release and
-        configuration takes over, and they finish their jobs behind it."""
+        configuration takes over, and they finish their jobs behind it. told: whatever is recorded of that."""
         quiet = self.service.quiet
         old = self.service.generation(quiet.generation) if quiet is not None else None
         self.service = replace(self.service, quiet=None)
         if quiet is None or old is None or old.state is not GenerationState.COMMITTED:
             return
-        if not old.quieted:
+        if not old.quieted and not told:
             for item in self.service.of(old.number):
                 self._put(replace(item, looked=False, seen=False, trouble=""))
             return

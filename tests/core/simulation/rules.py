@@ -26,6 +26,7 @@ class Rules:
         self.hurt: set[tuple[str, int, int]] = set()  # slots that lost a process by a fault and are not ready again
         self.over: dict[tuple[str, int, int], bool] = {}  # slots that ended by themselves: whether surely for good
         self.rebooted = False  # then nobody knows any more what had ended for good
+        self.rested: set[str] = set()  # services that were quiet: going back starts again what had ended
         self.served = False  # the process that is being signalled, until then
         self.proofs: dict[tuple[str, int, int], Process] = {}  # the last process of each slot that was ready
 
@@ -54,7 +55,8 @@ class Rules:
             views = [self.world.last_known[name]]
         allowed = any(_may_run(view, number, slot, by, self.world.now_s) for view in views)
         self.expect(allowed, by, "started", process.key, ", which should not run:", views)
-        over = self.over.get((name, number, slot), False) and not (self.world.disk.was_full or self.rebooted)
+        excused = self.world.disk.was_full or self.rebooted or name in self.rested
+        over = self.over.get((name, number, slot), False) and not excused
         self.expect(not over, process.key, "was started, and had ended for good")
         for other in self.world.kernel.live(name):
             self.expect(other.slot != process.slot, process.key, "was started beside", other.key)
@@ -76,7 +78,8 @@ class Rules:
             item = next((item for item in view.of(number) if item.slot == slot), None)
             told = item is not None and item.state in (InstanceState.STOPPING, InstanceState.KILLING)
             trying = view.candidate is not None and view.candidate.number == number
-            wanted = trying or (_committed(view, number) and view.want_up and not cleared(view))
+            resting = view.quiet is not None and view.quiet.generation == number
+            wanted = trying or (_committed(view, number) and view.want_up and not cleared(view) and not resting)
             gone = process.ended == "gone with the host"
             if process.code.plan.restart_on != "always" and wanted and not (told or gone):
                 surely = process.code.plan.restart_on == "never" and not process.sick
@@ -204,6 +207,8 @@ class Rules:
         shell = self.world.shell
         assert shell is not None
         for name, service in shell.services.items():
+            if service.quiet is not None:
+                self.rested.add(name)
             known = {(item.generation, item.slot): item for item in service.instances}
             live = {item.key[1:3]: item for item in self.world.kernel.live(name)}
             for place, process in live.items():

@@ -135,7 +135,9 @@ class World:
         """Jumps to the next thing that is due. False: there is none."""
         shell = self.shell
         woken = shell.wake_s() if shell is not None and shell.attached else None
-        if self.due and (woken is None or self.due[0][0] <= woken or (busy and self.due[0][0] < self.now_s + 0.5)):
+        # A busy agent is slow, but it does not sleep over a deadline with work in its hands.
+        until_s = self.now_s + 0.5 if busy else woken
+        if self.due and (until_s is None or self.due[0][0] <= until_s):
             at_s, _, act = heapq.heappop(self.due)
             self.now_s = max(self.now_s, at_s)
             act()
