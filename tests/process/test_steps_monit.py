@@ -128,6 +128,7 @@ def test_a_service_that_does_not_stop_is_told_with_its_pid(monit: real.PrivateMo
     with pytest.raises(AppError) as failed:
         steps.monit_restart(MonitRestart(str(monit.control), "jobs", min_uptime_s=0.3, timeout_s=4.0))
     assert f"pid {held['pid']} still runs" in failed.value.what
+    assert "did not leave 'jobs' alone" in failed.value.detail  # its restart is pending still, and that is told too
 
 
 def test_only_what_is_down_is_started(monit: real.PrivateMonit) -> None:

@@ -345,10 +345,21 @@ def monit_restart(request: MonitRestart) -> dict[str, Any]:
     print(f"monit {verb} {request.service}", flush=True)
     try:
         _until_up(monit, declared, old, timeout_s, request.min_uptime_s)
-    finally:  # both verbs turn monitoring on, also where they fail
+    except MidstreamError as error:
         if request.hold:
-            _hold(monit, declared, timeout_s)
+            _hold_after(error, monit, declared, timeout_s)
+        raise
+    if request.hold:  # both verbs turn monitoring on, also where they fail
+        _hold(monit, declared, timeout_s)
     return _facts(monit, declared)
+
+
+def _hold_after(error: MidstreamError, monit: Monit, declared: Declared, timeout_s: float) -> None:
+    """Held again after a failure, which stays what is told: that Monit is busy with it still is a part of it."""
+    try:
+        _hold(monit, declared, timeout_s)
+    except MidstreamError as more:
+        error.detail = "\n".join(filter(None, (error.detail, more.what)))
 
 
 def _require_programs(monit: Monit, declared: Declared, start_only: bool) -> None:
