@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 from midstream.agent import accounts, finishing, hooks, opening, packs, publishing, selecting
 from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
+from midstream.agent.current_link import CurrentLink
 from midstream.agent.dropped import forget_dropped
 from midstream.agent.environment import with_pushed
 from midstream.agent.external import Externals
 from midstream.agent.host import Host
+from midstream.agent.oneshots import is_of_deploy
 from midstream.agent.opening import LEASE_S, Opening
 from midstream.agent.store import GenerationRecord
-from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
-from midstream.agent.trash import SERVICE as TRASH
 from midstream.agent.trash import Trash
 from midstream.agent.updating import UpdateRequest, read_env_files, update
 from midstream.agent.work import Progress, Work
@@ -56,6 +56,7 @@ class Deploys:
         self._settling: dict[int, asyncio.Task[None]] = {}  # by number of the intent
         self._trash = Trash(host)
         host.externals = Externals(host)
+        host.current = CurrentLink(host)
         os.makedirs(self._incoming, mode=0o700, exist_ok=True)
 
     # -- begin, attach, lease ----------------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ class Deploys:
             task.cancel()
         try:
             if work.intent.state is IntentState.COMMITTED:
-                await publishing.commit(work)
+                await self._follow_decision(work)
             else:
                 await publishing.revert(work, reason)
             await self._finish(work, "abandoned")
@@ -218,6 +219,13 @@ class Deploys:
                 await hooks.undo_all(work)
             finally:
                 self._close(work)
+
+    async def _follow_decision(self, work: Work) -> None:
+        """What the deployer would have been told; the rest of the deploy's end does not depend on it."""
+        try:
+            await publishing.commit(work)
+        except AttentionError as error:
+            self.host.note(work.intent.app, "", "attention", error.what)
 
     # -- the calls ---------------------------------------------------------------------------------------------------
 
@@ -337,7 +345,9 @@ class Deploys:
         )
 
     async def commit(self, work: Work) -> dict[str, Any]:
-        if not work.over:
+        if work.over:
+            await self.host.current.follow(work.intent.app)
+        else:
             await publishing.commit(work)
         return {"generation": work.intent.generation, "release": work.intent.release}
 
@@ -452,6 +462,7 @@ class Deploys:
                 self._lease(work)
         open_ones = {(work.intent.app, work.intent.number) for work in self._works.values()}
         self._trash.resume()
+        self.host.current.resume()
 
         def over(key: SpawnKey) -> bool:
             return not is_of_deploy(key) or (key.app, key.generation) not in open_ones
@@ -508,8 +519,3 @@ class Deploys:
         finally:
             self._close(work)
         return {"generation": work.intent.generation, "release": record.release}
-
-
-def is_of_deploy(key: SpawnKey) -> bool:
-    """Whether a one-shot belongs to a deploy: then its key has the intent's number. Others have numbers of their own."""
-    return key.service not in ("+run", "+console", "+check", "+look", TRASH, EXTERNAL)

@@ -62,6 +62,7 @@ from midstream.errors import HostError, MidstreamError
 from midstream.linux import clock
 
 if TYPE_CHECKING:
+    from midstream.agent.current_link import CurrentLink
     from midstream.agent.external import Externals
 
 _SPAWN_GROUP = 32  # processes asked of the keeper at a time
@@ -94,7 +95,8 @@ class Host:
         self.looks = Looks(self)
         self.channels = Channels(self)
         self.orders = KeeperOrders(self)
-        self.externals: Externals  # set by who makes the deploys; it needs what they are made of
+        self.externals: Externals  # set by who makes the deploys; they need what those are made of
+        self.current: CurrentLink
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
         self._turned = asyncio.Condition()
         self._dirty: set[Name] = set()

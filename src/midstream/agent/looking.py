@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from midstream.agent.oneshots import Outcome
 from midstream.agent.plans import profile_of
 from midstream.agent.spawning import account_for, environment, one_shot, step_argv
+from midstream.agent.step_requests import request_file
 from midstream.core import steps
 from midstream.core.events import Look, Observed
 from midstream.core.instance import SERVING, InstanceState
@@ -24,7 +25,6 @@ from midstream.core.layout import Layout
 from midstream.core.messages import SpawnSpec
 from midstream.core.names import SpawnKey
 from midstream.core.placeholders import fill
-from midstream.core.wire import to_wire
 from midstream.errors import MidstreamError
 from midstream.linux import clock
 from midstream.profiles.workers import redis_url
@@ -210,18 +210,14 @@ class Looks:
         if request is None:
             feed.wanted -= wanted  # none of them lives
             return ""
-        body = os.memfd_create("midstream-workers", os.MFD_CLOEXEC)
         try:
-            os.write(body, json.dumps(to_wire(request)).encode())
-            os.lseek(body, 0, os.SEEK_SET)
-            feed.running, feed.asked = spec.key, wanted
-            outcome = await self._host.one_shots.run(
-                spec, fds=(body,), timeout_s=for_s + 30.0, on_line=lambda line: self._line(group, line)
-            )
+            with request_file("workers", request) as body:
+                feed.running, feed.asked = spec.key, wanted
+                outcome = await self._host.one_shots.run(
+                    spec, fds=(body,), timeout_s=for_s + 30.0, on_line=lambda line: self._line(group, line)
+                )
         except MidstreamError as error:
             return error.what
-        finally:
-            os.close(body)
         was_stopped = feed.running != spec.key
         feed.running = ""
         return "" if was_stopped or outcome.ok else _why(outcome)

@@ -299,5 +299,14 @@ class OneShots:
             pass  # a new keeper, which never knew it, or will list it as ended and be told then
 
 
+# Of these the key has a number of their own.
+_OF_NO_DEPLOY = frozenset({"+run", "+console", "+check", "+look", "+trash", "+external", "+current"})
+
+
+def is_of_deploy(key: SpawnKey) -> bool:
+    """Whether a one-shot belongs to a deploy: then its key has the intent's number."""
+    return key.service not in _OF_NO_DEPLOY
+
+
 def _is_over(entry: ProcessEntry) -> bool:
     return entry.state in (ProcessState.EXITED, ProcessState.FAILED, ProcessState.LOST)

@@ -12,24 +12,24 @@ from dataclasses import replace
 from typing import Any
 
 from midstream.agent import external_handover
+from midstream.agent.current_link import not_switched
 from midstream.agent.host import Host
+from midstream.agent.oneshots import is_of_deploy
 from midstream.agent.plans import plan_of, policy_of, profile_of
 from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, GenerationRecord, ReleaseRecord
-from midstream.agent.supervisor_steps import SERVICE as EXTERNAL
 from midstream.agent.work import Work
 from midstream.core import steps
 from midstream.core.events import Begin, Commit, Event, Go, HandoverNews, Remove, Revert, Soak
 from midstream.core.generation import Generation, GenerationState, IllegalTransition
 from midstream.core.instance import ALIVE
 from midstream.core.intent import IntentEvent, IntentState
+from midstream.core.names import parse_key
 from midstream.core.phases import Phase
 from midstream.core.service import Service
 from midstream.core.turn import goes_cold, goes_quiet
-from midstream.errors import AppError, AttentionError, HostError, MidstreamError
+from midstream.errors import AppError, HostError, MidstreamError
 from midstream.linux import clock
-
-_OF_NO_DEPLOY = ("+run", "+console", "+check", "+look", EXTERNAL)
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -316,18 +316,24 @@ def _rollback_target(work: Work) -> str | None:
 async def _switch(work: Work) -> None:
     if work.done("deploy:symlink:release"):
         return
+    link, app = work.host.current, work.intent.app
+    async with link.switching(app):
+        try:
+            with work.step("deploy:symlink:release"):
+                switch = steps.Switch(work.spec.deploy_to, work.intent.release, None, _rollback_target(work))
+                await work.run_step("switch", switch, label="deploy:symlink:release")
+        except MidstreamError as error:
+            link.failed(work, await _named_by_current(work), _rollback_target(work))
+            raise not_switched(work.app, error) from error
+        link.switched(app)
+
+
+async def _named_by_current(work: Work) -> str:
+    """A release, another target, or "" where there is none. Where nobody can look: the release before."""
     try:
-        with work.step("deploy:symlink:release"):
-            switch = steps.Switch(work.spec.deploy_to, work.intent.release, None, _rollback_target(work))
-            await work.run_step("switch", switch, label="deploy:symlink:release")
-    except MidstreamError as error:
-        raise AttentionError(
-            f"release {work.intent.release} is committed and serves, but `current` could not be switched: {error.what}",
-            where=error.where or work.spec.deploy_to,
-            detail=error.detail,
-            serving=f"release {work.intent.release} (generation {work.intent.generation})",
-            remedy=f"{error.remedy or 'mend it'}; then: midstream resume",
-        ) from error
+        return str((await work.run_step("inspect", steps.Inspect(work.spec.deploy_to)))["current"] or "")
+    except MidstreamError:
+        return work.intent.previous
 
 
 async def revert(work: Work, reason: str) -> None:
@@ -339,8 +345,8 @@ async def revert(work: Work, reason: str) -> None:
     was = work.intent.state
     _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
     for key in host.one_shots.running():
-        words = key.split("/")
-        if words[0] == work.intent.app and words[1] not in _OF_NO_DEPLOY and int(words[2]) == work.intent.number:
+        parsed = parse_key(key)
+        if parsed.app == work.intent.app and is_of_deploy(parsed) and parsed.generation == work.intent.number:
             try:
                 await host.one_shots.stop(key)
             except HostError as error:  # what was handed over has to go back all the same

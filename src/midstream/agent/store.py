@@ -264,6 +264,7 @@ class Store:
                 self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
             self.drop_pushed(app)
             self.note_trash(app, False)
+            self.put_unswitched(app, "")
         try:
             os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
         except FileNotFoundError:
@@ -283,6 +284,19 @@ class Store:
             self.set_meta(f"trash.{app}", "1")
         else:
             self._write("DELETE FROM meta WHERE name = ?", (f"trash.{app}",))
+
+    def put_unswitched(self, app: str, release: str, seen: str = "", rollback_target: str | None = None) -> None:
+        """That `current` of the app is behind its committed release (`agent/current_link.py`); "": that it is not."""
+        if release:
+            self.set_meta(f"unswitched.{app}", json.dumps([release, seen, rollback_target]))
+        else:
+            self._write("DELETE FROM meta WHERE name = ?", (f"unswitched.{app}",))
+
+    def unswitched(self) -> dict[str, tuple[str, str, str | None]]:
+        """app -> release, seen, rollback target."""
+        rows = self._db.execute("SELECT name, value FROM meta WHERE name LIKE 'unswitched.%' ORDER BY name")
+        found = {str(name).removeprefix("unswitched."): json.loads(value) for name, value in rows}
+        return {app: (str(release), str(seen), target) for app, (release, seen, target) in found.items()}
 
     def apps_with_trash(self) -> list[str]:
         rows = self._db.execute("SELECT name FROM meta WHERE name LIKE 'trash.%' ORDER BY name")

@@ -7,16 +7,14 @@ what it left before it asks for something else. Runs in the agent's loop.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from midstream.agent import accounts
 from midstream.agent.spawning import one_shot, step_argv
+from midstream.agent.step_requests import request_file, step_environment
 from midstream.core import steps
 from midstream.core.names import SpawnKey, parse_key
-from midstream.core.wire import to_wire
 from midstream.errors import HostError
 
 if TYPE_CHECKING:
@@ -46,25 +44,14 @@ class SupervisorSteps:
         """The answer of the step that takes such a request. Raises what the step raised, or HostError."""
         name = next(name for name, kind in steps.REQUESTS.items() if isinstance(request, kind))
         account = accounts.account_of_uid(uid)
-        env = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": account.home,
-            "USER": account.name,
-            "LOGNAME": account.name,
-            "LANG": "C.UTF-8",
-        }
-        env |= {word: os.environ[word] for word in _PASSED_ON if self._host.uid != 0 and word in os.environ}
+        env = step_environment(account, self._host.uid, _PASSED_ON)
         spec = one_shot(self._key(app, number), step_argv(name), env, "/", account, self._host.uid, passed_fds=1)
-        body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
-        try:
-            os.write(body, json.dumps(to_wire(request)).encode())
-            os.lseek(body, 0, os.SEEK_SET)
-            outcome = await self._host.one_shots.run(spec, fds=(body,), timeout_s=timeout_s, on_line=tell)
-        except asyncio.CancelledError:
-            self._host.one_shots.abandon(spec.key)  # nobody asks how it ended; the keeper must not keep that for ever
-            raise
-        finally:
-            os.close(body)
+        with request_file(name, request) as body:
+            try:
+                outcome = await self._host.one_shots.run(spec, fds=(body,), timeout_s=timeout_s, on_line=tell)
+            except asyncio.CancelledError:
+                self._host.one_shots.abandon(spec.key)  # nobody asks how it ended; the keeper must not keep it for ever
+                raise
         if outcome.result:
             return steps.read_result(outcome.result)
         raise HostError(

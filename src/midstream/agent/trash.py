@@ -12,8 +12,8 @@ from dataclasses import replace
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import account_for
+from midstream.agent.step_requests import request_file, step_program
 from midstream.agent.store import AppRecord
-from midstream.agent.work import request_file, step_program
 from midstream.core import steps
 from midstream.core.messages import ProcessState
 from midstream.core.names import SpawnKey, parse_key

@@ -7,7 +7,6 @@ Lives here: what all parts of a deploy need. The parts are `updating` (make the 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,17 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.agent import crashpoint
-from midstream.agent.accounts import Account
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
-from midstream.agent.spawning import Place, account_for, command_spec, one_shot, step_argv
+from midstream.agent.spawning import Place, account_for, command_spec
+from midstream.agent.step_requests import request_body, request_file, step_program
 from midstream.agent.store import AppRecord, GenerationRecord
 from midstream.core import steps
 from midstream.core.intent import Intent, IntentEvent, advance
 from midstream.core.messages import ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
 from midstream.core.spec import AppSpec, CommandStep
-from midstream.core.wire import to_wire
 from midstream.errors import AppError, HostError, MidstreamError
 
 STEP_TIMEOUT_S = 900.0
@@ -228,7 +226,7 @@ class Work:
             if len(parts) == 1:
                 took(0, await self._run_step(parts[0].program, parts[0].request, fds, on_line))
             else:
-                bodies = tuple({"step": part.program, "request": _request(part.request)} for part in parts)
+                bodies = tuple({"step": part.program, "request": request_body(part.request)} for part in parts)
                 answer = await self._run_step("several", steps.Several(bodies), fds, on_line)
                 for number, result in enumerate(answer["results"]):
                     took(number, result)
@@ -325,39 +323,3 @@ class Work:
             serving=self.serving(),
             remedy="mend it, commit, and deploy again",
         )
-
-
-def step_program(key: SpawnKey, name: str, account: Account, agent_uid: int, passed_fds: int) -> SpawnSpec:
-    """The one-shot that runs step `name`; the first of the descriptors passed to it is its request."""
-    env = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": account.home,
-        "USER": account.name,
-        "LOGNAME": account.name,
-        "LANG": "C.UTF-8",
-    }
-    for passed in ("SSH_AUTH_SOCK", "GIT_SSH_COMMAND"):
-        if agent_uid != 0 and passed in os.environ:
-            env[passed] = os.environ[passed]
-    return one_shot(key, step_argv(name), env, "/", account, agent_uid, passed_fds=passed_fds)
-
-
-@contextmanager
-def request_file(name: str, request: object) -> Iterator[int]:
-    """A descriptor with the request of step `name`, to be passed to its process."""
-    body = os.memfd_create(f"midstream-{name}", os.MFD_CLOEXEC)
-    try:
-        data = json.dumps(_request(request)).encode()
-        while data:
-            data = data[os.write(body, data) :]
-        os.lseek(body, 0, os.SEEK_SET)
-        yield body
-    finally:
-        os.close(body)
-
-
-def _request(request: object) -> Any:
-    body = to_wire(request)
-    if isinstance(request, steps.Diff):
-        return {"deploy_to": request.deploy_to, "from": request.from_revision, "to": request.to_revision}
-    return body

@@ -61,6 +61,7 @@ class Deployment:
         self._left = asyncio.Event()
         self._decided = False
         self._afterwards: list[MidstreamError] = []  # what failed once the decision was made
+        self._half_followed = False  # a host stored the decision, and could not follow it to its end
         self._performers: dict[Call, Perform] = {
             Call.OPEN: lambda move, host: host.open(move.until),
             Call.SELECT: self._select,
@@ -362,6 +363,7 @@ class Deployment:
                 raise
             error.where = error.where if host.name in error.where else f"{host.name}: {error.where}".removesuffix(": ")
             self._afterwards.append(error)
+            self._half_followed = True
             host.note(f"failed: {error.what}")
         host.called(Call.COMMIT.value, started)
 
@@ -392,14 +394,21 @@ class Deployment:
         if not rows:
             self._state("finished")
             return None
-        self._state("finished")
+        if not self._half_followed:  # else `midstream resume` has something to do
+            self._state("finished")
         return AttentionError(
             "the release is committed, but not everything is as it should be",
             where=", ".join(dict.fromkeys(error.where for error in self._afterwards if error.where)) or self.plan.stage,
             detail="\n".join([*rows, *(error.detail for error in self._afterwards if error.detail)]),
             serving=f"release {self.release}",
-            remedy=f"midstream status --check {self.plan.stage}",
+            remedy=self._remedy_afterwards(),
         )
+
+    def _remedy_afterwards(self) -> str:
+        if not self._half_followed:
+            return f"midstream status --check {self.plan.stage}"
+        remedies = "; ".join(dict.fromkeys(error.remedy for error in self._afterwards if error.remedy))
+        return remedies or f"mend it, then: midstream resume {self.plan.stage}"
 
     def _behind(self, behind: list[HostRun]) -> MidstreamError:
         names = ", ".join(host.name for host in behind)
