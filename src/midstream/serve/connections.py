@@ -1,0 +1,268 @@
+"""Accepting, the sweep once a second, and how connections are brought to their end. Shared by WSGI and ASGI.
+
+What must not live here: HTTP. Runs in the workers, in the thread of the event loop.
+
+One listening socket is shared by all workers. It is watched level-triggered, and one connection is taken at a time, so
+that a burst spreads over the workers: whoever is busy comes later. EPOLLEXCLUSIVE is of no use below libuv, whose own
+epoll cannot be given it; an epoll nested in it wakes everybody all the same (ep_poll_callback counts only who waits in
+the inner one). A worker that has won more than its share lets the others go first for a moment instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from midstream.serve.contract import Cuts, Listener
+
+log = logging.getLogger("midstream.serve")
+
+SWEEP_S = 1.0
+_YIELD_S = 0.001  # what a worker that is ahead gives the others
+_AHEAD = 2.0  # connections beyond its share
+_POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+NEVER = math.inf
+
+Make = Callable[[socket.socket, Any, Listener], asyncio.Protocol]
+
+
+class Doors:
+    """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
+    address as accept(2) gives it, and the listener. rivals: other workers on the same listeners. may_accept: asked
+    before each; False shuts the public doors until `ease` is called."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        make: Make,
+        *,
+        tls: ssl.SSLContext | None = None,
+        rivals: int = 0,
+        may_accept: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listeners = list(listeners)
+        self._make = make
+        self._tls = tls
+        self._rivals = rivals
+        self._may_accept = may_accept
+        self._wanted: set[Listener] = set()
+        self._watched: set[Listener] = set()
+        self._ahead = 0.0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def open(self, *, public: bool) -> None:
+        """Accepts on the private listeners, and on the public ones if so. Idempotent; also shuts what is not wanted."""
+        self._wanted = {listener for listener in self._listeners if public or listener.private}
+        for listener in self._watched - self._wanted:
+            self._unwatch(listener)
+        self.ease()
+
+    def shut(self) -> None:
+        """Accepts nothing more. The sockets stay open: they are shared with others."""
+        self._wanted = set()
+        for listener in list(self._watched):
+            self._unwatch(listener)
+
+    def ease(self) -> None:
+        """Goes on with what is wanted, after may_accept() had said no or descriptors were short. Cheap."""
+        for listener in self._wanted - self._watched:
+            listener.sock.setblocking(False)  # shared by all holders of the socket, and any of them may have changed it
+            self._watched.add(listener)
+            self._loop.add_reader(listener.sock.fileno(), self._ready, listener)
+
+    @property
+    def held(self) -> bool:
+        """Whether a wanted listener is not watched now."""
+        return len(self._watched) < len(self._wanted)
+
+    def waiting(self) -> bool:
+        """Whether a connection waits on a public listener, as far as the kernel says now."""
+        poll = select.poll()
+        for listener in self._watched:
+            if not listener.private:
+                poll.register(listener.sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _unwatch(self, listener: Listener) -> None:
+        self._watched.discard(listener)
+        self._loop.remove_reader(listener.sock.fileno())
+
+    def _ready(self, listener: Listener) -> None:
+        if not listener.private:
+            if not self._may_accept():
+                self._unwatch(listener)
+                return
+            if self._rivals and self._ahead >= _AHEAD:
+                self._ahead = 0.0
+                self._unwatch(listener)
+                self._loop.call_later(_YIELD_S, self.ease)
+                return
+        try:
+            sock, address = listener.sock.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            if self._rivals:
+                self._ahead -= 1.0 / self._rivals
+            return
+        except OSError as error:
+            self._refused(listener, error)
+            return
+        if self._rivals:
+            self._ahead += 1.0
+        self._enter(sock, address, listener)
+
+    def _refused(self, listener: Listener, error: OSError) -> None:
+        """Short of descriptors or memory: the sweep tries again."""
+        self._unwatch(listener)
+        if error.errno in _NO_DESCRIPTORS:
+            log.error("accepts no connections on %s for a second: %s", listener.name, error.strerror)
+        else:
+            log.error("cannot accept on %s: %s", listener.name, error)
+
+    def _enter(self, sock: socket.socket, address: Any, listener: Listener) -> None:
+        """Without a task for each plain connection: the coroutine is driven by hand to its one wait."""
+        tls = self._tls if listener.tls else None
+        coming = self._loop.connect_accepted_socket(lambda: self._make(sock, address, listener), sock, ssl=tls)
+        if tls is not None:
+            task = self._loop.create_task(_handshake(coming))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        try:
+            waiter = coming.send(None)
+        except StopIteration:
+            return
+        except OSError:
+            sock.close()  # it was reset before we came to it
+            return
+        waiter._asyncio_future_blocking = False  # as a Task does when a coroutine yields a future
+        waiter.add_done_callback(lambda _: _finish(coming))
+
+
+def _finish(coming: Any) -> None:
+    try:
+        coming.send(None)
+    except (StopIteration, OSError, asyncio.CancelledError):
+        return
+
+
+async def _handshake(coming: Any) -> None:
+    try:
+        await coming
+    except (OSError, ssl.SSLError, asyncio.CancelledError, ConnectionError) as error:
+        log.debug("TLS handshake failed: %s", error)
+
+
+class Swept(Protocol):
+    """A connection, as the sweep and the drain see it."""
+
+    deadline_s: float  # CLOCK_MONOTONIC; NEVER: none
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether a request was begun and is not answered to its end."""
+
+    @property
+    def began_s(self) -> float:
+        """When the request in hand began, CLOCK_MONOTONIC."""
+
+    def expired(self, now_s: float) -> None:
+        """The deadline is over, and a further poll found nothing to read."""
+
+    def retire(self) -> bool:
+        """Idle, at the end of the linger: shuts its end, discards what comes, closes. False: it was closing already."""
+
+    def cut(self) -> None:
+        """Closes at once, whatever is in hand."""
+
+
+class Sweep:
+    """Calls tick(now_s) once a second, and expired() of the connections whose deadline is over and stayed so through a
+    further poll: a loop that was held up by the app must not take its own slowness for the client's."""
+
+    def __init__(self, connections: set[Any], tick: Callable[[float], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connections = connections
+        self._tick = tick
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = self._loop.call_later(SWEEP_S, self._turn)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _turn(self) -> None:
+        self._timer = self._loop.call_later(SWEEP_S, self._turn)
+        now_s = time.monotonic()
+        self._tick(now_s)
+        over = [(each, each.deadline_s) for each in self._connections if each.deadline_s <= now_s]
+        if over:
+            self._loop.call_later(_POLL_S, self._after_a_poll, over)
+
+    def _after_a_poll(self, over: list[tuple[Swept, float]]) -> None:
+        now_s = time.monotonic()
+        for connection, deadline_s in over:
+            if connection in self._connections and connection.deadline_s == deadline_s:
+                connection.expired(now_s)
+
+
+class Ending:
+    """How a worker's connections come to their end (DESIGN 7): requests in hand have graceful_s, counted from the
+    drain's beginning or, for late ones, from their own; idle connections are kept for linger_s, then retired.
+
+    running(): requests that the app has still in hand although their connection may be gone. The server calls `look`
+    whenever a connection closed or a request ended, and the sweep's tick calls it once a second."""
+
+    def __init__(self, connections: set[Any], running: Callable[[], int], graceful_s: float, linger_s: float) -> None:
+        self._connections = connections
+        self._running = running
+        self._graceful_s = graceful_s
+        self._began_s = time.monotonic()
+        self._linger_until_s = self._began_s + linger_s
+        self._over = asyncio.Event()
+        self._cut = 0
+        self._idle_closed = 0
+
+    async def wait(self) -> Cuts:
+        """Until the last connection is closed."""
+        while True:
+            next_s = self.look()
+            try:
+                await asyncio.wait_for(self._over.wait(), max(0.0, next_s - time.monotonic()) + _POLL_S)
+                break
+            except TimeoutError:
+                continue
+        return Cuts(requests=self._cut, idle_closed=self._idle_closed)
+
+    def look(self) -> float:
+        """Retires and cuts what is due; the time of the next deadline."""
+        now_s = time.monotonic()
+        lingers = now_s < self._linger_until_s
+        next_s = self._linger_until_s if lingers else now_s + SWEEP_S
+        for connection in list(self._connections):
+            if connection.in_hand:
+                due_s = max(self._began_s, connection.began_s) + self._graceful_s
+                if due_s <= now_s:
+                    self._cut += 1
+                    connection.cut()
+                else:
+                    next_s = min(next_s, due_s)
+            elif not lingers:
+                self._idle_closed += connection.retire()
+        graceful_over = now_s >= self._began_s + self._graceful_s
+        if not self._connections and (graceful_over or not self._running()):
+            self._over.set()
+        return next_s
