@@ -51,10 +51,10 @@ class RequestLog:
         elif self._output.trouble:
             self._output.write(b"")
 
-    def reopen(self) -> str:
-        """After a rotation (USR1). What went wrong, or ""."""
+    def reopen(self) -> None:
+        """After a rotation (USR1). Raises OSError, and the file that was open is written on."""
         self.flush()
-        return self._output.reopen()
+        self._output.reopen()
 
     def close(self) -> None:
         self.flush()
@@ -83,13 +83,12 @@ class NoRequestLog:
 
     def flush(self) -> None: ...
 
-    def reopen(self) -> str:
-        return ""
+    def reopen(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-def open_access_log(settings: Settings, identity: Identity) -> RequestLog | NoRequestLog:
+def open_log(settings: Settings, identity: Identity) -> RequestLog | NoRequestLog:
     """The log that the settings ask for, to be opened in the worker after the fork. Raises OSError, ValueError."""
     if not settings.access_log:
         return NoRequestLog()

@@ -57,20 +57,15 @@ class LineOutput:
             self.trouble = ""
         self._drop(PENDING_MAX_BYTES)
 
-    def reopen(self) -> str:
-        """Opens the path anew, after a rotation; what waits goes to the old file first. What went wrong, or "": the old
-        file is then written on."""
+    def reopen(self) -> None:
+        """Opens the path anew, after a rotation; what waits goes to the old file first. Raises OSError, and the old file is
+        written on."""
         self.write(b"")
-        if not self._own:
-            return ""
-        try:
+        if self._own:
             fd = _open(self.target)
-        except OSError as error:
-            return f"{self.target}: {error.strerror}; the file that was open is written on"
-        before = self._fd
-        self._attach(fd)
-        os.close(before)
-        return ""
+            before = self._fd
+            self._attach(fd)
+            os.close(before)
 
     def close(self) -> None:
         """Writes what waits, as far as it goes."""
