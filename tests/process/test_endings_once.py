@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +21,13 @@ from midstream.agent.logs import Logs
 from midstream.agent.methods import Methods
 from midstream.agent.oneshots import OneShots
 from midstream.agent.opening import Opening
-from midstream.agent.store import Store
+from midstream.agent.store import AppRecord, GenerationRecord, Store
 from midstream.agent.work import Work
-from midstream.core.intent import IntentState
-from midstream.core.spec import AppSpec
+from midstream.core.generation import IllegalTransition
+from midstream.core.intent import IntentEvent, IntentState
+from midstream.core.phases import Handover, Phase
+from midstream.core.service import Service
+from midstream.core.spec import AppSpec, ServiceSpec
 from midstream.errors import HostError, LockedError
 
 ME = Peer(os.getpid(), os.getuid(), os.getgid())
@@ -174,5 +178,99 @@ def test_an_app_whose_deploy_begins_while_it_is_stopped_is_not_removed(
         with pytest.raises(LockedError, match="under way"):
             await methods.app_remove(SimpleNamespace(peer=ME), {"app": "shop"})  # type: ignore[arg-type]
         assert "shop" in deploys.host.apps
+
+    told(story)
+
+
+async def nothing_to_tidy(work: Work, until: str) -> list[str]:
+    return []
+
+
+def test_who_wants_it_undecided_is_refused_once_it_is_decided(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision comes between his look and his word: nothing is touched, and the deployer goes on."""
+
+    async def commit(work: Work) -> None:
+        return None
+
+    monkeypatch.setattr(module.publishing, "commit", commit)
+    monkeypatch.setattr(module.finishing, "tidy", nothing_to_tidy)
+
+    async def story(deploys: Deploys) -> None:
+        work = begun(deploys, "d1")
+        asked = asyncio.create_task(deploys.settle(work, "aborted", undecided=True))
+        work.save(state=IntentState.COMMITTED, release="20261121190501")
+        assert await asked is False
+        assert deploys.of("shop") is work and work.intent.state is IntentState.COMMITTED
+        assert await deploys.settle(work, "its deployer is gone") is True
+        assert deploys.of("shop") is None
+
+    told(story)
+
+
+def test_a_way_back_that_is_recorded_refuses_the_decision(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.finishing, "tidy", nothing_to_tidy)
+
+    async def story(deploys: Deploys) -> None:
+        work = begun(deploys, "d1")
+        work.save(state=IntentState.PROVISIONAL)
+        asked = asyncio.create_task(deploys.settle(work, "aborted", undecided=True))
+        while work.intent.state is IntentState.PROVISIONAL:
+            await asyncio.sleep(0)
+        with pytest.raises(IllegalTransition):
+            work.move(IntentEvent.COMMIT)
+        assert await asked is True
+
+    told(story)
+
+
+@pytest.mark.parametrize("way", ["restart", "settle"])
+def test_what_cannot_be_put_back_stays_open_and_is_put_back_later(
+    told: Callable[[Story], None], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The keeper dies in the handover, and in the way back: closed now, the new generation would be nobody's."""
+    asked = []
+
+    async def publish(work: Work, record: Any) -> Any:
+        hand_over(work)
+        raise KeeperLost("the keeper keeps dying")
+
+    def hand_over(work: Work) -> None:
+        work.save(state=IntentState.PUBLISHING, generation=2, services=("web",))
+        work.host.services["shop", "web"] = Service("shop", "web", handover=Handover(2, Phase.STARTING, 0.0))
+
+    async def revert(work: Work, reason: str) -> None:
+        asked.append(work.intent.id)
+        if len(asked) < 3:
+            raise KeeperLost("the keeper keeps dying")
+        work.host.services["shop", "web"] = Service("shop", "web")
+        work.save(state=IntentState.REVERTED)
+
+    monkeypatch.setattr(module.publishing, "publish", publish)
+    monkeypatch.setattr(module.publishing, "revert", revert)
+    monkeypatch.setattr(module.finishing, "tidy", nothing_to_tidy)
+    monkeypatch.setattr(module, "_AGAIN_S", 0.01)
+
+    async def story(deploys: Deploys) -> None:
+        if way == "restart":
+            record = AppRecord("shop", "/srv/shop", ME.uid, release="20261121190501", committed_generation=1)
+            deploys.host.store.put_app(record)
+            deploys.host.apps["shop"] = record
+            spec = replace(SPEC, services={"web": ServiceSpec("web", ("serve",))})
+            deploys.host.generations["shop", 1] = GenerationRecord(1, record.release, spec)
+            with pytest.raises(KeeperLost):
+                await deploys.restart(ME, "shop", [], lambda progress: None)
+        else:
+            work = begun(deploys, "d1")
+            hand_over(work)
+            with pytest.raises(KeeperLost):
+                await deploys.settle(work, "aborted")
+        open_now = deploys.of("shop")
+        assert open_now is not None and deploys.host.store.open_intents()
+        assert await deploys.host.until(lambda: deploys.of("shop") is None, 10.0)
+        assert len(asked) == 3 and not deploys.host.store.open_intents()
 
     told(story)

@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -36,6 +37,8 @@ from midstream.linux import clock
 
 T = TypeVar("T")
 
+_AGAIN_S = 5.0  # after a way back that failed
+
 _ENDED = (
     IntentState.OPEN,
     IntentState.COMMITTED,
@@ -53,7 +56,7 @@ class Deploys:
         self._incoming = os.path.join(state_folder, "incoming")
         self._works: dict[str, Work] = {}  # by app
         self._outlive: set[asyncio.Task[Any]] = set()
-        self._settling: dict[int, asyncio.Task[None]] = {}  # by number of the intent
+        self._settling: dict[int, asyncio.Task[bool]] = {}  # by number of the intent
         self._trash = Trash(host)
         host.externals = Externals(host)
         host.current = CurrentLink(host)
@@ -192,19 +195,26 @@ class Deploys:
         if work.connected > 0 or self._works.get(work.intent.app) is not work:
             return
         self.host.note(work.intent.app, "", "lease", f"the deployer of {work.intent.user} is gone: settling its deploy")
-        await self.settle(work, "the deployer went away before the decision")
+        await self._settle_alone(work, "the deployer went away before the decision")
 
-    async def settle(self, work: Work, reason: str) -> None:
+    async def settle(self, work: Work, reason: str, *, undecided: bool = False) -> bool:
         """Ends a deploy that nobody drives: forward if it was committed, back if not. Who asks while that is under way
-        waits for the same end; it goes on when he goes away."""
-        task = self._settling.get(work.intent.number)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._settle(work, reason))
-            self._settling[work.intent.number] = task
-            task.add_done_callback(lambda done: self._settling.pop(work.intent.number, None))
-        await asyncio.shield(task)
+        waits for the same end; it goes on when he goes away. undecided: back, or not at all: False when the decision came
+        first."""
+        number, mine = work.intent.number, False
+        while True:
+            task = self._settling.get(number)
+            if task is None:
+                task, mine = asyncio.get_running_loop().create_task(self._settle(work, reason, undecided)), True
+                self._settling[number] = task
+                task.add_done_callback(lambda done: self._settling.pop(number, None))
+            settled = await asyncio.shield(task)
+            if settled or mine:
+                return settled and not (undecided and work.intent.ended == "committed")
 
-    async def _settle(self, work: Work, reason: str) -> None:
+    async def _settle(self, work: Work, reason: str, undecided: bool) -> bool:
+        if undecided and work.intent.state is IntentState.COMMITTED:
+            return False  # from here to the record of the way back nothing waits, so no decision can come in between
         for task in list(work.running.values()):
             task.cancel()
         try:
@@ -215,10 +225,31 @@ class Deploys:
             await self._finish(work, "abandoned")
         except MidstreamError as error:
             self.host.note(work.intent.app, "", "attention", error.what)
+            if publishing.handed_over(work):
+                self._go_back_later(work, error)
+                raise
             try:
                 await hooks.undo_all(work)
             finally:
                 self._close(work)
+        return True
+
+    def _go_back_later(self, work: Work, error: Exception) -> None:
+        """What was handed over and could not be put back: its deploy stays open, and locked, until it is. Closed, its
+        generation would be nobody's."""
+        what = getattr(error, "what", "") or f"{type(error).__name__}: {error}"
+        self.host.note(work.intent.app, "", "attention", f"could not be put back, and is tried again: {what}")
+        self.host.keep(asyncio.get_running_loop().create_task(self._go_back_again(work), name="a way back"))
+
+    async def _go_back_again(self, work: Work) -> None:
+        await self.host.until(lambda: self._works.get(work.intent.app) is not work, _AGAIN_S)
+        await self._settle_alone(work, work.intent.failure or "it could not be put back at first")
+
+    async def _settle_alone(self, work: Work, reason: str) -> None:
+        """For nobody in particular. What fails is noted; where it has to, it is tried again."""
+        if self._works.get(work.intent.app) is work:
+            with suppress(MidstreamError):
+                await self.settle(work, reason)
 
     async def _follow_decision(self, work: Work) -> None:
         """What the deployer would have been told; the rest of the deploy's end does not depend on it."""
@@ -457,7 +488,7 @@ class Deploys:
             if record is not None:
                 work.secrets = dict(record.secrets)
             if intent.state in (IntentState.REVERTING, IntentState.REVERTED):
-                self.host.keep(asyncio.get_running_loop().create_task(self.settle(work, intent.failure)))
+                self.host.keep(asyncio.get_running_loop().create_task(self._settle_alone(work, intent.failure)))
             else:
                 self._lease(work)
         open_ones = {(work.intent.app, work.intent.number) for work in self._works.values()}
@@ -514,8 +545,17 @@ class Deploys:
             work.save(steps={**work.intent.steps, "deploy:symlink:release": "done"})
             await publishing.commit(work)
         except Exception as error:
-            await publishing.revert(work, getattr(error, "what", str(error)))
+            await self._put_back(work, getattr(error, "what", str(error)))
             raise
-        finally:
-            self._close(work)
+        self._close(work)
         return {"generation": work.intent.generation, "release": record.release}
+
+    async def _put_back(self, work: Work, reason: str) -> None:
+        try:
+            await publishing.revert(work, reason)
+        except Exception as error:
+            if publishing.handed_over(work):
+                self._go_back_later(work, error)
+                return
+            self.host.note(work.intent.app, "", "attention", f"the way back failed: {error}")
+        self._close(work)

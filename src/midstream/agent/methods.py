@@ -38,7 +38,7 @@ from midstream.core.phases import Hold
 from midstream.core.service import Service
 from midstream.core.spec import HoldSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import HostError, LockedError, NotAllowedError, OperatorError
+from midstream.errors import AttentionError, HostError, LockedError, NotAllowedError, OperatorError
 from midstream.linux import clock
 
 PROTOCOL = 1
@@ -636,13 +636,25 @@ class Methods:
         }
 
     async def deploy_settle(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        """`midstream resume` and `midstream abort`: ends a deploy whose deployer is gone, forward or back."""
+        """`midstream abort`: ends a deploy whose deployer is gone, forward or back. deploy_id: that one and no other.
+        undecided: back; when it is committed here, nothing is touched."""
         record = self._app(connection, params)
         work = self.deploys.of(record.app)
         if work is None:
             return {"settled": False, "release": record.release}
+        if params.get("deploy_id") not in (None, "", work.intent.id):
+            raise LockedError(
+                f"another {work.intent.kind} of {record.app!r} has begun meanwhile, by {work.intent.user}",
+                serving=work.serving(),
+                remedy="look at it: midstream status; then, if it is that one: midstream abort",
+            )
         reason = str(params.get("reason") or f"ended by {connection.peer.name}")
-        await self.deploys.settle(work, reason)
+        if not await self.deploys.settle(work, reason, undecided=bool(params.get("undecided"))):
+            raise AttentionError(
+                f"the deploy was decided meanwhile: release {work.intent.release} is committed here",
+                serving=f"release {work.intent.release}",
+                remedy="carry it to its end: midstream resume, on the machine that deployed",
+            )
         after = self.host.apps.get(record.app)
         return {"settled": True, "release": after.release if after else ""}
 

@@ -342,7 +342,6 @@ async def revert(work: Work, reason: str) -> None:
     if work.intent.state in (IntentState.REVERTED, IntentState.CLOSED, IntentState.COMMITTED):
         return
     work.phase = "reverting"
-    was = work.intent.state
     _quietly(lambda: work.move(IntentEvent.REVERT, failure=work.redacted(reason)[:2000]))
     for key in host.one_shots.running():
         parsed = parse_key(key)
@@ -351,22 +350,14 @@ async def revert(work: Work, reason: str) -> None:
                 await host.one_shots.stop(key)
             except HostError as error:  # what was handed over has to go back all the same
                 host.note(work.intent.app, "", "attention", f"{key} could not be stopped: {error.what}")
-    waiting = [
-        (work.intent.app, name)
-        for name in work.intent.services
-        if (service := host.services.get((work.intent.app, name))) is not None
-        and service.handover is not None
-        and service.handover.generation == work.intent.generation
-    ]
+    waiting = handed_over(work)
     if waiting:
         try:
             await host.decide([(name, Revert(reason)) for name in waiting])
         except HostError:
             for name in waiting:  # the disk is full: put back all the same, and store it when it can be stored
                 host.post(name, Revert(reason))
-    if (
-        was in (IntentState.PUBLISHING, IntentState.PROVISIONAL) and work.intent.kind != "restart"
-    ) or work.intent.made_release:
+    if (work.intent.generation and work.intent.kind != "restart") or work.intent.made_release:
         _mark_bad(work, reason)
     await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
     await external_handover.put_back(work)
@@ -376,6 +367,17 @@ async def revert(work: Work, reason: str) -> None:
     if work.intent.state is IntentState.REVERTING:
         _quietly(lambda: work.move(IntentEvent.REVERT_DONE))
     host.note(work.intent.app, "", "revert", work.redacted(reason), work.intent.generation)
+
+
+def handed_over(work: Work) -> list[Name]:
+    """The services whose handover by this deploy stands: neither committed nor put back."""
+    return [
+        (work.intent.app, name)
+        for name in work.intent.services
+        if (service := work.host.services.get((work.intent.app, name))) is not None
+        and service.handover is not None
+        and service.handover.generation == work.intent.generation
+    ]
 
 
 async def _clear_disk(work: Work) -> None:

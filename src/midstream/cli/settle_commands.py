@@ -17,8 +17,10 @@ from midstream.errors import AttentionError, HostError, OperatorError
 
 if TYPE_CHECKING:
     from midstream.cli.aim import Aim
+    from midstream.cli.ask import Answers
     from midstream.deploy.sync_client import SyncClient
 
+Settled = tuple[str, dict[str, Any]]  # app, answer of deploy.settle
 _EXITS = (0, 1, 2, 4, 5, 70, 130)
 _ID = click.option("--id", "deploy_id", metavar="ID", default="", help="Which deploy (default: the unfinished one).")
 
@@ -84,7 +86,7 @@ def resume(
 
 @command(
     "abort",
-    exits=(0, 1, 2, 5, 70),
+    exits=(0, 1, 2, 4, 5, 70),
     examples="""
     midstream abort
     midstream abort production
@@ -103,20 +105,12 @@ def abort(stage: str | None, only: Only, app: str, config_path: str, socket: str
     hosts already, it is not put back on the others: `midstream resume` carries it to its end. The agents do the same by
     themselves some seconds after they lost a deployer; this is for not waiting, and for a deployer that hangs.
     """
-    from midstream.cli.aim import only_app, take_aim
+    from midstream.cli.aim import take_aim
     from midstream.cli.deploy_run import operator_name
 
     aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket, only=only)
-    if aim.several:
-        _refuse_half_way(aim)
-
-    def settle(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
-        name = only_app(client, aim.app)
-        if aim.several and not _row(client, name):  # a first deploy that was put back leaves nothing
-            return name, {"settled": False, "release": ""}
-        return name, client.call("deploy.settle", app=name, reason=f"aborted by {operator_name()}")
-
-    answers = aim.ask(settle)
+    reason = f"aborted by {operator_name()}"
+    answers = settle_fleet(aim, look_at_fleet(aim), reason) if aim.several else _settle_one(aim, reason)
     for host, (name, answer) in answers.good():
         head = f"{host}: " if aim.several else ""
         serving = f"release {answer['release']} is committed" if answer.get("release") else "nothing is committed"
@@ -156,10 +150,42 @@ def _row(client: SyncClient, app: str) -> dict[str, Any]:
     return next((row for row in client.call("status")["apps"] if row["app"] == app), {})
 
 
-def _refuse_half_way(aim: Aim) -> None:
-    """Raises AttentionError when the decision was made: some hosts have committed the release of the deploy that others
-    have not decided yet. Putting those back would leave the fleet on two releases. Raises HostError when a host cannot be
-    asked: whether it has decided is never guessed."""
+def _settle_one(aim: Aim, reason: str) -> Answers[Settled]:
+    def settle(client: SyncClient, host: str) -> Settled:
+        from midstream.cli.aim import only_app
+
+        name = only_app(client, aim.app)
+        return name, client.call("deploy.settle", app=name, reason=reason)
+
+    return aim.ask(settle)
+
+
+def settle_fleet(aim: Aim, seen: dict[str, dict[str, Any]], reason: str) -> Answers[Settled]:
+    """Has each host end what was `seen` there, and nothing else: a decision that came since is refused by its agent. The
+    deploy's first host, which decides for all, is asked first: once that one went back nobody can commit any more, and
+    where it refuses the others are left alone."""
+    from midstream.cli.ask import Answers, ask_all
+
+    def settle(client: SyncClient, host: str) -> Settled:
+        deploy = seen[host].get("deploy")
+        if not deploy:
+            return aim.app, {"settled": False, "release": str(seen[host].get("release") or "")}
+        expected = {"deploy_id": deploy["id"], "undecided": deploy["state"] != "committed"}
+        return aim.app, client.call("deploy.settle", app=aim.app, reason=reason, **expected)
+
+    first = next((host for host in aim.hosts if seen[host.name].get("deploy")), aim.hosts[0])
+    decided = ask_all([first], settle, several=True)
+    if decided.failed:
+        return decided
+    others = ask_all([host for host in aim.hosts if host is not first], settle, several=True)
+    rows = {row.host: row for row in (*decided.rows, *others.rows)}
+    return Answers(tuple(rows[host.name] for host in aim.hosts), several=True)
+
+
+def look_at_fleet(aim: Aim) -> dict[str, dict[str, Any]]:
+    """host -> what its status says of the app. Raises AttentionError when the decision was made: some hosts have committed
+    the release of the deploy that others have not decided yet. Putting those back would leave the fleet on two releases.
+    Raises HostError when a host cannot be asked: whether it has decided is never guessed."""
 
     def look(client: SyncClient, host: str) -> dict[str, Any]:
         return _row(client, aim.app)
@@ -186,3 +212,4 @@ def _refuse_half_way(aim: Aim) -> None:
             remedy=f"`midstream resume {aim.stage}` on the machine that deployed; from another: wait until their leases have "
             f"run out (seconds), then `midstream deploy {aim.stage}`",
         )
+    return dict(answers.good())

@@ -21,7 +21,7 @@ from typing import Any
 from midstream.core.names import is_release
 from midstream.core.spec import AppSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import AppError, HostError, LockedError, MidstreamError, OperatorError
+from midstream.errors import AppError, AttentionError, HostError, LockedError, MidstreamError, OperatorError
 
 LEASE_S = 15.0
 PATIENCE_S = 30.0
@@ -505,6 +505,10 @@ class FakeAgent:
         app = self._app(params)
         if app.deploy is None:
             return {"settled": False, "release": app.committed}
+        if params.get("deploy_id", app.deploy.id) != app.deploy.id:
+            raise LockedError("another deploy of 'shop' has begun meanwhile")
+        if params.get("undecided") and app.committed == app.deploy.release != "":
+            raise AttentionError("the deploy was decided meanwhile")
         self._put_back(app)
         self._undo(app.deploy)
         self._end(app, "put back")
@@ -679,7 +683,7 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "deploy.revert": (FakeAgent._revert, (*_DEPLOY, "reason"), ()),
     "deploy.finish": (FakeAgent._finish, (*_DEPLOY, "outcome"), ("until",)),
     "deploy.status": (FakeAgent._deploy_status, ("app",), ("deploy_id", "token")),
-    "deploy.settle": (FakeAgent._settle, ("app",), ("reason",)),
+    "deploy.settle": (FakeAgent._settle, ("app",), ("reason", "deploy_id", "undecided")),
 }
 
 
@@ -700,6 +704,8 @@ def _app_status(app: FakeApp) -> dict[str, Any]:
         "id": app.deploy.id,
         "kind": app.deploy.kind,
         "phase": app.deploy.phase,
+        "state": "committed" if app.committed == app.deploy.release != "" else "provisional",
+        "release": app.deploy.release,
         "user": app.deploy.user,
         "since": 1_795_287_901.0,
     }
