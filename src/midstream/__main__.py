@@ -1,8 +1,8 @@
 """`python -m midstream`, `python -I midstream.pyz`, `python -I .../midstream`: the command line and the programs.
 
-The first word may name a program of a host (`agent-process`, `steps`, `install-here`), which gets on without click; all else
-is a command. Started as a folder, Python puts the package's own folder on the path, where its modules would be found under
-wrong names: the parent takes its place.
+The first word may name a program (`agent-process`, `steps`, `install-here`, `serve`), which gets on without click; all else
+is a command. The console script begins here too. Started as a folder, Python puts the package's own folder on the path,
+where its modules would be found under wrong names: the parent takes its place.
 """
 
 import os
@@ -12,6 +12,7 @@ _PROGRAMS = {
     "agent-process": "midstream.agent.__main__",
     "steps": "midstream.steps.__main__",
     "install-here": "midstream.cli.install_program",
+    "serve": "midstream.serve.program",
 }
 
 
@@ -28,8 +29,16 @@ def main() -> int:
     program = _PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if program is not None:
         return int(importlib.import_module(program).main(sys.argv[2:]) or 0)
-    from midstream.cli.main import run
-
+    try:
+        from midstream.cli.main import run
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        print(
+            "midstream: only `midstream serve` is installed here; the commands: pip install 'midstream[cli]'",
+            file=sys.stderr,
+        )
+        return 2
     return run(sys.argv[1:])
 
 

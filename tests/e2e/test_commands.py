@@ -23,7 +23,7 @@ signal run exec console env lock unlock agent serve work herd dashboard top doct
 """
 PROMISED = _WORDS.split()
 PROMISED_BELOW = {"agent": {"run", "install", "connect", "upgrade"}, "env": {"push"}}
-NOT_YET = {"serve", "work", "herd", "dashboard", "top"}  # programs of their own, built later
+NOT_YET = {"work", "herd", "dashboard", "top"}  # programs of their own, built later
 ALSO = {"notify"}
 
 

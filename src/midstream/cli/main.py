@@ -60,6 +60,9 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "unhold": Entry("hold_commands:unhold", "End a hold"),
         "signal": Entry("service_commands:signal", "Send a signal to the processes of services"),
     },
+    "Serve": {
+        "serve": Entry("serve_command:serve", "Serve a WSGI or ASGI app from forked workers; upgrades lose nothing"),
+    },
     "Run something of the app": {
         "run": Entry("run_commands:run", "Run a task of the deploy by itself"),
         "exec": Entry("run_commands:exec_", "Run a command in the running release, with its environment"),

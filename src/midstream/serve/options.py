@@ -13,7 +13,7 @@ import enum
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import midstream
@@ -31,6 +31,25 @@ _BY_KEY = {
 }
 # Set by the server itself, for its own processes.
 _OWN_VARIABLES = frozenset((ENVIRONMENT_PREFIX + "GENERATION", ENVIRONMENT_PREFIX + "MASTER"))
+
+DESCRIPTION = (
+    "Serve a WSGI or ASGI app from forked workers. HUP or USR2 is a verified upgrade to the code that --chdir then leads "
+    "to: the old workers go when the new ones are proven, and stay when they are not. TERM and QUIT end it gracefully."
+)
+EXAMPLES = (
+    "midstream serve shop.wsgi:application --workers 4",
+    "midstream serve shop.asgi:app --bind unix:/run/shop.sock --chdir /srv/shop/current",
+    "midstream serve shop.wsgi -c serve.toml --check",
+    "midstream serve --ask reload --bind unix:/run/shop.sock",
+    "midstream serve --ask status --json | jq .generations",
+)
+EXITS = {
+    0: "done: ended as it was told to; the check found nothing; the upgrade serves",
+    1: "it could not start, or the upgrade was refused: the old release serves",
+    2: "wrong usage or configuration, or --check found something",
+    3: "--ask: nothing runs there",
+    70: "a bug of Midstream",
+}
 
 
 class Action(enum.Enum):
@@ -89,20 +108,37 @@ def read(argv: Sequence[str], environment: Mapping[str, str], folder: str) -> In
     settings = _settings(found, folder, whole=action is not Action.ASK)
     if found.mistakes:
         raise _error(found.mistakes)
+    if settings.reload and "linger_s" not in found.values:
+        # Who just changed a file wants to see the new code, on the browser's old connection too.
+        settings = replace(settings, linger_s=0.0)
+        found.values["linger_s"] = ("0", "--reload")
     sources = {name: source for name, (_, source) in found.values.items()}
     notes = tuple(dict.fromkeys([*found.notes, *settings_checks.notes(settings)]))
     return Invocation(settings, action, known.ask or "", known.json, sources, notes)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its help ends as that of all other commands does."""
+
+    def format_help(self) -> str:
+        lines = [f"  {example}" for example in EXAMPLES]
+        codes = [f"  {code:<4}{words}" for code, words in EXITS.items()]
+        text = super().format_help().replace("usage:", "Usage:", 1)
+        return "\n".join([text, _NAMES_EVERYWHERE, "", "Examples:", *lines, "", "Exit codes:", *codes, ""])
+
+
+_NAMES_EVERYWHERE = """\
+Each option is also a variable of the environment (MIDSTREAM_SERVE_WORKERS) and a key of the TOML file (workers = 4);
+the command line counts most, the file least. TIME is seconds, or 90s, 1m30s; SIZE is bytes, or 64KB, 1GB.
+All of it, the hooks and the signals: docs/serve.md."""
+
+
 def parser() -> argparse.ArgumentParser:
     """All options, grouped as in the table; every value is left as text."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog="midstream serve",
         usage="midstream serve [OPTION ...] MODULE:NAME",
-        description="Serve a WSGI or ASGI app from forked workers; HUP or USR2 is a verified upgrade to the code that "
-        "--chdir now leads to.",
-        epilog="Each option is also an environment variable (MIDSTREAM_SERVE_WORKERS) and a key of the TOML file "
-        "(workers = 4); the command line counts most, the file least. All of it: docs/serve.md.",
+        description=DESCRIPTION,
         allow_abbrev=False,
         exit_on_error=False,
         add_help=False,

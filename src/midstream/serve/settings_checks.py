@@ -34,9 +34,9 @@ def notes(settings: Settings) -> Iterator[str]:
     """What is allowed and probably not meant."""
     if settings.max_requests_jitter and not settings.max_requests:
         yield "--max-requests-jitter does nothing without --max-requests"
-    if settings.linger_s == 0:
+    if settings.linger_s == 0 and not settings.reload:
         yield "--linger 0: at an upgrade idle connections are closed at once, and a request on its way is lost"
-    elif settings.keep_alive_s and settings.keep_alive_s <= 60:
+    if 0 < settings.keep_alive_s <= 60:
         yield "--keep-alive of a minute or less: nginx keeps connections for 60 s and may use one that just closed"
     if settings.access_log:
         for name in unknown_atoms(settings.access_log_format):
