@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from machine import Machine, Project, wait_for
 
+from midstream.core.spec import AppSpec
+from midstream.core.wire import to_wire
+from midstream.deploy.sync_client import connect
+
 SECRET = "hunter2-hunter2"
 NEWER = "correct-horse"
 
@@ -149,3 +153,28 @@ def test_what_cannot_be_pushed(project: Project) -> None:
         with pytest.raises(Exception, match=words):
             project.machine.call("env.push", app="shop", **params)
     assert "waiting" not in project.cli("env", "list").out
+
+
+def test_push_with_restart_takes_the_deploys_lock(shop: Project) -> None:
+    """Refused while another has it, held until the new processes serve, and no trace of a deploy is left."""
+    machine = shop.machine
+    shop.commit("again")
+    release, log = shop.deployed(), (shop.deploy_to / "revisions.log").read_text()
+    (machine.root / "key").write_text(NEWER)
+    with contextlib.closing(connect(str(machine.socket))) as client:
+        spec = to_wire(AppSpec("shop", str(shop.deploy_to), "/repo", "production"))
+        asked = {"deploy_id": "other", "spec": spec, "kind": "deploy", "user": "bob"}
+        token = client.call("deploy.open", until="check", **asked)["token"]
+        refused = shop.cli("env", "push", "--restart")
+        assert refused.code == 4 and "bob" in refused.err, refused.text
+        client.call("deploy.finish", deploy_id="other", token=token, outcome="failed")
+    assert "waiting" not in shop.cli("env", "list").out, "nothing was sent"
+    push = machine.spawn_cli("env", "push", "--restart", cwd=shop.folder)
+    wait_for("the lock", lambda: (machine.app()["deploy"] or {}).get("kind") == "configure")
+    assert push.wait(60) == 0, push.communicate()[0]
+    push.communicate()
+    assert machine.app()["deploy"] is None and machine.app()["release"] == release
+    assert seen_by(shop, "SECRET_KEY") == NEWER
+    assert (shop.deploy_to / "revisions.log").read_text() == log
+    states = [row["state"] for row in machine.call("releases", app="shop")["releases"]]
+    assert set(states) == {"good"}

@@ -67,6 +67,11 @@ class Deploys:
     def of(self, app: str) -> Work | None:
         return self._works.get(app)
 
+    def is_busy(self, app: str, own: str = "") -> bool:
+        """Whether a deploy is under way, other than the one of that id."""
+        work = self._works.get(app)
+        return work is not None and work.intent.id != own
+
     async def open(
         self,
         peer: Peer,
@@ -417,7 +422,7 @@ class Deploys:
         work.phase = "finishing"
         removed: list[str] = []
         warnings: list[str] = []
-        if work.intent.kind != "restart":
+        if work.intent.kind in ("deploy", "rollback"):
             try:
                 removed = await finishing.tidy(work, until)
             except MidstreamError as error:
@@ -517,26 +522,33 @@ class Deploys:
     # -- restart: a handover to the same release -------------------------------------------------------------------
 
     async def restart(
-        self, peer: Peer, app: str, services: list[str], tell: Callable[[Progress], None], user: str = ""
+        self,
+        peer: Peer,
+        app: str,
+        services: list[str],
+        tell: Callable[[Progress], None],
+        user: str = "",
+        under: Work | None = None,
     ) -> dict[str, Any]:
         """New processes of the committed release by the same handover as a deploy: nothing is dropped, and what does not
-        come up changes nothing."""
+        come up changes nothing. under: the lock that was taken for it, which stays."""
         record = self.host.apps[app]
-        if self._works.get(app) is not None:
+        if under is not None:
+            _require_configuring(under, app)
+        elif self._works.get(app) is not None:
             raise opening.locked(self._works[app])
         generation = self.host.record(app, record.committed_generation)
         if generation is None or not record.release:
             raise OperatorError(f"nothing of {app!r} is deployed here", remedy="midstream deploy")
         generation = with_pushed(generation, self.host.store.pushed(app))
-        deploy_id = f"restart-{app}-{record.token + 1}"
-        asked = Opening(deploy_id, {}, "restart", user or peer.name)
-        work = self._begin(peer, asked, generation.spec, record.owner_uid)
+        asked = Opening(f"restart-{app}-{record.token + 1}", {}, "restart", user or peer.name)
+        work = under or self._begin(peer, asked, generation.spec, record.owner_uid)
         chosen = services or list(generation.spec.services)
         work.spec = replace(generation.spec, services={name: generation.spec.services[name] for name in chosen})
         work.save(release=record.release, revision=record.revision, branch=record.branch)
         work.secrets = dict(generation.secrets)
         work.listeners.append(tell)
-        work.connected = 1
+        work.connected = max(work.connected, 1)
         try:
             files = read_env_files(work.spec, record.release, record.owner_uid, self.host.uid)
             fresh = GenerationRecord(0, record.release, generation.spec, generation.secrets, files)
@@ -545,12 +557,15 @@ class Deploys:
             work.save(steps={**work.intent.steps, "deploy:symlink:release": "done"})
             await publishing.commit(work)
         except Exception as error:
-            await self._put_back(work, getattr(error, "what", str(error)))
+            await self._put_back(work, getattr(error, "what", str(error)), close=under is None)
             raise
-        self._close(work)
+        finally:
+            work.listeners.remove(tell)
+        if under is None:
+            self._close(work)
         return {"generation": work.intent.generation, "release": record.release}
 
-    async def _put_back(self, work: Work, reason: str) -> None:
+    async def _put_back(self, work: Work, reason: str, close: bool) -> None:
         try:
             await publishing.revert(work, reason)
         except Exception as error:
@@ -558,4 +573,15 @@ class Deploys:
                 self._go_back_later(work, error)
                 return
             self.host.note(work.intent.app, "", "attention", f"the way back failed: {error}")
-        self._close(work)
+        if close:
+            self._close(work)
+
+
+def _require_configuring(work: Work, app: str) -> None:
+    intent = work.intent
+    if work.over or intent.app != app or intent.kind != "configure" or intent.state is not IntentState.OPEN:
+        raise OperatorError(
+            "a restart within a deploy needs a lock that was taken for it, and once",
+            where="deploy_id",
+            remedy="open one of kind `configure`, or restart without: midstream restart",
+        )

@@ -26,16 +26,19 @@ from midstream.errors import LockedError, OperatorError
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 
 AppOf = Callable[[Connection, dict[str, Any]], AppRecord]
-IsBusy = Callable[[str], bool]
+IsBusy = Callable[[str, str], bool]
+DeployOf = Callable[[Connection, dict[str, Any]], str]
 
 
 class Environments:
-    """`app_of` checks who asks. is_busy: whether a deploy of the app is under way; it brings values of its own."""
+    """`app_of` checks who asks. is_busy: whether a deploy of the app is under way (other than the one of that id); it brings
+    values of its own. deploy_of: the id of the deploy whose token is shown."""
 
-    def __init__(self, host: Host, app_of: AppOf, is_busy: IsBusy) -> None:
+    def __init__(self, host: Host, app_of: AppOf, is_busy: IsBusy, deploy_of: DeployOf) -> None:
         self.host = host
         self._app_of = app_of
         self._is_busy = is_busy
+        self._deploy_of = deploy_of
 
     def table(self) -> dict[str, Method]:
         return {"env.push": self.push, "env.list": self.list}
@@ -43,7 +46,7 @@ class Environments:
     async def push(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         """Keeps them for the next handover, in place of what was pushed before. `{release, changed: [names]}`."""
         record = self._app_of(connection, params)
-        if self._is_busy(record.app):
+        if self._is_busy(record.app, self._deploy_of(connection, params) if "token" in params else ""):
             raise LockedError(
                 f"a deploy of {record.app!r} is under way; it brings values of its own",
                 remedy="wait for it, or end it: midstream abort",
@@ -85,7 +88,7 @@ class Environments:
         """Before a start: where no process of the app is alive, what it is started from may change without a proof."""
         pushed = self.host.store.pushed(app)
         mine = [service for (owner, _), service in self.host.services.items() if owner == app]
-        if pushed is None or self._is_busy(app):
+        if pushed is None or self._is_busy(app, ""):
             return
         if any(item.state in ALIVE for service in mine for item in service.instances):
             return

@@ -65,7 +65,9 @@ class Methods:
         self._started_s = time.monotonic()
         self._followers: set[asyncio.Queue[EventRow]] = set()
         host.on_event = self._on_event
-        self._environments = Environments(host, self._app, lambda app: deploys.of(app) is not None)
+        self._environments = Environments(
+            host, self._app, deploys.is_busy, lambda connection, params: self._work(connection, params).intent.id
+        )
 
     def table(self) -> dict[str, Method]:
         return {
@@ -299,10 +301,10 @@ class Methods:
         if not chosen:
             raise OperatorError(f"nothing of {record.app!r} is deployed here", remedy="midstream deploy")
         names = [service.name for service in chosen]
+        under = self._work(connection, params) if "token" in params else None
+        peer, tell = connection.peer, self._teller(connection)
         # It goes on when the client goes away: half a restart helps nobody.
-        work = asyncio.ensure_future(
-            self.deploys.restart(connection.peer, record.app, names, self._teller(connection), connection.peer.name)
-        )
+        work = asyncio.ensure_future(self.deploys.restart(peer, record.app, names, tell, peer.name, under))
         await asyncio.shield(work)
         return self._states(chosen)
 

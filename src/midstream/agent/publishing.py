@@ -357,7 +357,7 @@ async def revert(work: Work, reason: str) -> None:
         except HostError:
             for name in waiting:  # the disk is full: put back all the same, and store it when it can be stored
                 host.post(name, Revert(reason))
-    if (work.intent.generation and work.intent.kind != "restart") or work.intent.made_release:
+    if (work.intent.generation and work.intent.kind in ("deploy", "rollback")) or work.intent.made_release:
         _mark_bad(work, reason)
     await host.until(lambda: _old_is_whole(work), timeout_s=60.0)
     await external_handover.put_back(work)

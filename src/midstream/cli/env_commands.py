@@ -14,7 +14,7 @@ from midstream.cli.manpage import app_option, command, config_option, json_optio
 from midstream.cli.output import echo_json, moment
 from midstream.core.spec import AppSpec
 from midstream.deploy.sync_client import SyncClient
-from midstream.errors import OperatorError
+from midstream.errors import LockedError, OperatorError
 
 
 @click.group("env")
@@ -42,7 +42,8 @@ def push(stage: str | None, is_restart: bool, only: Only, config_path: str, sock
     They are those of the working copy's stage over the configuration of the release that runs. The hosts keep them with
     mode 0600; what runs goes on with what it was proven with, also after a crash. The next `midstream restart`, deploy or
     rollback takes them; `midstream start` does where nothing of the app runs. With --restart that is done at once, by a
-    handover: if the new processes do not come up, the old ones serve on.
+    handover: if the new processes do not come up, the old ones serve on. All hosts are locked for that, as for a deploy:
+    where one is in a deploy nothing is sent to any.
     """
     from midstream.cli import project
     from midstream.deploy.config_file import read_secrets
@@ -61,23 +62,32 @@ def push(stage: str | None, is_restart: bool, only: Only, config_path: str, sock
         mine = {host for host, value in revisions.good() if value == revision}
         specs |= {host: spec for host, spec in of_release.specs.items() if host in mine}
 
-    def send(client: SyncClient, host: str) -> dict[str, Any]:
-        return client.call("env.push", app=chosen.app, variables=_variables(specs[host]), secrets=secrets)
-
-    answers = ask_all(hosts, send, several=several)
-    for host, answer in answers.good():
+    def send(client: SyncClient, host: str, **mark: Any) -> dict[str, Any]:
+        answer = client.call("env.push", app=chosen.app, variables=_variables(specs[host]), secrets=secrets, **mark)
         if as_json:
             echo_json({"type": "pushed", "host": host, **answer})
         else:
-            changed = ", ".join(answer["changed"]) or "nothing that differs"
-            click.echo(f"{host}: {changed}")
-    if answers.failed or not is_restart:
+            click.echo(f"{host}: {', '.join(answer['changed']) or 'nothing that differs'}")
+        return answer
+
+    if not is_restart:
+        answers = ask_all(hosts, send, several=several)
         if not answers.failed and not as_json:
             click.echo("kept until the next midstream restart, deploy or rollback")
         return answers.conclude(as_json)
-    restarted = ask_all(
-        hosts, lambda client, host: client.call("restart", app=chosen.app, services=[]), several=several
-    )
+    from midstream.cli.deploy_run import operator_name
+    from midstream.cli.fleet_lock import FleetLock
+
+    lock = FleetLock(specs, operator_name())
+
+    def send_and_restart(client: SyncClient, host: str, mark: dict[str, Any]) -> dict[str, Any]:
+        _require_unchanged(client, chosen.app, dict(revisions.good())[host])
+        lock.meet("looked")
+        send(client, host, **mark)
+        lock.meet("sent")
+        return client.call("restart", app=chosen.app, services=[], **mark)
+
+    restarted = lock.ask(hosts, send_and_restart, several=several)
     for host, answer in restarted.good():
         for row in answer["services"]:
             if as_json:
@@ -85,6 +95,14 @@ def push(stage: str | None, is_restart: bool, only: Only, config_path: str, sock
             else:
                 click.echo(f"{host}: {row['service']}: {row['state']}, pid {', '.join(map(str, row['pids'])) or '-'}")
     return restarted.conclude(as_json)
+
+
+def _require_unchanged(client: SyncClient, app: str, revision: str) -> None:
+    if _committed(client, app) != revision:
+        raise LockedError(
+            "another release came before the lock was taken; nothing was sent",
+            remedy="run it again: midstream env push --restart",
+        )
 
 
 def _committed(client: SyncClient, app: str) -> str:

@@ -653,7 +653,7 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "logs": (FakeAgent._logs, ("app",), ("services", "lines", "follow")),
     "start": (FakeAgent._start, *_ACT),
     "stop": (FakeAgent._stop, *_ACT),
-    "restart": (FakeAgent._start, *_ACT),
+    "restart": (FakeAgent._start, _ACT[0], (*_ACT[1], "deploy_id", "token")),
     "reload": (FakeAgent._act, *_ACT),
     "signal": (FakeAgent._signal, ("app", "services", "signal"), ("slot",)),
     "hold": (FakeAgent._hold, ("app", "service", "owner", "ttl_s"), ("reason",)),
