@@ -1,0 +1,185 @@
+"""The loop of master and zygote: epoll, timers, signals as bytes in a pipe. They fork, so no threads, no asyncio.
+
+What lives here: waiting. What must not: what is waited for. Workers have an event loop of their own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from midstream.serve.channel import Channel, Message
+
+_LONGEST_WAIT_S = 3600.0
+
+
+class Timer:
+    """One deadline. cancel(): nothing happens then."""
+
+    __slots__ = ("act", "at_s")
+
+    def __init__(self, at_s: float, act: Callable[[], None]) -> None:
+        self.at_s = at_s
+        self.act: Callable[[], None] | None = act
+
+    def cancel(self) -> None:
+        self.act = None
+
+
+class Loop:
+    """`after_turn` runs when everything that had come is dealt with: where level-triggered decisions are made."""
+
+    def __init__(self, after_turn: Callable[[], None] = lambda: None) -> None:
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._writers: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = itertools.count()
+        self._signals: tuple[int, int] | None = None
+        self._handled: tuple[int, ...] = ()
+        self.after_turn = after_turn
+        self.done = False
+
+    def watch(self, fd: int, act: Callable[[], None]) -> None:
+        """act: whenever fd is readable or at its end."""
+        self._readers[fd] = act
+        self._register(fd)
+
+    def watch_writable(self, fd: int, act: Callable[[], None] | None) -> None:
+        """None: no longer."""
+        if act is None:
+            self._writers.pop(fd, None)
+        else:
+            self._writers[fd] = act
+        self._register(fd)
+
+    def forget(self, fd: int) -> None:
+        """Before it is closed. One that is not watched is no error."""
+        self._readers.pop(fd, None)
+        self._writers.pop(fd, None)
+        self._register(fd)
+
+    def _register(self, fd: int) -> None:
+        wanted = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
+        try:
+            if wanted:
+                self._epoll.modify(fd, wanted)
+            else:
+                self._epoll.unregister(fd)
+        except FileNotFoundError:
+            if wanted:
+                self._epoll.register(fd, wanted)
+        except OSError:
+            if wanted:
+                raise
+
+    def after(self, delay_s: float, act: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + delay_s, act)
+        heapq.heappush(self._timers, (timer.at_s, next(self._numbers), timer))
+        return timer
+
+    def take_signals(self, signals: Iterable[int], act: Callable[[int], None]) -> None:
+        """act(number) in the loop for each signal that came; several of one kind before a turn are one."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._signals = (read_fd, write_fd)
+        self._handled = tuple(signals)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in self._handled:
+            signal.signal(number, _noted)
+        self.watch(read_fd, lambda: self._deliver(read_fd, act))
+
+    def _deliver(self, read_fd: int, act: Callable[[int], None]) -> None:
+        came = os.read(read_fd, 65536)
+        for number in dict.fromkeys(came):  # in the order in which they came first
+            if number in self._handled:
+                act(number)
+
+    def run(self) -> None:
+        """Until `done` is set."""
+        while not self.done:
+            self.turn()
+
+    def turn(self) -> None:
+        """Waits for the next event or deadline and deals with all there are."""
+        for fd, events in self._epoll.poll(self._wait_s()):
+            if events & ~select.EPOLLOUT and (act := self._readers.get(fd)):
+                act()
+            if events & ~select.EPOLLIN and (act := self._writers.get(fd)):
+                act()
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            act_now = heapq.heappop(self._timers)[2].act
+            if act_now is not None:
+                act_now()
+        self.after_turn()
+
+    def _wait_s(self) -> float:
+        while self._timers and self._timers[0][2].act is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return _LONGEST_WAIT_S
+        return min(_LONGEST_WAIT_S, max(0.0, self._timers[0][0] - time.monotonic()))
+
+    def leave_in_child(self) -> None:
+        """After a fork, in the child: nothing of this loop is left, and signals do what they do by default."""
+        signal.set_wakeup_fd(-1)
+        for number in self._handled:
+            signal.signal(number, signal.SIG_DFL)
+        self._epoll.close()
+        for fd in self._signals or ():
+            os.close(fd)
+        self._readers.clear()
+        self._writers.clear()
+
+
+class Talk:
+    """A channel in a loop. on_message for each message; on_end once, when the peer is gone."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        channel: Channel,
+        on_message: Callable[[Message], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.channel = channel
+        self._loop = loop
+        self._on_message = on_message
+        self._on_end = on_end
+        self._open = True
+        loop.watch(channel.fileno(), self._readable)
+
+    def send(self, kind: str, fds: tuple[int, ...] = (), **body: object) -> None:
+        if not self._open:
+            return
+        self.channel.send(kind, fds, **body)
+        if self.channel.has_waiting:
+            self._loop.watch_writable(self.channel.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        self.channel.flush()
+        if not self.channel.has_waiting:
+            self._loop.watch_writable(self.channel.fileno(), None)
+
+    def _readable(self) -> None:
+        for message in self.channel.receive():
+            self._on_message(message)
+        if self.channel.ended and self._open:
+            self.close()
+            self._on_end()
+
+    def close(self) -> None:
+        """Says nothing more and hears nothing more; on_end is not called."""
+        if self._open:
+            self._open = False
+            self._loop.forget(self.channel.fileno())
+            self.channel.close()
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The wake-up descriptor has it all."""

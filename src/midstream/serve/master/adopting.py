@@ -1,0 +1,93 @@
+"""What an earlier master left behind: zygotes that serve on, found by our binds and taken over. The master, at its start.
+
+What lives here: the questions and the checks of what is handed over. It blocks for a moment, before anything else runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from dataclasses import dataclass
+
+from midstream.errors import HostError
+from midstream.linux.fds import close_all
+from midstream.serve import channel as messages
+from midstream.serve import listening, takeover
+from midstream.serve.account import RunAs
+from midstream.serve.channel import Channel, Message
+
+_ANSWER_S = 10.0
+
+
+@dataclass(slots=True)
+class Taken:
+    """One zygote that is ours now. listeners: (name, address, socket)."""
+
+    pid: int
+    channel: Channel
+    words: Message
+    board_fd: int
+    listeners: list[tuple[str, str, socket.socket]]
+
+
+def take(addresses: list[str], account: RunAs) -> list[Taken]:
+    """All that serve or drain on one of these addresses and have no master, oldest first. Raises HostError when they have
+    one: that address is served already."""
+    uids = {os.geteuid(), account.uid if account.uid is not None else os.geteuid()}
+    found = []
+    for one in takeover.find(addresses, "zygote"):
+        channel = takeover.connect(one, uids)
+        if channel is None:
+            continue
+        channel.send("take", version=messages.VERSION)
+        answer = _answer(channel)
+        if answer is None:
+            channel.close()
+        elif answer.kind == "refused":
+            channel.close()
+            master = answer.number("master")
+            raise HostError(
+                f"{', '.join(addresses)}: served already by the master with pid {master}",
+                where="--bind",
+                remedy=f"an upgrade is: kill -HUP {master}; a stop: kill -TERM {master}",
+            )
+        elif answer.kind == "taken" and answer.fds:
+            found.append(_checked(one.pid, channel, answer, addresses))
+    return sorted(found, key=lambda taken: taken.words.number("generation"))
+
+
+def _answer(channel: Channel) -> Message | None:
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    until_s = time.monotonic() + _ANSWER_S
+    while not channel.ended and (left_s := until_s - time.monotonic()) > 0:
+        poll.poll(left_s * 1000)
+        for message in channel.receive():
+            if message.kind in ("taken", "refused"):
+                return message
+            close_all(message.fds)
+    return None
+
+
+def _checked(pid: int, channel: Channel, answer: Message, addresses: list[str]) -> Taken:
+    board_fd, *fds = answer.fds
+    names = answer.body.get("listeners")
+    named = [str(name) for name in names] if isinstance(names, list) else []
+    listeners = []
+    for index, fd in enumerate(fds):
+        sock = socket.socket(fileno=fd)
+        address = takeover.listens_on(sock, addresses)
+        if address:
+            listeners.append((named[index] if index < len(named) else address, address, sock))
+        else:
+            sock.close()  # of a bind that is not ours any more
+    return Taken(pid, channel, answer, board_fd, listeners)
+
+
+def wanted_addresses(binds: tuple[str, ...], given: list[tuple[str, socket.socket]]) -> list[str]:
+    """What we are to serve: the addresses of the sockets that we were given, else the binds."""
+    if given:
+        return [listening.address_of(sock) for _, sock in given]
+    return [bind for bind in binds if not bind.startswith("fd://") and not bind.endswith(":0")]
