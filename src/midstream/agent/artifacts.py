@@ -56,8 +56,10 @@ class Artifacts:
 
             async def pack() -> dict[str, Any]:
                 request = steps.PackFiles(work.spec.deploy_to, work.intent.release, tree, files)
+                packs.refuse_full_disk(work, PIECE_MAX_BYTES)
+                most_bytes = min(ARTIFACT_MAX_BYTES, packs.room_bytes(work))
                 with work.step(label):
-                    return await _with_file(work, path, "pack_files", request)
+                    return await _with_file(work, path, "pack_files", request, most_bytes)
 
             await self._deploys.call(work, label, pack, self._teller(connection))
         try:
@@ -132,12 +134,12 @@ def _path(work: Work, way: str, number: int) -> str:
     return f"{_stem(work)}.artifact-{way}-{number}"
 
 
-async def _with_file(work: Work, path: str, step: str, request: object) -> dict[str, Any]:
-    """Runs the step with the archive as its second descriptor."""
+async def _with_file(work: Work, path: str, step: str, request: object, file_max_bytes: int = 0) -> dict[str, Any]:
+    """Runs the step with the archive as its second descriptor; on the agent's disk, so it gets no larger than that."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
     try:
-        return await work.run_step(step, request, (fd,), label="deploy:build")
+        return await work.run_step(step, request, (fd,), "deploy:build", file_max_bytes)
     finally:
         os.close(fd)
 

@@ -49,15 +49,18 @@ def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
     return {"offset": offset + len(raw)}
 
 
-def refuse_full_disk(work: Work, size_bytes: int) -> None:
-    """Packs lie on the agent's own disk: the last of it is not for them."""
-    folder = os.path.dirname(work.pack_path)
-    disk = os.statvfs(folder)
+def room_bytes(work: Work) -> int:
+    """Packs lie on the agent's own disk: the last of it is not for them. Below 0: it has come to that already."""
+    disk = os.statvfs(os.path.dirname(work.pack_path))
     spare_bytes = min(_SPARE_BYTES, disk.f_blocks * disk.f_frsize // 20)
-    if disk.f_bavail * disk.f_frsize < size_bytes + spare_bytes:
+    return disk.f_bavail * disk.f_frsize - spare_bytes
+
+
+def refuse_full_disk(work: Work, size_bytes: int) -> None:
+    if room_bytes(work) < size_bytes:
         raise HostError(
             "the objects could not be stored: no space left on the disk of the agent's state",
-            where=folder,
+            where=os.path.dirname(work.pack_path),
             serving=work.serving(),
             remedy="free some space, then deploy again",
         )

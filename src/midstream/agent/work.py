@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from midstream.agent import crashpoint
@@ -233,17 +234,28 @@ class Work:
             if trouble:
                 raise HostError(trouble, remedy="free some space, then deploy again")
 
-    async def run_step(self, name: str, request: object, fds: tuple[int, ...] = (), label: str = "") -> dict[str, Any]:
+    async def run_step(
+        self, name: str, request: object, fds: tuple[int, ...] = (), label: str = "", file_max_bytes: int = 0
+    ) -> dict[str, Any]:
         """Runs a step program under the app's user. Returns its answer; raises the error that it reported. One whose end
-        is unknown is run again: steps are made for that."""
-        return await self._run_step(name, request, fds, lambda line: self.tell(label or name, "line", line=line))
+        is unknown is run again: steps are made for that. file_max_bytes: of any file that it writes (0: no limit)."""
+        on_line = partial(self._tell_line, label or name)
+        return await self._run_step(name, request, fds, on_line, file_max_bytes)
+
+    def _tell_line(self, step: str, line: str) -> None:
+        self.tell(step, "line", line=line)
 
     async def _run_step(
-        self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None]
+        self,
+        name: str,
+        request: object,
+        fds: tuple[int, ...],
+        on_line: Callable[[str], None],
+        file_max_bytes: int = 0,
     ) -> dict[str, Any]:
         outcome = Outcome(None, "was not run")
         for _ in range(3):
-            outcome = await self._run_step_once(name, request, fds, on_line)
+            outcome = await self._run_step_once(name, request, fds, on_line, file_max_bytes)
             if outcome.result:
                 answer = steps.read_result(outcome.result)
                 self.trash = self.trash or bool(answer.get("trash"))
@@ -259,9 +271,11 @@ class Work:
         )
 
     async def _run_step_once(
-        self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None]
+        self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None], file_max_bytes: int
     ) -> Outcome:
         spec = self._step_spec(name, len(fds))
+        if file_max_bytes:
+            spec = replace(spec, rlimits={"fsize": (file_max_bytes, file_max_bytes)})
         with request_file(name, request) as body:
             return await self.host.one_shots.run(
                 spec,

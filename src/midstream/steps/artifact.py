@@ -5,7 +5,9 @@ The archive is on descriptor 4: the agent opens it in its own folder, where the 
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 from typing import Any
 
@@ -21,7 +23,17 @@ _STAGING = "artifact"
 
 
 def pack_files(request: PackFiles) -> dict[str, Any]:
-    """Writes the archive to descriptor 4, from its beginning."""
+    """Writes the archive to descriptor 4, from its beginning. It lies on the agent's disk, so how large a file we may write
+    is limited (RLIMIT_FSIZE)."""
+    try:
+        return _pack_files(request)
+    except OSError as error:  # also when what is left in the buffer is written at the end
+        if error.errno != errno.EFBIG:
+            raise
+        raise _too_large(request) from None
+
+
+def _pack_files(request: PackFiles) -> dict[str, Any]:
     for path in request.files:
         check_relative(path, "files")
     with open_place(request.deploy_to) as place, open(os.dup(PACK_FD), "wb") as out:
@@ -30,14 +42,23 @@ def pack_files(request: PackFiles) -> dict[str, Any]:
             out.truncate(0)
             try:
                 count = archive.pack(release.path, archive.Label(request.tree, request.files), out)
+                out.flush()
             except archive.CannotPack as error:
                 raise AppError(
                     str(error),
                     where=release.path,
                     remedy="correct `files` of that [[build]] step, or what it makes; then deploy again",
                 ) from None
-        out.flush()
         return {"files": count, "size_bytes": out.tell()}
+
+
+def _too_large(request: PackFiles) -> AppError:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] >> 20
+    return AppError(
+        f"what the build made is larger, packed, than the {most} MiB that may be carried from here",
+        where=", ".join(request.files),
+        remedy="name less in `files` of that [[build]] step; or free some space on the disk of the agent's state",
+    )
 
 
 def unpack_files(request: UnpackFiles) -> dict[str, Any]:
