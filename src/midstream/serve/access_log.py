@@ -14,8 +14,10 @@ from json.encoder import encode_basestring_ascii
 
 from midstream.serve.contract import Answered, Identity
 from midstream.serve.log_output import LineOutput
+from midstream.serve.say import Voice
 from midstream.serve.settings import Settings
 
+_VOICE = Voice()
 LINES_MAX = 512  # in one batch
 
 _Line = Callable[[Answered], str]
@@ -27,13 +29,14 @@ _UNSAFE = re.compile(r"[^ -!#-\[\]-~]")
 class RequestLog:
     """A contract.AccessLog. Raises OSError when the file cannot be opened, ValueError for an unknown format."""
 
-    __slots__ = ("_line", "_lines", "_output", "enabled")
+    __slots__ = ("_line", "_lines", "_output", "_said", "enabled")
 
     def __init__(self, target: str, wanted: str, identity: Identity) -> None:
         self.enabled = True
         self._line = line_of(wanted, identity)
         self._lines: list[str] = []
         self._output = LineOutput(target)
+        self._said = (0, "")  # lines lost and the reason, as the error log knows them
 
     def write(self, request: Answered) -> None:
         """Takes one line; flushes when there are many."""
@@ -50,6 +53,17 @@ class RequestLog:
             self._output.write(batch)
         elif self._output.trouble:
             self._output.write(b"")
+        if (self.dropped, self.trouble) != self._said:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Once when lines cannot be written, and once when they can again: nothing is told in between."""
+        lost, before = self._said
+        if self.trouble and not before:
+            _VOICE.error(f"access log {self._output.target}: {self.trouble}; lines wait, serving goes on")
+        elif not self.trouble and self.dropped != lost:
+            _VOICE.error(f"access log {self._output.target}: {self.dropped - lost} lines were lost")
+        self._said = (lost if self.trouble else self.dropped, self.trouble)
 
     def reopen(self) -> None:
         """After a rotation (USR1). Raises OSError, and the file that was open is written on."""

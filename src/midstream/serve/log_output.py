@@ -46,6 +46,8 @@ class LineOutput:
         if lines:
             self._pending.append(lines)
             self._pending_bytes += len(lines)
+        if not self._pending:
+            return
         try:
             while self._pending:
                 self._write_first()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import sys
 from collections.abc import Mapping, Sequence
 
 import midstream
 from midstream.errors import EXIT_BUG, EXIT_OK, HostError, MidstreamError, OperatorError
 from midstream.serve import log_output, options
+from midstream.serve.account import run_as
 from midstream.serve.options import Action, Invocation
 from midstream.serve.settings import Settings
 
@@ -113,15 +113,12 @@ def _make_logs(settings: Settings) -> None:
     """As root, for a user that may not make them himself."""
     if os.geteuid() != 0 or not settings.user:
         return
-    try:
-        account = pwd.getpwuid(int(settings.user)) if settings.user.isdecimal() else pwd.getpwnam(settings.user)
-    except KeyError:
-        raise OperatorError(f"there is no user {settings.user!r}", where="--user") from None
+    account = run_as(settings)
     for path in (settings.access_log, settings.error_log):
         if path in ("", "-"):
             continue
         try:
-            log_output.make_for(path, account.pw_uid, account.pw_gid)
+            log_output.make_for(path, account.uid or 0, account.gid or 0)
         except OSError as error:
             raise HostError(f"{path} cannot be made: {error.strerror}", remedy="make its folder") from error
 
