@@ -44,18 +44,14 @@ def interface_of(app: App, wanted: str) -> str:
     if inspect.iscoroutinefunction(inspect.unwrap(call)) or inspect.iscoroutinefunction(app):
         return "asgi"
     if inspect.isclass(app):
-        return (
-            "asgi"
-            if hasattr(app, "__await__") or inspect.iscoroutinefunction(getattr(app, "__call__", None))
-            else "wsgi"
-        )
+        return "asgi" if hasattr(app, "__await__") else "wsgi"
     return "asgi" if _takes_three(call, app) else "wsgi"
 
 
 def _takes_three(call: Any, app: App) -> bool:
     """scope, receive, send, where a plain function passes the call on to a coroutine."""
     try:
-        names = [name for name in inspect.signature(app).parameters]
+        names = list(inspect.signature(app).parameters)
     except (TypeError, ValueError):
         return False
     return names[:3] == ["scope", "receive", "send"]

@@ -149,6 +149,16 @@ def add_up(all_of_them: Iterable[Traffic]) -> Traffic:
     return Traffic(in_flight, idle, websockets, oldest_s)
 
 
+def traffic_text(traffic: Traffic) -> str:
+    """For a person."""
+    text = f"{traffic.in_flight} in flight, {traffic.idle} idle"
+    if traffic.websockets:
+        text += f", {traffic.websockets} WebSockets"
+    if traffic.oldest_s:
+        text += f", oldest {traffic.oldest_s:.1f} s"
+    return text
+
+
 class BoardSeat:
     """contract.Seat on one row. `count` is called for each request: no call into Python but `bisect`."""
 

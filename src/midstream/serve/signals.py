@@ -23,6 +23,7 @@ class Act(enum.Enum):
     STOP_WORKERS = "drain the workers, stay"
     PAUSE = "accept nothing, answer what there is"
     RESUME = "accept again"
+    NOTHING = "nothing"
 
 
 class WorkerAct(enum.Enum):
@@ -60,7 +61,7 @@ ALONE: Mapping[Signals, Act] = {
     signal.SIGUSR2: Act.UPGRADE,
     signal.SIGUSR1: Act.REOPEN,
     signal.SIGTTIN: Act.RESUME,
-    signal.SIGTTOU: Act.FEWER,
+    signal.SIGTTOU: Act.NOTHING,
     signal.SIGWINCH: Act.PAUSE,
 }
 

@@ -224,7 +224,7 @@ class _Below:
             release=zygote.release.name,
             folder=zygote.release.folder,
             python=sys.executable,
-            virtualenv=sys.prefix if sys.prefix != sys.base_prefix else "",
+            virtualenv=sys.prefix if sys.prefix.startswith(zygote.release.folder + "/") else "",
             settings=self.settings.to_json(),
             listeners=[name for name, _ in public],
             leaving=zygote.crew.aim is Aim.LEAVE,

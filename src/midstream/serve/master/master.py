@@ -306,8 +306,7 @@ class Master:
 
     def _tell_done(self) -> None:
         assert self.committed is not None
-        if not self._ready_said:
-            self._ready_said = True
+        self._ready_said = True
         self.notifier.send("READY=1")
         self.askers.answer(True, f"{self.committed.name} serves")
         titles.set_title(
@@ -343,7 +342,8 @@ class Master:
         if self.committed is None:
             self.exit_status = EXIT_FAILED
             self._stop(quick=True)
-        elif self._ready_said:
+        else:
+            self._ready_said = True
             self.notifier.send("READY=1")  # ends RELOADING=1: what was ready still is
 
     def _next(self) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from midstream.serve.board import add_up
-from midstream.serve.contract import Traffic
+from midstream.serve.board import add_up, traffic_text
 from midstream.serve.master.generation import Generation
 from midstream.serve.upgrade import Phase
 
@@ -33,15 +32,6 @@ def line(master: Master) -> str:
     if master.last_failure:
         parts.append(f"the last upgrade failed: {master.last_failure}")
     return "; ".join(parts)
-
-
-def traffic_text(traffic: Traffic) -> str:
-    text = f"{traffic.in_flight} in flight, {traffic.idle} idle"
-    if traffic.websockets:
-        text += f", {traffic.websockets} WebSockets"
-    if traffic.oldest_s:
-        text += f", oldest {traffic.oldest_s:.1f} s"
-    return text
 
 
 def report(master: Master) -> dict[str, Any]:
