@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import os
 import tempfile
@@ -22,6 +21,7 @@ from midstream.core.plan import Phase
 from midstream.deploy import local_build
 from midstream.deploy.events import Event, EventKind
 from midstream.deploy.order import Order, Target
+from midstream.deploy.scratch import Scratch
 from midstream.errors import AppError, HostError, OperatorError
 from midstream.linux import archive
 
@@ -46,14 +46,13 @@ class Carrier:
     def __init__(self, order: Order, tell: Callable[[Event], None]) -> None:
         self._order = order
         self._tell = tell
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._checkout: local_build.Checkout | None = None
         self._cargo: dict[int, Cargo] = {}
 
     def close(self) -> None:
         if self._folder is not None:
-            with contextlib.suppress(OSError):
-                self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     async def load(self, carry: Carry, asks: Mapping[str, Ask]) -> None:
@@ -150,10 +149,10 @@ class Carrier:
     def _home(self) -> str:
         if self._folder is None:
             try:
-                self._folder = tempfile.TemporaryDirectory(prefix="midstream-builds-")
+                self._folder = Scratch("midstream-builds-")
             except OSError as error:
                 raise local_build.disk_trouble(error, tempfile.gettempdir()) from error
-        return self._folder.name
+        return self._folder.path
 
     def _say(
         self, carry: Carry, kind: EventKind, host: str, text: str, seconds: float | None = None, step: str = ""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from midstream.core.git_errors import explain, redact_url
 from midstream.core.submodules import Submodule, absolute_url, links, urls
 from midstream.deploy.runner import Pack, Target
+from midstream.deploy.scratch import Scratch
 from midstream.errors import HostError, MidstreamError, OperatorError
 
 _HEX = re.compile(r"[0-9a-f]{4,64}\Z")
@@ -63,7 +64,7 @@ class Source:
         self._is_local = bool(local)
         self._packs: dict[tuple[str, frozenset[str], bool], Pack | None] = {}
         self._packing = threading.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._ready = False
 
     def __enter__(self) -> Source:
@@ -75,7 +76,7 @@ class Source:
     def close(self) -> None:
         """Deletes the packs."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
             self._packs.clear()
 
@@ -296,8 +297,8 @@ class Source:
             return None
         env = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": ":".join(f'"{path}"' for path in dict.fromkeys(alternates))}
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="midstream-packs-")
-        path = f"{self._folder.name}/{len(self._packs)}.pack"
+            self._folder = self._scratch()
+        path = f"{self._folder.path}/{len(self._packs)}.pack"
         args = ("pack-objects", "--revs", "--thin", "--delta-base-offset", "--stdout", "-q")
         try:
             bases = self._known_of(have, env)
@@ -318,6 +319,16 @@ class Source:
             os.unlink(path)
             return None
         return Pack(path=path, size_bytes=os.path.getsize(path))
+
+    def _scratch(self) -> Scratch:
+        try:
+            return Scratch("midstream-packs-")
+        except OSError as error:
+            raise HostError(
+                f"no temporary folder can be made: {error.strerror}",
+                where="the machine that deploys",
+                remedy="free some space there, or set TMPDIR to a folder with more",
+            ) from None
 
     def _known_of(self, have: Sequence[str], env: dict[str, str]) -> list[str]:
         """Those of `have` that are commits here: git cannot leave out what it does not know."""
