@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from capistrano_samples import SAMPLES, SETUP
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import HealthCheck, Phase, example, given, reject, settings
 from hypothesis import strategies as st
 from machine import Machine
 
@@ -454,8 +454,11 @@ _STATEMENTS = st.one_of(
 
 
 @pytest.mark.server("cap")
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+)
 @given(st.lists(_STATEMENTS, min_size=5, max_size=25))
+@example(["set_if_empty :beta, { a: 'x', \"b\" => 'y', a: 'z' }"])
 def test_any_settings_are_what_cap_says_that_they_are(statements: list[str]) -> None:
     import tempfile
 

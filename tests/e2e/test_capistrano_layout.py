@@ -61,9 +61,8 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
         f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\n"
         f"PidFile {folder}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin yes\n"
     )
-    made = not os.path.isdir("/run/sshd")
-    if made:
-        os.mkdir("/run/sshd", 0o755)
+    # Debian's own folder for it. It stays: another sshd, of tests beside these, refuses every connection without it.
+    os.makedirs("/run/sshd", 0o755, exist_ok=True)
     log = open(folder / "log", "wb")
     server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
     try:
@@ -73,8 +72,6 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
         server.terminate()
         server.wait()
         log.close()
-        if made:
-            os.rmdir("/run/sshd")
 
 
 def _wait_until_answering(port: int, server: subprocess.Popen[bytes]) -> None:

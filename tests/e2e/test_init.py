@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from init_projects import DJANGO, DJANGO_GROWN, PROJECTS, SETTINGS
 
@@ -366,6 +366,7 @@ def test_any_django_settings_become_a_valid_file(value: str, name: str, shape: s
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(WORDS, max_size=3), st.booleans())
+@example(["{a}"], True)
 def test_any_dependencies_become_a_valid_file(names: list[str], in_project: bool) -> None:
     listed = {"pyproject.toml": f"[project]\nname = 'x'\ndependencies = {json.dumps(names, ensure_ascii=False)}\n"}
     files = {"app.py": PROJECTS["flask"]["app.py"]} | (listed if in_project else {"requirements.txt": "\n".join(names)})

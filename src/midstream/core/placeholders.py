@@ -31,6 +31,11 @@ _PLACEHOLDER = re.compile(
 )
 
 
+def escaped(text: str) -> str:
+    """Text that stands for itself: what would be a placeholder in it gets its braces doubled."""
+    return _PLACEHOLDER.sub(lambda found: "{" + found[0] + "}", text)
+
+
 @dataclass(frozen=True, slots=True)
 class Placeholder:
     """`{word}` or `{word:name}`; name is "" where there is none."""

@@ -22,6 +22,7 @@ from typing import IO
 
 LABEL = "midstream-artifact.json"
 _LABEL_MAX_BYTES = 1 << 20
+_PADDING_MAX_BYTES = 64 * 1024
 _PIECE_BYTES = 1 << 20
 _LEVEL = 3
 
@@ -103,7 +104,8 @@ def unpack(source: IO[bytes], label: Label, folder: str) -> int:
     be thrown away."""
     count = 0
     try:
-        with tarfile.open(fileobj=gzip.GzipFile(fileobj=source, mode="rb"), mode="r|") as tar:
+        packed = gzip.GzipFile(fileobj=source, mode="rb")
+        with tarfile.open(fileobj=packed, mode="r|") as tar:
             _check_label(tar, label)
             while (member := tar.next()) is not None:
                 name = _checked_name(member, label.files)
@@ -117,6 +119,8 @@ def unpack(source: IO[bytes], label: Label, folder: str) -> int:
                     raise BadArchive(f"{name} has no content")
                 _write(target, content, member)
                 count += 1
+        if len(packed.read(_PADDING_MAX_BYTES + 1)) > _PADDING_MAX_BYTES:  # the check sum comes after the last byte
+            raise BadArchive("the archive goes on after its end")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, UnicodeError) as error:
         raise BadArchive(f"the archive is damaged: {error}") from error
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:

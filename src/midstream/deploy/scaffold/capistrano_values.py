@@ -135,10 +135,13 @@ def _pairs(node: Pairs, scope: Scope) -> Any:
 
 
 def options_of(pairs: tuple[tuple[Node, Node], ...], scope: Scope) -> dict[Any, Any]:
-    """A Ruby hash. A key that is not known is left out under its reason."""
+    """A Ruby hash. A key that is not known is left out under its reason. Of a key that is written twice Ruby drops the
+    first, also its place."""
     out: dict[Any, Any] = {}
     for key_node, value_node in pairs:
         key = evaluate(key_node, scope)
+        if isinstance(key, str | int):
+            out.pop(key, None)
         out[key if isinstance(key, str | int) else f"?{len(out)}"] = (
             evaluate(value_node, scope) if isinstance(key, str | int) else Unread("its key is not known")
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from midstream.core.placeholders import escaped
 from midstream.deploy.scaffold.draft import Line
 from midstream.deploy.scaffold.tree import Tree
 
@@ -73,7 +74,7 @@ def packages_of(tree: Tree) -> Packages:
     declared = _strings(project.get("project", {}).get("dependencies"))
     if declared:
         # without a build system setuptools would guess what the packages are, and often refuse
-        written = " ".join(_shell_word(one) for one in declared)
+        written = escaped(" ".join(_shell_word(one) for one in declared))
         return Packages(names, (_VENV, Line(f"pip install {written}", "as in pyproject.toml")), "pip install")
     return Packages(names, (_VENV,), "pip install", listed=False)
 
