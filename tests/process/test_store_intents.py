@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from midstream.agent.store import INTENTS_KEPT, AppRecord, Store
+from midstream.agent import left_behind
+from midstream.agent import store as module
+from midstream.agent.store import INTENTS_KEPT, AppRecord, EventRow, Store
 from midstream.core.intent import Intent, IntentState
 
 
@@ -49,3 +51,43 @@ def test_an_app_that_is_forgotten_leaves_no_journal_for_who_takes_its_ids(store:
     store.drop_app("shop")
     assert not store.journal_of(name)
     assert journals(store) == {others}
+
+
+def names_of_meta(store: Store) -> set[str]:
+    return {row[0] for row in store._db.execute("SELECT name FROM meta")} - {"schema"}
+
+
+def test_an_app_that_is_forgotten_leaves_its_name_and_numbers_alone(store: Store) -> None:
+    for app in ("shop", "shopping"):
+        store.put_app(AppRecord(app, f"/srv/{app}", 0, generation=7))
+        left_behind.note(store, AppRecord(app, f"/srv/{app}", 0), "anna", ["web3"], 1.0)
+        store.note_trash(app, True)
+        store.put_unswitched(app, "20261121190501")
+        store.set_meta(f"ready.{app}/web/7/0/0", "1")
+    store.drop_app("shop")
+    left = {f"{word}.shopping" for word in ("behind", "trash", "unswitched")}
+    assert names_of_meta(store) == {"former.shop", "ready.shopping/web/7/0/0", *left}
+    assert store.former("shop") == (0, 7, 0)
+
+
+def test_what_an_instance_said_goes_with_its_generation(store: Store) -> None:
+    for key in ("shop/web/7/0/0", "shop/web/7/1/2", "shop/web/77/0/0", "shop/jobs/6/0/7", "shopping/web/7/0/0"):
+        store.set_meta(f"ready.{key}", "1")
+    store.drop_generation("shop", 7)
+    assert names_of_meta(store) == {"ready.shop/web/77/0/0", "ready.shop/jobs/6/0/7", "ready.shopping/web/7/0/0"}
+
+
+def test_names_of_removed_apps_do_not_pile_up_and_leave_nothing_for_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORMERS_KEPT", 2)
+    for number in range(5):
+        store.put_app(AppRecord(f"app{number}", f"/srv/{number}", 1000, generation=number))
+        store.note(EventRow(1.0, f"app{number}", "", 0, -1, "deploy", "his word", "anna", ""))
+    for number in (1, 0, 2, 3):
+        store.drop_app(f"app{number}")
+    store.put_app(AppRecord("app1", "/srv/1", 1000))  # it is there again: it keeps its past, and does not count
+    assert store.forget_old_formers() == {"app0": "uid1000-0-0"}
+    assert store.former("app0") is None and not store.events(app="app0")
+    assert all(store.events(app=f"app{number}") for number in (1, 2, 3, 4))
+    assert store.forget_old_formers() == {}

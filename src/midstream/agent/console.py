@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from midstream.agent.accounts import Peer
 from midstream.agent.control import Connection, Method
 from midstream.agent.host import Host
 from midstream.agent.spawning import command_spec, step_argv
@@ -29,7 +30,8 @@ from midstream.core.wire import WireError, from_wire
 from midstream.errors import LockedError, OperatorError
 
 SERVICE = "+console"
-SESSIONS_MAX = 32
+SESSIONS_MAX = 32  # of one user
+HOST_SESSIONS_MAX = 256
 INPUT_MAX_BYTES = 64 * 1024
 _PIECE_BYTES = 32 * 1024
 _LONGEST_S = 7 * 86400.0
@@ -128,8 +130,7 @@ class Consoles:
         rows, cols = _size(params)
         term = str(params.get("term") or "")
         term = term if term.isascii() and term.isprintable() and len(term) <= _TERM_MAX else ""
-        if len(self._sessions) >= SESSIONS_MAX:
-            raise LockedError(f"{SESSIONS_MAX} consoles are open on this host already", remedy="end some of them")
+        self._refuse_too_many(connection.peer)
         number = self.host.store.next_number("run")
         key = SpawnKey(record.app, SERVICE, number, 0, 0)
         spec = self._spec(record, stored, argv, key, term or "dumb")
@@ -148,6 +149,16 @@ class Consoles:
             del self._sessions[number]
             os.close(theirs)
             await session.close()
+
+    def _refuse_too_many(self, peer: Peer) -> None:
+        mine = sum(session.connection.peer.uid == peer.uid for session in self._sessions.values())
+        if mine >= SESSIONS_MAX:
+            raise LockedError(f"{SESSIONS_MAX} consoles of {peer.name} are open already", remedy="end some of them")
+        if len(self._sessions) >= HOST_SESSIONS_MAX:
+            raise LockedError(
+                f"{HOST_SESSIONS_MAX} consoles are open on this host already",
+                remedy="have some of them ended; `midstream status` tells whose apps are here",
+            )
 
     def _spec(
         self, record: AppRecord, stored: GenerationRecord, argv: tuple[str, ...], key: SpawnKey, term: str

@@ -470,10 +470,9 @@ class Deploys:
     def _forget_app(self, app: str) -> None:
         """A first deploy that failed leaves no claim on the name."""
         try:
-            self.host.store.drop_app(app)
+            self.host.drop_app(app)
         except HostError:
             return
-        self.host.forget_app(app)
 
     # -- after a restart of the agent --------------------------------------------------------------------------------
 

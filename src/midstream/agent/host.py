@@ -383,6 +383,14 @@ class Host:
                 return replace(source, number=number)
         return None
 
+    def drop_app(self, app: str) -> None:
+        """It is no more, also for the next agent. Raises HostError, and nothing is changed."""
+        self.store.drop_app(app)
+        self.forget_app(app)
+        with suppress(HostError):  # the next one that goes takes them along
+            for old, aside in self.store.forget_old_formers().items():
+                self.logs.set_aside(old, aside)
+
     def forget_app(self, app: str) -> None:
         """Of an app that is no more nothing is kept, here and by the keeper; whoever has its name next begins anew."""
         remove_tree(f"{self.runtime}/run/{app}")

@@ -460,8 +460,7 @@ class Methods:
             connection, params
         )  # meanwhile a deploy may have begun, or somebody else's app have the name
         self._refuse_in_deploy(record)
-        self.host.store.drop_app(record.app)
-        self.host.forget_app(record.app)
+        self.host.drop_app(record.app)
         self.host.note(record.app, "", "remove", "the app is forgotten; its files stay", who=connection.peer.name)
         return {}
 

@@ -15,7 +15,7 @@ from midstream.agent import accounts
 from midstream.agent.accounts import Peer
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
-from midstream.agent.store import AppRecord
+from midstream.agent.store import AppRecord, aside_name
 from midstream.agent.work import Progress, Work
 from midstream.core import steps
 from midstream.core.spec import AppSpec
@@ -108,7 +108,7 @@ def new_app(host: Host, spec: AppSpec, owner_uid: int) -> AppRecord:
     former_uid, generation, token = former
     if former_uid != owner_uid:
         host.store.drop_events(spec.app)
-        host.logs.set_aside(spec.app, f"uid{former_uid}-{generation}-{token}")
+        host.logs.set_aside(spec.app, aside_name(*former))
     return replace(record, generation=generation, token=token)
 
 

@@ -25,6 +25,8 @@ from midstream.errors import AttentionError, HostError, OperatorError
 
 SCHEMA = 1
 INTENTS_KEPT = 200  # of each app, with their journals
+FORMERS_KEPT = 1000  # names of apps that were removed
+_OF_AN_APP = ("trash", "unswitched", "behind")  # meta rows, `trash.APP`
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -254,7 +256,7 @@ class Store:
         self._write("INSERT OR REPLACE INTO app VALUES (?, ?)", (record.app, _text(record)))
 
     def drop_app(self, app: str) -> None:
-        """What stays is whose the name was and how far its numbers went: they name processes and sockets for ever."""
+        """What stays is whose the name was and how far its numbers went: they name processes and sockets for long after."""
         record = next((item for item in self.apps() if item.app == app), None)
         with self.transaction():
             self._db.execute("DELETE FROM journal WHERE intent IN (SELECT id FROM intent WHERE app = ?)", (app,))
@@ -263,12 +265,24 @@ class Store:
             for table in ("app", "service", "generation", "release", "intent"):
                 self._db.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
             self.drop_pushed(app)
-            self.note_trash(app, False)
-            self.put_unswitched(app, "")
+            self._db.execute("DELETE FROM meta WHERE name IN (?, ?, ?)", [f"{word}.{app}" for word in _OF_AN_APP])
+            self._db.execute("DELETE FROM meta WHERE name GLOB ?", (f"ready.{app}/*",))
         try:
             os.unlink(os.path.join(self.backup_folder, f"{app}.json"))
         except FileNotFoundError:
             pass
+
+    def forget_old_formers(self) -> dict[str, str]:
+        """Of the names that no app has any more the latest are known, `FORMERS_KEPT`. Of the others nothing is, so that
+        nothing is left for who takes one: their events go here. app -> what its logs are to be renamed to."""
+        rows = self._db.execute("SELECT name FROM meta WHERE name LIKE 'former.%' ORDER BY rowid DESC")
+        known = {item.app for item in self.apps()}
+        old = [app for app in (str(row[0]).removeprefix("former.") for row in rows) if app not in known][FORMERS_KEPT:]
+        aside = {app: aside_name(*found) for app in old if (found := self.former(app)) is not None}
+        for app in old:
+            self.drop_events(app)
+            self._write("DELETE FROM meta WHERE name = ?", (f"former.{app}",))
+        return aside
 
     def former(self, app: str) -> tuple[int, int, int] | None:
         """Of the app that had the name before: owner's uid, last generation, last token."""
@@ -321,7 +335,9 @@ class Store:
         self._write("INSERT OR REPLACE INTO generation VALUES (?, ?, ?)", (app, record.number, _text(record)))
 
     def drop_generation(self, app: str, number: int) -> None:
-        self._write("DELETE FROM generation WHERE app = ? AND number = ?", (app, number))
+        with self.transaction():
+            self._db.execute("DELETE FROM generation WHERE app = ? AND number = ?", (app, number))
+            self._db.execute("DELETE FROM meta WHERE name GLOB ?", (f"ready.{app}/*/{number}/*",))
 
     # services of other supervisors
 
@@ -519,3 +535,8 @@ def _is_full(error: sqlite3.Error) -> bool:
 def _translated(error: sqlite3.Error, path: str) -> HostError:
     remedy = "free some space; nothing has to be restarted" if _is_full(error) else "look at the disk and the file"
     return HostError(f"the agent's state could not be written: {error}", where=path, remedy=remedy)
+
+
+def aside_name(uid: int, generation: int, token: int) -> str:
+    """What the folder of logs of a former app is renamed to, after its own name."""
+    return f"uid{uid}-{generation}-{token}"
