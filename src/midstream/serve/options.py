@@ -225,7 +225,9 @@ def _parse(argv: Sequence[str], found: _Found) -> argparse.Namespace:
     words = [*known.words, *(word for word in extra if not word.startswith("-"))]
     if len(words) > 1 and not strange:
         found.mistakes.append(f"one app is served, not {len(words)}: {' '.join(words)}")
-    known.app = words[0] if words and not strange else None
+    if strange:  # one of the words may be the value of such an option
+        words = sorted(words, key=lambda word: ":" not in word)
+    known.app = words[0] if words else None
     return known
 
 

@@ -126,6 +126,8 @@ def _mode(setting: Setting, value: object, folder: str) -> int | None:
     text = value.strip().removeprefix("0o") if isinstance(value, str) else ""
     if value == 0 and not isinstance(value, bool):
         return 0  # octal and decimal alike; in TOML any other bare number would be read as decimal
+    if value == "":
+        return None
     if not re.fullmatch(r"0?[0-7]{1,3}", text, re.ASCII):
         raise ValueError(f'expected an octal mode such as "022", in quotes in TOML, not {value!r}')
     return int(text, 8)

@@ -202,7 +202,11 @@ class Settings:
         0, Kind.WHOLE, _W, "--max-requests --limit-max-requests", "replace a worker after so many requests; 0: never"
     )
     max_requests_jitter: int = _is(
-        0, Kind.WHOLE, _W, "--max-requests-jitter", "add up to so many at random, so that not all are replaced at once"
+        0,
+        Kind.WHOLE,
+        _W,
+        "--max-requests-jitter --limit-max-requests-jitter",
+        "add up to so many at random, so that not all are replaced at once",
     )
     max_worker_memory_bytes: int = _is(
         0, Kind.SIZE, _W, "--max-worker-memory", "replace a worker whose resident memory exceeds this; 0: never"
