@@ -1,0 +1,84 @@
+"""What the head of a request to an ASGI app must be like, beyond what the parser holds: version, Host, framing, Expect.
+
+Pure: a head in, a verdict out. What must not live here: I/O, the parser. Runs in the workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from midstream.serve.limits import Refused, exceeded
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """body_size: bytes by Content-Length; None: chunked. websocket: it asks to become one."""
+
+    body_size: int | None
+    expects_continue: bool
+    websocket: bool
+
+    @property
+    def has_body(self) -> bool:
+        return self.body_size != 0
+
+
+def judge(
+    method: str,
+    version: str,
+    headers: Iterable[tuple[bytes, bytes]],
+    *,
+    host_allowed: Callable[[str], bool],
+    limit_body_bytes: int,
+) -> Verdict:
+    """headers: names in small letters. Raises Refused. RFC 9110 7.2, 10.1.1; RFC 9112 3.2, 6.1; RFC 6455 4.1. Two lengths,
+    a length beside an encoding, and lengths that are no digits have been refused by the parser."""
+    if version not in ("1.1", "1.0"):
+        raise Refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+    if method == "CONNECT":
+        raise Refused(501, "this is no proxy")
+    hosts: list[bytes] = []
+    size: int | None = 0
+    expects = False
+    upgrade = b""
+    connection: list[bytes] = []
+    for name, value in headers:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            size = int(value)
+            if limit_body_bytes and size > limit_body_bytes:
+                raise exceeded("limit_body_bytes")
+        elif name == b"transfer-encoding":
+            size = _encoding(value, version, size)
+        elif name == b"expect":
+            if value.strip().lower() != b"100-continue":
+                raise Refused(417, "nothing but 100-continue can be expected")
+            expects = version == "1.1"
+        elif name == b"upgrade":
+            upgrade = value.strip().lower()
+        elif name == b"connection":
+            connection += [token.strip() for token in value.lower().split(b",")]
+    _check_host(hosts, version, host_allowed)
+    websocket = upgrade == b"websocket" and b"upgrade" in connection and version == "1.1"
+    if websocket and size != 0:
+        raise Refused(400, "a WebSocket begins without a body")
+    return Verdict(size, expects and size != 0, websocket)
+
+
+def _encoding(value: bytes, version: str, size: int | None) -> None:
+    if version == "1.0" or size is None:
+        raise Refused(400, "this Transfer-Encoding is not allowed")
+    if value.strip().lower() != b"chunked":
+        raise Refused(501, "chunked is the only Transfer-Encoding here")
+    return None
+
+
+def _check_host(hosts: list[bytes], version: str, host_allowed: Callable[[str], bool]) -> None:
+    if not hosts and version == "1.0":
+        return
+    if len(hosts) != 1:
+        raise Refused(400, "there must be one Host")
+    if not host_allowed(hosts[0].decode("latin-1")):
+        raise Refused(400, "this Host is not served here")

@@ -1,0 +1,454 @@
+"""One HTTP connection to an ASGI app: uvicorn's httptools protocol with our limits, checks, deadlines and endings.
+
+Differs from uvicorn's: what is refused is refused in its turn and closes; trailers, and `Upgrade` on a request with a
+body, cannot smuggle; no timer a request; we close by SHUT_WR and a bounded discard. What must not live here: the answer
+(`asgi_answer.py`), WebSocket frames (`websockets.py`), which heads are good (`asgi_heads.py`). Runs in a worker, on its
+event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.parse
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from midstream.serve.asgi_answer import Exchange
+from midstream.serve.asgi_heads import Verdict, judge
+from midstream.serve.connections import NEVER
+from midstream.serve.contract import Answered, Listener
+from midstream.serve.limits import DISCARD_BYTES, DISCARD_S, REASONS, Refused, exceeded
+from midstream.serve.websockets import WebSocketConnection
+
+if TYPE_CHECKING:
+    from midstream.serve.asgi_premises import Premises
+
+
+class HttpConnection(HttpToolsProtocol):
+    """From the accept to the end, or to the upgrade to a WebSocket. Times are CLOCK_MONOTONIC, as the loop has it."""
+
+    def __init__(
+        self, config: Config, premises: Premises, app_state: dict[str, Any], listener: Listener, peer: str
+    ) -> None:
+        super().__init__(config=config, server_state=premises, app_state=app_state, _loop=premises.loop)
+        self.premises = premises
+        self.settings = premises.settings
+        self.private = listener.private
+        self.trusts_peer = premises.proxies.trusts(peer)
+        self.running: Exchange | None = None  # the request whose answer is on its way
+        self.newest: Exchange | None = None  # the request whose body is being read
+        self.heard_s = self.idle_since_s = self.head_since_s = self.loop.time()
+        self.in_head = False
+        self.head_fed = 0  # bytes of a head that comes in several pieces, but its first
+        self.field_bytes = 0
+        self.is_last = False  # no request follows the newest
+        self.is_deaf = False  # what else comes is not parsed
+        self.refusal: Refused | None = None  # to be sent when the requests before it are answered
+        self.body_follows_upgrade = False
+        self.replays = False  # the parser is shown a head that is known already
+        self.peer_ended = False
+        self.ends_at_s = NEVER  # behind our last byte: until when what still comes is thrown away
+        self.discarded = 0
+        self.unsent = 0
+        self.unsent_since_s = NEVER
+
+    # ---- coming and going
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.premises.http.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for exchange in self.unanswered():
+            exchange.abandon()
+            self.premises.answered(exchange)
+        self.running = None
+        self.pipeline.clear()
+        super().connection_lost(exc)
+        self.premises.http.discard(self)
+        self.premises.changed()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Requests that came whole are answered all the same; the app is told."""
+        self.peer_ended = True
+        unanswered = self.unanswered()
+        if self.ends_at_s != NEVER or self.in_head or not unanswered or unanswered[-1].more_body:
+            return False
+        if self.transport.get_extra_info("sslcontext"):
+            return False
+        self.is_last = self.is_deaf = True
+        unanswered[-1].keep_alive = False
+        for exchange in unanswered:
+            exchange.hung_up = True
+            exchange.message_event.set()
+        return True
+
+    def unanswered(self) -> list[Exchange]:
+        """In the order of their answers."""
+        queued = [cast(Exchange, cycle) for cycle, _ in reversed(self.pipeline)]
+        return [self.running, *queued] if self.running is not None else queued
+
+    @property
+    def is_idle(self) -> bool:
+        return self.running is None and not self.in_head and self.ends_at_s == NEVER
+
+    # ---- parsing
+
+    def data_received(self, data: bytes) -> None:
+        if self.ends_at_s != NEVER:
+            self._discard(data)
+            return
+        if self.is_deaf:
+            return
+        self.heard_s = self.loop.time()
+        continues = self.in_head
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._cannot_parse(error)
+        if continues and self.in_head:
+            self.head_fed += len(data)
+            if self.head_fed > self.settings.limit_request_line + self.settings.limit_header_bytes:
+                self.refuse(exceeded("limit_header_bytes" if self.headers else "limit_request_line"))
+        if self.refusal is not None and self.running is None:
+            self._send_refusal(self.refusal)
+
+    def _feed(self, data: bytes) -> None:
+        """Parses on behind an Upgrade that is not granted: RFC 9110 7.8 has it ignored."""
+        while data and not self.is_deaf:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            if self.is_deaf:
+                return
+            if self.verdict.websocket:
+                self._become_websocket(data)
+                return
+            self._forget_upgrade()
+
+    def _forget_upgrade(self) -> None:
+        """A parser that has seen an Upgrade reads nothing more; a body behind it would be taken for the next request."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        if not self.body_follows_upgrade:
+            return
+        size = self.verdict.body_size
+        framing = b"transfer-encoding: chunked" if size is None else b"content-length: %d" % size
+        self.replays = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: -\r\n%b\r\n\r\n" % framing)
+        self.replays = self.body_follows_upgrade = False
+
+    def _cannot_parse(self, error: httptools.HttpParserError) -> None:
+        if self.is_deaf or (self.is_last and not self.in_head and not self._body_is_coming()):
+            self.is_deaf = True  # behind the last request: not ours to judge
+            return
+        self.refuse(Refused(400, "this is no well-formed HTTP/1.1 request"))
+
+    def _body_is_coming(self) -> bool:
+        return self.newest is not None and self.newest.more_body
+
+    def on_message_begin(self) -> None:
+        if self.replays or self.is_deaf:
+            return
+        if self.is_last:
+            self.is_deaf = True
+            return
+        self.in_head = True
+        self.head_since_s = self.heard_s
+        self.head_fed = self.field_bytes = 0
+        self.url = b""
+        self.headers = []
+
+    def on_url(self, url: bytes) -> None:
+        if self.replays or self.is_deaf:
+            return
+        self.url += url
+        if len(self.url) > self.settings.limit_request_line:
+            self.refuse(exceeded("limit_request_line"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_head or self.is_deaf:  # a trailer: the app has its headers already
+            return
+        size = len(name) + len(value)
+        self.field_bytes += size + 4
+        self.headers.append((name.lower(), value))
+        if size > self.settings.limit_request_field_size:
+            self.refuse(exceeded("limit_request_field_size"))
+        elif self.field_bytes > self.settings.limit_header_bytes:
+            self.refuse(exceeded("limit_header_bytes"))
+        elif len(self.headers) > self.settings.limit_request_fields:
+            self.refuse(exceeded("limit_request_fields"))
+
+    def on_headers_complete(self) -> None:
+        if self.replays or self.is_deaf:
+            return
+        parser = self.parser
+        method, version = parser.get_method().decode("ascii"), parser.get_http_version()
+        try:
+            if len(method) + len(self.url) + 10 > self.settings.limit_request_line:
+                raise exceeded("limit_request_line")
+            verdict = judge(
+                method,
+                version,
+                self.headers,
+                host_allowed=self.premises.host_allowed,
+                limit_body_bytes=self.settings.limit_body_bytes,
+            )
+            if verdict.websocket and self.running is not None:
+                raise Refused(400, "a WebSocket begins when what was asked before is answered")
+            scope = self._scope(method, version)
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        self.verdict, self.scope = verdict, scope
+        self.in_head = False
+        self.is_last = not parser.should_keep_alive()
+        self.body_follows_upgrade = parser.should_upgrade() and verdict.has_body
+        if not verdict.websocket:
+            self._begin(version, verdict)
+
+    def _scope(self, method: str, version: str) -> Any:
+        raw_path, _, query = self.url.partition(b"#")[0].partition(b"?")
+        if not raw_path.startswith(b"/") and raw_path != b"*":  # absolute form, RFC 9112 3.2.2
+            raw_path = b"/" + raw_path.partition(b"://")[2].partition(b"/")[2]
+        path = raw_path.decode("ascii")
+        self.headers = [field for field in self.headers if b"_" not in field[0]]
+        client, scheme = self.client, str(self.scheme)
+        if self.trusts_peer:
+            client, scheme = self.premises.forwarded(self.headers, client, scheme)
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": client,
+            "scheme": self.settings.url_scheme or scheme,
+            "method": method,
+            "root_path": self.root_path,
+            "path": self.root_path + (urllib.parse.unquote(path) if "%" in path else path),
+            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.newest
+        if self.is_deaf or exchange is None:
+            return
+        exchange.body_bytes += len(body)
+        if 0 < self.settings.limit_body_bytes < exchange.body_bytes:
+            self.refuse(exceeded("limit_body_bytes"))
+            return
+        if exchange.response_complete or exchange.disconnected:
+            return
+        exchange.body += body
+        if len(exchange.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        exchange.message_event.set()
+
+    def on_message_complete(self) -> None:
+        if self.is_deaf or self.body_follows_upgrade or self.newest is None or self.verdict.websocket:
+            return
+        self.newest.more_body = False
+        self.newest.message_event.set()
+        if self.running is None:
+            self.idle_since_s = self.heard_s
+
+    # ---- requests
+
+    def _begin(self, version: str, verdict: Verdict) -> None:
+        """Gives the request to the app, or puts it behind the one that is being answered."""
+        exchange = Exchange(self, version, verdict.expects_continue, keep_alive=not self.is_last)
+        self.newest = self.cycle = exchange
+        self.premises.begun(exchange)
+        if self.running is None and not self.pipeline:
+            self._run(exchange)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))
+
+    def _run(self, exchange: Exchange) -> None:
+        self.running = exchange
+        if self.premises.drain is not None:
+            exchange.end_soon(self.premises.drain.jitter_s())
+        exchange.task = self.loop.create_task(exchange.run_asgi(self.app))
+        self.premises.task_began(exchange.task, exchange)
+
+    def says_close(self) -> bool:
+        """Whether an answer that begins now is the connection's last."""
+        return self.premises.drain is not None and not self.pipeline
+
+    def on_response_complete(self) -> None:
+        exchange, self.running = self.running, None
+        if exchange is None:
+            return
+        self.server_state.total_requests += 1
+        self.premises.answered(exchange)
+        if self.transport.is_closing():
+            return
+        if not exchange.keep_alive:
+            if self.is_last and not exchange.more_body:
+                self.transport.close()  # the client has asked for it, and sends nothing more
+            else:
+                self.end()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._run(cast(Exchange, self.pipeline.pop()[0]))
+        elif self.refusal is not None:
+            self._send_refusal(self.refusal)
+        else:
+            self.idle_since_s = self.head_since_s = self.heard_s = self.loop.time()
+
+    def refuse(self, refused: Refused) -> None:
+        """The newest request is refused, or its body is; sent in its turn. Nothing more is parsed."""
+        if self.is_deaf:
+            return
+        self.is_deaf = True
+        self.refusal = refused
+        exchange = self.newest
+        if self.in_head or exchange is None:
+            return
+        if exchange.response_complete:
+            self.refusal = None
+            self.end()
+            return
+        if exchange is self.running:
+            self.running = None
+        else:
+            self.pipeline.popleft()
+        begun = exchange.response_started
+        exchange.abandon()
+        self.premises.dropped(exchange, answered=begun)
+        if begun:
+            self.refusal = None
+            self.transport.close()
+
+    def _send_refusal(self, refused: Refused) -> None:
+        self.refusal = None
+        body = f"{refused.why}\n".encode()
+        reason = REASONS[refused.status].encode()
+        head = (
+            b"HTTP/1.1 %d %b\r\n%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            % (refused.status, reason, self.premises.head_lines, len(body))
+        )
+        self.transport.write(head + body)
+        if not self.private:
+            self.premises.refused(self._told_of_refusal(refused.status, len(body)))
+        self.end()
+
+    def _told_of_refusal(self, status: int, size: int) -> Answered:
+        """As far as the request was read."""
+        target = getattr(self, "url", b"")
+        method = self.parser.get_method().decode("ascii", "replace") if target else "-"
+        return Answered(
+            client=self.client[0] if self.client else "",
+            method=method,
+            target=target.decode("latin-1") or "-",
+            version=self.parser.get_http_version() if target else "-",
+            status=status,
+            bytes_sent=size,
+            began_unix_s=self.premises.unix_s(self.head_since_s),
+            seconds=self.loop.time() - self.head_since_s,
+        )
+
+    def _become_websocket(self, rest: bytes) -> None:
+        """Hands the connection over, with the head that was read and what came behind it."""
+        self.connections.discard(self)
+        self.premises.http.discard(self)
+        protocol = WebSocketConnection(self.config, self.premises, self.app_state, self.scope, self.private)
+        head = [b"%b %b HTTP/1.1\r\n" % (self.scope["method"].encode(), self.url)]
+        head += [b"%b: %b\r\n" % field for field in self.headers]
+        protocol.connection_made(self.transport)
+        protocol.data_received(b"".join([*head, b"\r\n"]))
+        self.transport.set_protocol(protocol)
+        self.is_deaf = True
+        self.parser = None  # type: ignore[assignment]
+        if rest and not self.transport.is_closing():
+            protocol.data_received(rest)
+
+    # ---- deadlines and the end
+
+    @property
+    def deadline_s(self) -> float:
+        """When what the connection waits for has taken too long; asked once a second."""
+        if self.ends_at_s != NEVER:
+            return self.ends_at_s
+        waits_for_body = self._body_is_coming() and not self.flow.read_paused and not self.in_head
+        if waits_for_body and not self.newest_waits_for_continue():
+            return _after(self.heard_s, self.settings.body_timeout_s)
+        if self.running is not None:
+            return NEVER
+        if self.in_head:
+            return _after(self.head_since_s, self.settings.header_timeout_s)
+        return _after(self.idle_since_s, self.settings.keep_alive_s)
+
+    def newest_waits_for_continue(self) -> bool:
+        return self.newest is not None and self.newest.waiting_for_100_continue
+
+    def expired(self, now_s: float) -> None:
+        """The deadline is over."""
+        if self.ends_at_s != NEVER:
+            self.transport.abort()
+        elif self.in_head:
+            self.refuse(exceeded("header_timeout_s"))
+        elif self._body_is_coming():
+            self.refuse(exceeded("body_timeout_s"))
+        else:
+            self.end()
+        if self.refusal is not None and self.running is None:
+            self._send_refusal(self.refusal)
+
+    def watch_output(self, now_s: float) -> None:
+        """Once a second: closes where the client has read nothing of its answer for the whole write time-out."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self.unsent:
+            self.unsent, self.unsent_since_s = unsent, now_s
+        elif self.settings.write_timeout_s and now_s - self.unsent_since_s > self.settings.write_timeout_s:
+            self.transport.abort()
+
+    def end(self) -> None:
+        """Our last byte is written: shuts our side, throws away what still comes, bounded, and closes. Closing at once
+        would make the kernel answer it by a reset, which can destroy the answer on its way."""
+        if self.ends_at_s != NEVER or self.transport.is_closing():
+            return
+        self.is_deaf = True
+        if self.peer_ended or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.ends_at_s = self.loop.time() + DISCARD_S
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _discard(self, data: bytes) -> None:
+        self.discarded += len(data)
+        if self.discarded > DISCARD_BYTES:
+            self.transport.abort()
+
+    def cut(self) -> None:
+        """The drain's time is over for the request in hand: it gets 503 if its answer has not begun, else the
+        connection's end. What waits behind it ends as well."""
+        unanswered = self.unanswered()
+        begun = unanswered[0].response_started
+        self.is_deaf = True
+        self.running = None
+        self.pipeline.clear()
+        for exchange in unanswered:
+            exchange.cut()
+            self.premises.dropped(exchange, answered=exchange.response_started)
+        if begun:
+            self.ends_at_s = self.loop.time()
+            self.transport.abort()
+        else:
+            self._send_refusal(Refused(503, "the server is going away"))
+
+
+def _after(since_s: float, timeout_s: float) -> float:
+    return since_s + timeout_s if timeout_s else NEVER
