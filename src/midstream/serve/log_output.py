@@ -17,7 +17,9 @@ from collections import deque
 
 PENDING_MAX_BYTES = 1024 * 1024  # what waits for a disk or a reader; beyond it the oldest lines go
 _OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_WAIT = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.ENOBUFS))
+_WAIT = frozenset(
+    (errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.ENOBUFS)
+)
 
 
 class LineOutput:
