@@ -27,6 +27,7 @@ log = logging.getLogger("midstream.serve")
 
 SWEEP_S = 1.0
 _YIELD_S = 0.001  # what a worker that is ahead gives the others
+_YIELD_BUSY_S = 0.01  # and one whose app threads are all busy
 _AHEAD = 2.0  # connections beyond its share
 _POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -38,8 +39,8 @@ Make = Callable[[socket.socket, Any, Listener], asyncio.Protocol]
 
 class Doors:
     """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
-    address as accept(2) gives it, and the listener. rivals: other workers on the same listeners. may_accept: asked
-    before each; False shuts the public doors until `ease` is called."""
+    address as accept(2) gives it, and the listener. rivals: other workers on the same listeners. full: asked before each
+    connection; True shuts the public doors until `ease` is called. busy: True lets the other workers go first."""
 
     def __init__(
         self,
@@ -48,14 +49,17 @@ class Doors:
         *,
         tls: ssl.SSLContext | None = None,
         rivals: int = 0,
-        may_accept: Callable[[], bool] = lambda: True,
+        full: Callable[[], bool] = lambda: False,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
         self._make = make
         self._tls = tls
         self._rivals = rivals
-        self._may_accept = may_accept
+        self._full = full
+        self._busy = busy
+        self._yielded = False
         self._wanted: set[Listener] = set()
         self._watched: set[Listener] = set()
         self._ahead = 0.0
@@ -75,7 +79,7 @@ class Doors:
             self._unwatch(listener)
 
     def ease(self) -> None:
-        """Goes on with what is wanted, after may_accept() had said no or descriptors were short. Cheap."""
+        """Goes on with what is wanted, after the doors were full or descriptors were short. Cheap."""
         for listener in self._wanted - self._watched:
             listener.sock.setblocking(False)  # shared by all holders of the socket, and any of them may have changed it
             self._watched.add(listener)
@@ -100,13 +104,10 @@ class Doors:
 
     def _ready(self, listener: Listener) -> None:
         if not listener.private:
-            if not self._may_accept():
+            if self._full():
                 self._unwatch(listener)
                 return
-            if self._rivals and self._ahead >= _AHEAD:
-                self._ahead = 0.0
-                self._unwatch(listener)
-                self._loop.call_later(_YIELD_S, self.ease)
+            if self._rivals and self._yields(listener):
                 return
         try:
             sock, address = listener.sock.accept()
@@ -120,6 +121,16 @@ class Doors:
         if self._rivals:
             self._ahead += 1.0
         self._enter(sock, address, listener)
+
+    def _yields(self, listener: Listener) -> bool:
+        """Once for each connection at most: nobody waits for ever because all workers are busy."""
+        ahead = self._ahead >= _AHEAD
+        self._yielded = not self._yielded and (ahead or self._busy())
+        if self._yielded:
+            self._unwatch(listener)
+            self._loop.call_later(_YIELD_S if ahead else _YIELD_BUSY_S, self.ease)
+            self._ahead = min(self._ahead, _AHEAD) - ahead
+        return self._yielded
 
     def _refused(self, listener: Listener, error: OSError) -> None:
         """Short of descriptors or memory: the sweep tries again."""
