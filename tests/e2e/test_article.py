@@ -72,9 +72,9 @@ def test_a_deploy_that_was_put_back_and_resumed_has_two_turns() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("owner", ["agent", "monit"])
-def test_deploys_under_a_storm(owner: str) -> None:
+def test_deploys_under_a_storm(owner: str, tmp_path: Path) -> None:
     if why := why_no_fleet() or article_capistrano.missing("cap"):
         pytest.skip(why)
-    found = article_midstream.replay(owner, 3, storm=True, seed=4)
+    found = article_midstream.replay(owner, 3, storm=True, seed=4, keep=tmp_path / "records")
     assert found.strikes and found.counts and found.counts.jobs > 50
-    assert not any(found.faults().values()), (found.faults(), found)
+    assert not any(found.faults().values()), f"{found.faults()}, records in {tmp_path}\n{found.counts}\n{found.strikes}"
