@@ -48,6 +48,7 @@ class Member:
     retiring: str = ""  # why
     ready_s: float = 0.0
     killed: str = ""  # why we killed it
+    has_left: bool = False  # it drains, and accepts nothing any more
 
 
 @dataclass(slots=True)
@@ -77,6 +78,11 @@ class Crew:
     def all_are(self, at: At) -> bool:
         """Whether as many as there are to be are there, and nobody who leaves or retires matters."""
         return len([one for one in self.staying if one.at is at]) >= self.count
+
+    @property
+    def nobody_accepts(self) -> bool:
+        """Whether all drain and have said that they accept nothing any more; those that boot are only ended."""
+        return self.aim is Aim.LEAVE and all(one.has_left or not one.ready_s for one in self.members.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,9 @@ class _Worker:
             self._title()
 
     def _leave(self, graceful_s: float, linger_s: float) -> None:
-        if self.ending is None:
+        if self.ending is None and self.server is not None:
+            self.server.pause()
+            self._tell("left")  # whoever connects from now on is another's
             self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, linger_s))
 
     def _stop(self) -> None:

@@ -52,6 +52,9 @@ class Above(Protocol):
 
     def parked(self) -> None: ...
 
+    def left(self) -> None:
+        """All drain, and nobody accepts any more."""
+
     def workers(self, pids: list[int]) -> None:
         """These live now."""
 
@@ -77,6 +80,7 @@ class _Said:
 
     proven: bool = False
     aim: Aim | None = None
+    left: bool = False
     pids: list[int] = field(default_factory=list)
 
 
@@ -229,6 +233,9 @@ class Zygote:
             if self.crew.aim is aim and self._said.aim is not aim and self.crew.all_are(at):
                 self._said.aim = aim
                 tell()
+        if self.crew.nobody_accepts and not self._said.left:
+            self._said.left = True
+            self.above.left()
         if self.crew.aim is Aim.LEAVE and not self._lines and not self.loop.done:
             self.above.ended(self._cuts)
             self.loop.done = True
@@ -310,6 +317,8 @@ class Zygote:
                 crew.became(self.crew, slot, At.SERVING, now)
             case "parked":
                 crew.became(self.crew, slot, At.PARKED, now)
+            case "left":
+                member.has_left = True
             case "retire":
                 member.retiring = message.text("why")
                 self.voice.info(f"worker {slot} ({pid}) is replaced: {member.retiring}")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from midstream.errors import EXIT_OK, MidstreamError
-from midstream.serve import agent_link, listening, signals
+from midstream.serve import agent_link, listening, metrics, signals
 from midstream.serve.board import traffic_text
 from midstream.serve.contract import Cuts
 from midstream.serve.crew import Aim
@@ -63,6 +63,8 @@ class _Alone:
         self.zygote = Zygote(settings, release, listeners, self)
         self.link = agent_link.AgentLink(self.zygote.loop, os.environ, self.voice)
         self.zygote.close_in_child.append(self.link.close_in_child)
+        self.metrics = metrics.Door(self.zygote.loop, self._metrics_page, self.voice.warning)
+        self.zygote.close_in_child.append(self.metrics.close_in_child)
         self.is_ready = False
         self.leaving_since_s = 0.0
 
@@ -91,10 +93,16 @@ class _Alone:
             self.is_ready = True
             self.voice.info(f"{self.zygote.crew.count} workers accept")
         self.notifier.send("READY=1", self._status_line())
+        if any(not listener.private for listener in self.zygote.listeners):
+            self.metrics.open(self.settings.metrics)
 
     def parked(self) -> None:
+        self.metrics.close()
         self.notifier.send(self._status_line())
         self.voice.info("parked: accepts nothing, answers what it has")
+
+    def left(self) -> None:
+        return None
 
     def workers(self, pids: list[int]) -> None:
         return None
@@ -131,6 +139,7 @@ class _Alone:
     def _end(self, act: Callable[[], None]) -> None:
         if not self.leaving_since_s:
             self.leaving_since_s = time.monotonic()
+            self.metrics.close()  # the next generation's to open
             self.notifier.send("STOPPING=1", self._status_line())
             self._every(_STATUS_S, lambda: self.notifier.send(self._status_line()))
         act()
@@ -150,3 +159,10 @@ class _Alone:
     def _status_line(self) -> str:
         words = {Aim.PROVE: "boots", Aim.SERVE: "serving", Aim.PARK: "parked", Aim.LEAVE: "draining"}
         return f"STATUS={words[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
+
+    def _metrics_page(self) -> str:
+        release, crew = self.zygote.release, self.zygote.crew
+        state = "draining" if self.leaving_since_s else "serving"
+        return metrics.text(
+            [metrics.View(release.name, release.generation, state, crew.count, self.zygote.board.rows())]
+        )

@@ -132,6 +132,9 @@ class _Below:
     def parked(self) -> None:
         self.talk.send("parked")
 
+    def left(self) -> None:
+        self.talk.send("left")
+
     def workers(self, pids: list[int]) -> None:
         self.talk.send("workers", pids=pids)
 

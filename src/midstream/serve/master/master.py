@@ -19,7 +19,7 @@ from midstream.errors import EXIT_FAILED, EXIT_OK, AppError, HostError, Midstrea
 from midstream.linux import prctl, process
 from midstream.serve import account as accounts
 from midstream.serve import channel as messages
-from midstream.serve import interpreter, listening, signals, titles, upgrade
+from midstream.serve import interpreter, listening, metrics, signals, titles, upgrade
 from midstream.serve.board import Board
 from midstream.serve.channel import Message
 from midstream.serve.interpreter import Source
@@ -35,6 +35,7 @@ from midstream.serve.signals import Act
 from midstream.serve.upgrade import Effect, Event, Phase
 
 _QUICK_S = 5.0
+_LEFT_S = 5.0  # for the former to say that it accepts nothing any more
 _SPARE_S = 15.0  # beyond what the zygote itself allows a drain
 _STOP_LINGER_S = 2.0  # nobody takes over: an idle connection is not worth a supervisor's patience
 _RECOVER_FIRST_S = 0.2
@@ -53,6 +54,7 @@ class Master:
         self.loop = Loop(self._after_turn)
         self.notifier = Notifier(os.environ, os.getpid())
         self.askers = Askers(self.loop, lambda: self._ask("a command"), self.report)
+        self.metrics = metrics.Door(self.loop, lambda: status.page(self), self.voice.warning)
         self.account = accounts.run_as(settings)
         self.listeners: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
@@ -73,6 +75,7 @@ class Master:
         self._recoveries = 0
         self._failure: MidstreamError | None = None
         self._check: HealthCheck | None = None
+        self._leaving: Generation | None = None
         self._events: deque[Event] = deque()
         self._in_event = False
         self._ready_said = False
@@ -99,6 +102,7 @@ class Master:
 
     def _run(self, taken: list[adopting.Taken]) -> int:
         self.askers.open(self.addresses)
+        self.metrics.open(self.settings.metrics)
         numbers = {*signals.DIALECTS[self.settings.signals], signal.SIGCHLD}
         self.loop.take_signals(sorted(numbers), self._signalled)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -110,6 +114,7 @@ class Master:
         self._ask("the start")
         self.loop.run()
         self.askers.close()
+        self.metrics.close()
         return self.exit_status
 
     def _open_listeners(self, given: list[tuple[str, socket.socket]], taken: list[adopting.Taken]) -> None:
@@ -298,11 +303,23 @@ class Master:
         committed.cancel_timer()
         committed.close_private()
         committed.state = State.SERVING
+        self.metrics.open(committed.settings.metrics)
         self._recovering = False
         self.last_failure = ""
         self.voice.info(f"{committed.name}: serves")
+        self._leaving = former
+        if former is None or not former.pid:
+            self._event(Event.LEFT)
+        else:
+            self.loop.after(_LEFT_S, lambda: self._has_left(former))
         if former is not None:
             self._retire(former)
+
+    def _has_left(self, former: Generation) -> None:
+        """It accepts nothing any more, is gone, or does not say: the upgrade is done all the same."""
+        if self._leaving is former:
+            self._leaving = None
+            self._event(Event.LEFT)
 
     def _tell_done(self) -> None:
         assert self.committed is not None
@@ -398,6 +415,8 @@ class Master:
                 generation.worker_pids = message.numbers("pids")
             case "asked":
                 self._asked_by_zygote(generation, message)
+            case "left":
+                self._has_left(generation)
             case "ended":
                 generation.cuts = (message.number("requests"), message.number("websockets"))
 
@@ -491,6 +510,7 @@ class Master:
     def _zygote_ended(self, generation: Generation, code: int | None) -> None:
         for message in generation.talk.channel.receive():  # its last words
             self._heard(generation, message)
+        self._has_left(generation)
         for orphan in generation.orphaned():
             self.loop.watch(orphan.pidfd, partial(self._orphan_ended, generation, orphan.pid))
         failed_exec = generation.spawned.exec_failure() if generation.spawned else ""

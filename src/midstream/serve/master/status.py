@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from midstream.serve import metrics
 from midstream.serve.board import add_up, traffic_text
 from midstream.serve.master.generation import Generation
 from midstream.serve.upgrade import Phase
@@ -45,6 +46,18 @@ def report(master: Master) -> dict[str, Any]:
         "last_failure": master.last_failure,
         "generations": [_of(one) for one in (*_shown(master), *master.draining)],
     }
+
+
+def page(master: Master) -> str:
+    """The metrics of all generations that there are."""
+    return metrics.text(_view(one, master.count) for one in (*_shown(master), *master.draining))
+
+
+def _view(generation: Generation, count: int) -> metrics.View:
+    rows = generation.board.rows() if generation.board is not None else []
+    name, number, state = generation.source.release, generation.number, generation.state.value
+    wanted = 0 if generation.leaving_since_s else count
+    return metrics.View(name, number, state, wanted, rows, *generation.cuts)
 
 
 def _shown(master: Master) -> list[Generation]:
