@@ -7,6 +7,7 @@ live here: counting. Each generation has series of its own; rate() over their su
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,8 +177,11 @@ class Door:
             self._again = None
         if self._sock is not None:
             self._loop.forget(self._sock.fileno())
+            path = self._sock.getsockname() if self._sock.family == socket.AF_UNIX else ""
             self._sock.close()
             self._sock = None
+            if isinstance(path, str) and path.startswith("/") and os.path.exists(path):
+                os.unlink(path)
         for guest in list(self._guests.values()):
             guest.leave()
 
@@ -258,7 +262,10 @@ def answer(request: bytes, page: Callable[[], str]) -> bytes:
     elif target != b"/metrics":
         status, body = "404 Not Found", "GET /metrics\n"
     else:
-        status, body = "200 OK", page()
+        try:
+            status, body = "200 OK", page()
+        except Exception as error:  # a bug of ours in a page must not end the master
+            status, body = "500 Internal Server Error", f"{type(error).__name__}: {error}\n"
     data = body.encode()
     kind = "text/plain; version=0.0.4; charset=utf-8"
     head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
