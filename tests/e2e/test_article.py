@@ -36,6 +36,7 @@ def counted(*lines: Line, strikes: tuple[Strike, ...] = ()) -> Counts:
         ("r2", 25, True),  # being handed over to
         ("r2", 31, False),  # put back
         ("r2", 19, False),  # not made yet
+        ("r2", 19.98, False),
         ("r1", 49, True),
         ("r3", 49, True),
         ("r1", 51, False),  # old, after the switch
@@ -46,6 +47,11 @@ def counted(*lines: Line, strikes: tuple[Strike, ...] = ()) -> Counts:
 def test_what_may_run_when(release: str, at_s: float, is_right: bool) -> None:
     found = counted(line("boot", at_s, release), line("begin", at_s, release, "j1"), line("end", 99, release, "j1"))
     assert len(found.strays) == len(found.late) == (0 if is_right else 1)
+
+
+def test_a_boot_is_known_to_a_tick_and_a_job_to_the_instant() -> None:
+    found = counted(line("boot", 19.995, "r2"), line("begin", 19.995, "r2", "j1"), line("end", 99, "r2", "j1"))
+    assert (found.strays, len(found.late)) == ((), 1)
 
 
 def test_a_job_that_ends_late_on_old_code_is_right_and_one_that_never_ends_is_lost() -> None:
