@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-
 TICK_S = 0.01  # CLK_TCK is 100 on all that Debian has
 
 
