@@ -8,7 +8,6 @@ agent's loop.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 from collections.abc import Callable
@@ -18,11 +17,13 @@ from midstream.agent import packs
 from midstream.agent.apart import apart
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
+from midstream.agent.params import data as read_data
+from midstream.agent.params import shaped, text, whole
+from midstream.agent.piece_files import write_piece
 from midstream.agent.work import Progress, Work
 from midstream.core import steps
 from midstream.core.intent import IntentState
 from midstream.core.layout import check_relative
-from midstream.core.wire import WireError, from_wire
 from midstream.errors import HostError, OperatorError
 
 PIECE_MAX_BYTES = 1 << 20
@@ -48,9 +49,9 @@ class Artifacts:
     async def read(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         """One piece of the archive of `files`. It is packed when it is first asked for."""
         work = self._open_work(connection, params)
-        number, files, tree = _number(params), _files(params), _text(params, "tree")
-        offset = _whole(params, "offset", ARTIFACT_MAX_BYTES)
-        size = min(_whole(params, "size", PIECE_MAX_BYTES), PIECE_MAX_BYTES)
+        number, files, tree = _number(params), _files(params), text(params, "tree")
+        offset = whole(params, "offset", 0, ARTIFACT_MAX_BYTES)
+        size = whole(params, "size", 0, PIECE_MAX_BYTES)
         path, label = _path(work, "out", number), f"artifact {number}: pack"
         if not (work.done(label) and os.path.exists(path)):
 
@@ -70,18 +71,18 @@ class Artifacts:
     async def write(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         """One piece; with the last one the whole is checked and put into the release. `{offset, files?}`"""
         work = self._open_work(connection, params)
-        number, files, tree = _number(params), _files(params), _text(params, "tree")
-        offset, last = _whole(params, "offset", ARTIFACT_MAX_BYTES), bool(params.get("last"))
-        data = _data(params)
+        number, files, tree = _number(params), _files(params), text(params, "tree")
+        offset, last = whole(params, "offset", 0, ARTIFACT_MAX_BYTES), bool(params.get("last"))
+        data = read_data(params, PIECE_MAX_BYTES)
         path = _path(work, "in", number)
         packs.refuse_full_disk(work, len(data))
         try:
-            await apart(work.app.owner_uid, _write_piece, path, data, offset, last)
+            await apart(work.app.owner_uid, write_piece, path, data, offset, last)
         except OSError as error:
             raise _disk(work, path, error) from error
         if not last:
             return {"offset": offset + len(data)}
-        wanted = _text(params, "sha256")
+        wanted = text(params, "sha256")
         label = f"artifact {number} {wanted[:12]}"
         _refuse_other_files(work, number, label)
         if work.done(label):  # said again after its answer was lost
@@ -109,7 +110,12 @@ class Artifacts:
     def _open_work(self, connection: Connection, params: dict[str, Any]) -> Work:
         work = self._work_of(connection, params)
         if work.over or work.intent.state is not IntentState.UPDATING or not work.done("git:create_release"):
-            raise OperatorError("files of a build belong into a release that is being made", where="deploy.artifact")
+            raise OperatorError(
+                "files of a build belong into a release that is being made",
+                where="deploy.artifact",
+                serving=work.serving(),
+                remedy="begin again: midstream deploy",
+            )
         return work
 
 
@@ -154,59 +160,22 @@ def _read_piece(path: str, offset: int, size: int) -> dict[str, Any]:
     return {"data": base64.b64encode(data).decode("ascii"), "size_bytes": whole, "last": offset + len(data) >= whole}
 
 
-def _write_piece(path: str, data: bytes, offset: int, last: bool) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-        if last:
-            os.ftruncate(fd, offset + len(data))
-    finally:
-        os.close(fd)
-
-
 def _sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _data(params: dict[str, Any]) -> bytes:
-    try:
-        data = base64.b64decode(params.get("data") or "", validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise OperatorError("data is not base64", where="data") from error
-    if len(data) > PIECE_MAX_BYTES:
-        raise OperatorError(f"a piece has at most {PIECE_MAX_BYTES} bytes", where="data")
-    return data
-
-
 def _files(params: dict[str, Any]) -> tuple[str, ...]:
-    try:
-        files = from_wire(tuple[str, ...], params.get("files"), "files")
-    except WireError as error:
-        raise OperatorError(f"deploy.artifact: {error}") from error
+    files = shaped(tuple[str, ...], params.get("files"), "deploy.artifact", "files")
     if not files or len(files) > _FILES_MAX:
-        raise OperatorError(f"files: 1 to {_FILES_MAX} paths", where="files")
+        raise OperatorError(
+            f"files: 1 to {_FILES_MAX} paths", where="files", remedy="name folders in `files` of that [[build]] step"
+        )
     return tuple(check_relative(path, "files") for path in files)
 
 
 def _number(params: dict[str, Any]) -> int:
-    return _whole(params, "number", _NUMBER_MAX)
-
-
-def _whole(params: dict[str, Any], name: str, most: int) -> int:
-    value = params.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise OperatorError(f"{name} must be a whole number, at most {most}", where=name)
-    return value
-
-
-def _text(params: dict[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str) or not value:
-        raise OperatorError(f"{name} is missing, or no text", where=name)
-    return value
+    return whole(params, "number", 0, _NUMBER_MAX)
 
 
 def _disk(work: Work, path: str, error: OSError) -> HostError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import fcntl
 import os
 import struct
@@ -21,12 +20,13 @@ from typing import Any
 from midstream.agent.accounts import Peer
 from midstream.agent.control import Connection, Method
 from midstream.agent.host import Host
+from midstream.agent.params import data as read_data
+from midstream.agent.params import refused, shaped
 from midstream.agent.spawning import command_spec, step_argv
 from midstream.agent.store import AppRecord, GenerationRecord
 from midstream.core.messages import FdPlacement, SpawnSpec
 from midstream.core.names import SpawnKey
 from midstream.core.spec import CommandStep
-from midstream.core.wire import WireError, from_wire
 from midstream.errors import LockedError, OperatorError
 
 SERVICE = "+console"
@@ -78,7 +78,11 @@ class Session:
                 except BlockingIOError:
                     await self._writable()
         if data:
-            raise OperatorError("the program has ended, and did not read all of it", where="session")
+            raise OperatorError(
+                "the program has ended, and did not read all of it",
+                where="session",
+                remedy="begin another: midstream console",
+            )
 
     async def _writable(self) -> None:
         ready = [asyncio.ensure_future(_ready(self.fd, reading=False)), asyncio.ensure_future(self.over.wait())]
@@ -188,13 +192,7 @@ class Consoles:
 
     async def write(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         session = self._session(connection, params)
-        try:
-            data = base64.b64decode(params.get("data") or "", validate=True)
-        except (binascii.Error, TypeError, ValueError) as error:
-            raise OperatorError("data is not base64", where="data") from error
-        if len(data) > INPUT_MAX_BYTES:
-            raise OperatorError(f"at most {INPUT_MAX_BYTES} bytes at a time", where="data")
-        await session.write(data)
+        await session.write(read_data(params, INPUT_MAX_BYTES))
         return {}
 
     async def resize(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -205,24 +203,25 @@ class Consoles:
         number = params.get("session")
         session = self._sessions.get(number) if isinstance(number, int) else None
         if session is None or session.connection is not connection:
-            raise OperatorError("this connection has no such console", where="session")
+            raise refused("this connection has no such console", "session")
         return session
 
 
 def _argv(params: dict[str, Any]) -> tuple[str, ...]:
-    try:
-        argv = from_wire(tuple[str, ...], params.get("argv") or [], "argv")
-    except WireError as error:
-        raise OperatorError(f"console: {error}") from error
+    argv = shaped(tuple[str, ...], params.get("argv") or [], "console", "argv")
     if any("\0" in word for word in argv) or (argv and not argv[0]):
-        raise OperatorError("a command is words without NUL bytes, the first not empty", where="argv")
+        raise OperatorError(
+            "a command is words without NUL bytes, the first not empty",
+            where="argv",
+            remedy="midstream console -- COMMAND",
+        )
     return tuple(argv)
 
 
 def _size(params: dict[str, Any]) -> tuple[int, int]:
     found = [params.get("rows", 24), params.get("cols", 80)]
     if not all(isinstance(one, int) and 0 <= one <= 10_000 for one in found):
-        raise OperatorError("rows and cols are whole numbers up to 10000", where="rows")
+        raise refused("rows and cols are whole numbers up to 10000", "rows")
     return int(found[0]), int(found[1])
 
 

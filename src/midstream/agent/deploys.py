@@ -25,6 +25,7 @@ from midstream.agent.external import Externals
 from midstream.agent.host import Host
 from midstream.agent.oneshots import is_of_deploy
 from midstream.agent.opening import LEASE_S, Opening
+from midstream.agent.params import refused
 from midstream.agent.store import GenerationRecord
 from midstream.agent.trash import Trash
 from midstream.agent.updating import UpdateRequest, read_env_files, update
@@ -310,10 +311,10 @@ class Deploys:
             if tell in work.listeners:
                 work.listeners.remove(tell)
 
-    def upload(self, work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
+    async def upload(self, work: Work, offset: int, data: bytes, last: bool) -> dict[str, Any]:
         if work.over:
             raise self._is_over(work.intent.id)
-        return packs.upload(work, offset, data, last)
+        return await packs.upload(work, offset, data, last)
 
     async def select(self, work: Work, named: str, force: bool = False) -> dict[str, Any]:
         return await selecting.select(work, named, force)
@@ -325,7 +326,7 @@ class Deploys:
         if work.intent.state in _UPDATED and not (to_migrate and work.intent.state is IntentState.UPDATED):
             return self._updated(work)
         if not is_release(request.release):
-            raise OperatorError(f"{request.release!r} is no release id")
+            raise refused(f"{request.release!r} is no release id", "release")
         work.spec = spec
         work.secrets = dict(secrets)
         try:
@@ -346,7 +347,7 @@ class Deploys:
         if intent.state is IntentState.COMMITTED:
             return done
         if not intent.release:
-            raise OperatorError("nothing to publish: no release was made or chosen")
+            raise refused("nothing to publish: no release was made or chosen", "deploy.publish")
         secrets = work.secrets or self._stored_secrets(work)
         try:
             if intent.state is IntentState.PROVISIONAL:

@@ -17,6 +17,7 @@ from midstream.agent import accounts
 from midstream.agent.admission import read_spec
 from midstream.agent.control import Connection, Method
 from midstream.agent.host import Host
+from midstream.agent.params import refused
 from midstream.agent.store import AppRecord, GenerationRecord, PushedEnvironment
 from midstream.core.instance import ALIVE
 from midstream.core.spec import AppSpec, EnvSpec
@@ -56,7 +57,7 @@ class Environments:
             variables = from_wire(dict[str, dict[str, str]], params.get("variables", {}), "variables")
             secrets = from_wire(dict[str, str], params.get("secrets", {}), "secrets")
         except WireError as error:
-            raise OperatorError(f"env.push: {error}") from error
+            raise refused(f"env.push: {error}") from error
         pushed = PushedEnvironment(variables, secrets, connection.peer.name, time.time())
         _refuse_strange_names(pushed, stored.spec)
         after = with_pushed(stored, pushed)
@@ -127,13 +128,23 @@ def _env(before: EnvSpec, variables: dict[str, str] | None, secrets: dict[str, s
 def _refuse_strange_names(pushed: PushedEnvironment, spec: AppSpec) -> None:
     unknown = [name for name in pushed.variables if name and name not in spec.services]
     if unknown:
-        raise OperatorError(f"release has no service {unknown[0]!r} here", where="variables")
+        raise OperatorError(
+            f"the release that runs has no service {unknown[0]!r} here",
+            where="variables",
+            remedy="deploy the release that has it; that brings its variables, too",
+        )
     names = [*pushed.secrets, *(name for layer in pushed.variables.values() for name in layer)]
     bad = next((name for name in names if not _NAME.match(name)), None)
     if bad is not None:
-        raise OperatorError(f"{bad[:100]!r} is no name of a variable", where="variables")
+        raise OperatorError(
+            f"{bad[:100]!r} is no name of a variable",
+            where="variables",
+            remedy="letters, digits and _, no digit first: correct [env] or secrets in midstream.toml",
+        )
     if any("\0" in value for value in pushed.secrets.values()):
-        raise OperatorError("a NUL byte cannot be passed to a process", where="secrets")
+        raise OperatorError(
+            "a NUL byte cannot be passed to a process", where="secrets", remedy="encode the value, as base64 say"
+        )
 
 
 def _names(record: GenerationRecord) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import os
 import re
 import stat
@@ -22,12 +21,14 @@ from midstream.agent.apart import apart
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
 from midstream.agent.host import Host
+from midstream.agent.params import data as read_data
+from midstream.agent.params import refused, shaped, whole
+from midstream.agent.piece_files import write_all
 from midstream.agent.spawning import account_for, command_spec
 from midstream.agent.store import AppRecord
 from midstream.agent.work import Progress, Work
 from midstream.core.names import SpawnKey
 from midstream.core.spec import CommandStep
-from midstream.core.wire import WireError, from_wire
 from midstream.errors import HostError, OperatorError
 from midstream.linux.file_identity import FileUser, files_as, open_as
 
@@ -97,7 +98,7 @@ class HostCommands:
         """One piece of a plain file."""
         record = self._app_of(connection, params)
         path, user = self._path(record, params), self._user(record)
-        offset, size = _whole(params, "offset", 0, _FILE_MAX_BYTES), _whole(params, "size", 1, PIECE_MAX_BYTES)
+        offset, size = whole(params, "offset", 0, _FILE_MAX_BYTES, 0), whole(params, "size", 1, PIECE_MAX_BYTES, 1)
         try:
             return await apart(record.owner_uid, _read_piece, path, user, offset, size)
         except OSError as error:
@@ -109,15 +110,10 @@ class HostCommands:
         path, user = self._path(record, params), self._user(record)
         name = params.get("id")
         if not isinstance(name, str) or not _ID.fullmatch(name):
-            raise OperatorError("id: letters, digits and -, at most 64", where="id")
-        try:
-            data = base64.b64decode(params.get("data") or "", validate=True)
-        except (binascii.Error, TypeError) as error:
-            raise OperatorError("data is not base64", where="data") from error
-        if len(data) > PIECE_MAX_BYTES:
-            raise OperatorError(f"a piece has at most {PIECE_MAX_BYTES} bytes", where="data")
-        offset = _whole(params, "offset", 0, _FILE_MAX_BYTES)
-        mode = _whole(params, "mode", 0, 0o777) if params.get("mode") is not None else 0o644
+            raise refused("id: letters, digits and -, at most 64", "id")
+        data = read_data(params, PIECE_MAX_BYTES)
+        offset = whole(params, "offset", 0, _FILE_MAX_BYTES, 0)
+        mode = whole(params, "mode", 0, 0o777, 0o644)
         last = bool(params.get("last"))
         folder, base = os.path.split(path)
         beside = os.path.join(folder, f".{base[:100]}.midstream-{name}")
@@ -133,7 +129,7 @@ class HostCommands:
         """An absolute path, or one below deploy_to."""
         path = params.get("path")
         if not isinstance(path, str) or not path or "\0" in path or path.endswith("/") or len(path) > 4000:
-            raise OperatorError("path: of a file", where="path")
+            raise OperatorError("path: of a file", where="path", remedy="name a file, not a folder")
         return os.path.normpath(os.path.join(record.deploy_to, path))
 
     def _user(self, record: AppRecord) -> FileUser | None:
@@ -149,17 +145,7 @@ class HostCommands:
 
 
 def _command(params: dict[str, Any]) -> hooks.Command:
-    try:
-        return from_wire(hooks.Command, params)
-    except WireError as error:
-        raise OperatorError(f"the command does not fit: {error}") from error
-
-
-def _whole(params: dict[str, Any], name: str, low: int, high: int) -> int:
-    value = params.get(name, low)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise OperatorError(f"{name} must be a whole number between {low} and {high}", where=name)
-    return value
+    return shaped(hooks.Command, params, "the command does not fit")
 
 
 def _read_piece(path: str, user: FileUser | None, offset: int, size: int) -> dict[str, Any]:
@@ -190,9 +176,7 @@ def _write_piece(path: str, beside: str, user: FileUser | None, data: bytes, off
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != (user.uid if user is not None else os.geteuid()):
                 raise FileExistsError(17, "something else has that name", beside)
-            done = 0
-            while done < len(data):
-                done += os.pwrite(fd, data[done:], offset + done)
+            write_all(fd, data, offset)
             if mode is None:
                 return
             os.ftruncate(fd, offset + len(data))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from midstream.agent.params import refused
 from midstream.agent.store import AppRecord, Store
-from midstream.errors import OperatorError
 
 _HOSTS_MAX = 10_000
 _NAME_MAX = 1_000
@@ -19,9 +19,9 @@ _NAME_MAX = 1_000
 def names(value: Any) -> list[str]:
     """The parameter `behind` of `deploy.commit`. Raises OperatorError."""
     if not isinstance(value, list) or len(value) > _HOSTS_MAX:
-        raise OperatorError("deploy.commit: behind: expected a list of hosts")
+        raise refused("deploy.commit: behind: expected a list of hosts", "behind")
     if not all(isinstance(name, str) and 0 < len(name) <= _NAME_MAX for name in value):
-        raise OperatorError("deploy.commit: behind: expected names of hosts")
+        raise refused("deploy.commit: behind: expected names of hosts", "behind")
     return list(value)
 
 

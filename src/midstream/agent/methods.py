@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from midstream import __version__
-from midstream.agent import accounts, left_behind, locks, quieting, reports
+from midstream.agent import accounts, left_behind, locks, packs, quieting, reports
 from midstream.agent.admission import check_hold, read_spec
 from midstream.agent.artifacts import Artifacts
 from midstream.agent.console import Consoles
@@ -25,6 +25,7 @@ from midstream.agent.host import Host
 from midstream.agent.host_commands import HostCommands
 from midstream.agent.keeper_link import KeeperRefused
 from midstream.agent.opening import Opening
+from midstream.agent.params import data, refused, seconds, shaped, text, whole
 from midstream.agent.plans import profile_of
 from midstream.agent.processes import Name
 from midstream.agent.store import AppRecord, EventRow
@@ -43,7 +44,6 @@ from midstream.linux import clock
 
 PROTOCOL = 1
 _HOLD_MAX_S = 86400.0
-_SECONDS_MAX = 1e7
 
 
 class Methods:
@@ -66,7 +66,10 @@ class Methods:
         self._followers: set[asyncio.Queue[EventRow]] = set()
         host.on_event = self._on_event
         self._environments = Environments(
-            host, self._app, deploys.is_busy, lambda connection, params: self._work(connection, params).intent.id
+            host,
+            self._app,
+            lambda app, own: deploys.is_busy(app, own),
+            lambda connection, params: self._work(connection, params).intent.id,
         )
 
     def table(self) -> dict[str, Method]:
@@ -111,7 +114,7 @@ class Methods:
     # -- who asks ----------------------------------------------------------------------------------------------------
 
     def _app(self, connection: Connection, params: dict[str, Any]) -> AppRecord:
-        name = _text(params, "app")
+        name = text(params, "app")
         record = self.host.apps.get(name)
         if record is None:
             known = ", ".join(sorted(self._visible(connection)))
@@ -131,7 +134,7 @@ class Methods:
     def _chosen(self, app: str, params: dict[str, Any]) -> list[Service]:
         wanted = params.get("services") or []
         if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
-            raise OperatorError("services must be a list of names", where="services")
+            raise refused("services must be a list of names", "services")
         mine = {name: service for (owner, name), service in self.host.services.items() if owner == app}
         missing = [name for name in wanted if name not in mine]
         if missing:
@@ -146,7 +149,7 @@ class Methods:
         asked = params.get("protocol", [PROTOCOL, PROTOCOL])
         words = asked if isinstance(asked, list) and len(asked) == 2 else [asked, asked]
         if not all(isinstance(word, int) for word in words):
-            raise OperatorError("protocol is a number, or the lowest and the highest", where="protocol")
+            raise refused("protocol is a number, or the lowest and the highest", "protocol")
         low, high = words
         if not low <= PROTOCOL <= high:
             raise OperatorError(
@@ -185,7 +188,7 @@ class Methods:
 
     async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
-        return reports.why(self.host, record.app, _text(params, "service"), _whole(params, "limit", 50, 1, 1000))
+        return reports.why(self.host, record.app, text(params, "service"), whole(params, "limit", 1, 1000, 50))
 
     async def releases(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         return reports.releases(self.host, self._app(connection, params).app)
@@ -202,7 +205,7 @@ class Methods:
         queue: asyncio.Queue[EventRow] = asyncio.Queue()
         if params.get("follow"):
             self._followers.add(queue)
-        last = _whole(params, "after", 0, 0, 2**62)
+        last = whole(params, "after", 0, 2**62, 0)
         try:
             for row in self.host.store.events(app=app, after=last, limit=1000):
                 last = max(last, row.id)
@@ -220,7 +223,7 @@ class Methods:
         record = self._app(connection, params)
         chosen = [service.name for service in self._chosen(record.app, params)]
         lines = self.host.logs.follow(
-            record.app, chosen, _whole(params, "lines", 100, 0, 100_000), follow=bool(params.get("follow"))
+            record.app, chosen, whole(params, "lines", 0, 100_000, 100), follow=bool(params.get("follow"))
         )
         async with aclosing(lines) as stream:  # type: ignore[type-var]
             async for line in stream:
@@ -331,10 +334,10 @@ class Methods:
 
     async def signal(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         record = self._app(connection, params)
-        wanted = _text(params, "signal").upper().removeprefix("SIG")
+        wanted = text(params, "signal").upper().removeprefix("SIG")
         if f"SIG{wanted}" not in signal.Signals.__members__:
-            raise OperatorError(f"there is no signal {wanted!r}")
-        slot = None if params.get("slot") is None else _whole(params, "slot", 0, 0, 10_000)
+            raise OperatorError(f"there is no signal {wanted!r}", where="signal", remedy="kill -l lists them")
+        slot = None if params.get("slot") is None else whole(params, "slot", 0, 10_000, 0)
         pids: list[int] = []
         for service in self._chosen(record.app, params):
             pids.extend(await self._send(service, wanted, slot))
@@ -361,9 +364,9 @@ class Methods:
         """Answered when no start is in flight and none will be made while it lasts."""
         record = self._app(connection, params)
         service = self._one(record.app, params)
-        ttl_s = _seconds(params, "ttl_s", 900.0)
+        ttl_s = seconds(params, "ttl_s", 900.0)
         if not 0 < ttl_s <= _HOLD_MAX_S:
-            raise OperatorError(f"a hold lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+            raise _too_long("a hold")
         owner = str(params.get("owner") or connection.peer.name)
         name = (record.app, service.name)
         if service.hold is not None and service.hold.owner != owner:
@@ -404,14 +407,14 @@ class Methods:
             raise LockedError(f"a deploy of {record.app!r} is under way", remedy="wait for it, or: midstream abort")
         if params.get("end"):
             return await quieting.end(self.host, service, owner)
-        ttl_s = _seconds(params, "ttl_s", 900.0)
+        ttl_s = seconds(params, "ttl_s", 900.0)
         if ttl_s > _HOLD_MAX_S:
-            raise OperatorError(f"a quiet lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+            raise _too_long("a quiet")
         reason, wait = str(params.get("reason", "")), bool(params.get("wait", True))
         return await quieting.begin(self.host, record, service, ttl_s, owner, reason, wait)
 
     def _one(self, app: str, params: dict[str, Any]) -> Service:
-        return self._chosen(app, {"services": [_text(params, "service")]})[0]
+        return self._chosen(app, {"services": [text(params, "service")]})[0]
 
     # -- app ---------------------------------------------------------------------------------------------------------
 
@@ -422,9 +425,13 @@ class Methods:
         standing = locks.lock_of(record)
         if standing is not None and standing["owner"] != owner:
             raise self._locked_by(record, standing)
-        ttl_s = _seconds(params, "ttl_s", locks.LONGEST_S) if params.get("ttl_s") else 0.0
+        ttl_s = seconds(params, "ttl_s", locks.LONGEST_S) if params.get("ttl_s") else 0.0
         if ttl_s > locks.LONGEST_S:
-            raise OperatorError(f"a lock with an end lasts at most {locks.LONGEST_S:g} s", where="ttl_s")
+            raise OperatorError(
+                f"a lock with an end lasts at most {locks.LONGEST_S:g} s",
+                where="ttl_s",
+                remedy="midstream lock without --for lasts until unlock",
+            )
         after = locks.locked(record, owner, str(params.get("reason", "")), ttl_s)
         self.host.store.put_app(after)
         self.host.apps[record.app] = after
@@ -455,7 +462,7 @@ class Methods:
 
     async def app_remove(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         self._refuse_in_deploy(self._app(connection, params))
-        await self.stop(connection, {"app": _text(params, "app")})
+        await self.stop(connection, {"app": text(params, "app")})
         record = self._app(
             connection, params
         )  # meanwhile a deploy may have begun, or somebody else's app have the name
@@ -470,7 +477,7 @@ class Methods:
 
     async def agent_stop(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         self._root(connection)
-        await self._stop_all(_seconds(params, "timeout_s", 30.0))
+        await self._stop_all(seconds(params, "timeout_s", 30.0))
         return {}
 
     async def agent_upgrade(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -498,7 +505,7 @@ class Methods:
 
     async def deploy_open(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         opening = Opening(
-            _text(params, "deploy_id"),
+            text(params, "deploy_id"),
             params.get("spec") or {},
             str(params.get("kind", "deploy")),
             str(params.get("user", "")),
@@ -506,7 +513,7 @@ class Methods:
             str(params.get("until") or ""),
         )
         if opening.kind not in ("deploy", "rollback", "configure"):
-            raise OperatorError(f"there is no kind of deploy {opening.kind!r}")
+            raise refused(f"there is no kind of deploy {opening.kind!r}", "kind")
         # `begun` is called as soon as the lock is taken: from then on this connection keeps the deploy alive, and what was
         # begun goes on when the client goes away; while it waits for the lock, going away ends it. The client is told at
         # once, because it takes the locks of its hosts one after the other.
@@ -519,18 +526,15 @@ class Methods:
         connection.notify("locked", {"deploy_id": work.intent.id, "token": work.intent.token})
 
     def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
-        work = self.deploys.work_for(
-            connection.peer, _text(params, "deploy_id"), _whole(params, "token", -1, -1, 2**62)
-        )
+        work = self.deploys.work_for(connection.peer, text(params, "deploy_id"), whole(params, "token", -1, 2**62, -1))
         if not work.over:
             self._keep_alive(connection, work)
         return work
 
     async def deploy_upload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
-        return self.deploys.upload(
-            work, _whole(params, "offset", 0, 0, 2**62), _text(params, "data"), bool(params.get("last"))
-        )
+        offset, raw = whole(params, "offset", 0, 2**62, 0), data(params, packs.PIECE_MAX_BYTES)
+        return await self.deploys.upload(work, offset, raw, bool(params.get("last")))
 
     async def deploy_update(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
@@ -540,10 +544,10 @@ class Methods:
             spec = read_spec(params["spec"]) if params.get("spec") else work.spec
             secrets = from_wire(dict[str, str], params.get("secrets") or {}, "secrets")
         except WireError as error:
-            raise OperatorError(f"deploy.update: {error}") from error
+            raise refused(f"deploy.update: {error}") from error
         accounts.check_spec(spec, work.app.owner_uid, connection.peer, self.host.uid)
         if (spec.app, spec.deploy_to) != (work.spec.app, work.spec.deploy_to):
-            raise OperatorError("deploy.update speaks of another app than deploy.open did")
+            raise refused("deploy.update speaks of another app or folder than deploy.open did", "spec")
         return await self._call(connection, work, "update", lambda: self.deploys.update(work, request, spec, secrets))
 
     async def deploy_select(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -579,23 +583,20 @@ class Methods:
         if work.over:
             return {"warnings": []}
         if params.get("hold"):
-            try:
-                spec = from_wire(HoldSpec, params["hold"], "hold")
-            except WireError as error:
-                raise OperatorError(f"deploy.hold: {error}") from error
+            spec = shaped(HoldSpec, params["hold"], "deploy.hold", "hold")
             check_hold(spec, "hold")
         else:
-            spec = declared(work, _text(params, "supervisor"), _text(params, "service"))
-        ttl_s = _seconds(params, "ttl_s", spec.ttl_s)
+            spec = declared(work, text(params, "supervisor"), text(params, "service"))
+        ttl_s = seconds(params, "ttl_s", spec.ttl_s)
         if ttl_s > _HOLD_MAX_S:
-            raise OperatorError(f"a hold lasts at most {_HOLD_MAX_S:g} s, and expires", where="ttl_s")
+            raise _too_long("a hold")
         externals, peer = self.host.externals, connection.peer
         name = f"hold {spec.supervisor}:{spec.service}"
         return await self._call(connection, work, name, lambda: externals.hold(work, peer, spec, ttl_s))
 
     async def deploy_unhold(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)
-        supervisor, service = _text(params, "supervisor"), _text(params, "service")
+        supervisor, service = text(params, "supervisor"), text(params, "service")
         intent, externals = work.intent, self.host.externals
         name = f"unhold {supervisor}:{service}"
         return await self._call(
@@ -660,30 +661,14 @@ class Methods:
         return {"settled": True, "release": after.release if after else ""}
 
 
-def _text(params: dict[str, Any], name: str) -> str:
-    value = params.get(name)
-    if not isinstance(value, str) or not value:
-        raise OperatorError(f"{name} is missing, or no text")
-    return value
-
-
-def _whole(params: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
-    value = params.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise OperatorError(f"{name} must be a whole number between {low} and {high}", where=name)
-    return value
-
-
 def _wait_s(params: dict[str, Any]) -> float:
     """How long the caller waits for what was asked to have come about; 0: not at all."""
-    return _seconds(params, "timeout_s", 120.0) if params.get("wait", True) else 0.0
+    return seconds(params, "timeout_s", 120.0) if params.get("wait", True) else 0.0
 
 
-def _seconds(params: dict[str, Any], name: str, default: float) -> float:
-    """A number of seconds; 0 and nothing are the default. NaN and infinity would spoil every other deadline."""
-    value = default if params.get(name) in (None, 0) else params[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _SECONDS_MAX:
-        raise OperatorError(f"{name} must be a number of seconds, at most {_SECONDS_MAX:g}", where=name)
-    return float(value)
+def _too_long(what: str) -> OperatorError:
+    return OperatorError(
+        f"{what} lasts at most {_HOLD_MAX_S:g} s, and expires",
+        where="ttl_s",
+        remedy="give a shorter time, and begin it again before it is over",
+    )

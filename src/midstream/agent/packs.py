@@ -1,44 +1,37 @@
 """Objects that a deployer sends: one file for each deploy in the agent's own state folder, until they are in the mirror; and
 archives of built files (`artifacts.py`), until the deploy ends.
 
-Runs in the agent, blocking, a MiB at a time.
+Runs in the agent; a MiB at a time is written apart from its loop, which a disk that hangs must not hold up.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import glob
 import os
 from contextlib import suppress
 from typing import Any
 
+from midstream.agent.apart import apart
+from midstream.agent.piece_files import write_piece
 from midstream.agent.work import Work
 from midstream.errors import HostError, OperatorError
 
+PIECE_MAX_BYTES = 1 << 20
 _PACK_MAX_BYTES = 8 << 30
 _SPARE_BYTES = 256 << 20
 
 
-def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
+async def upload(work: Work, offset: int, raw: bytes, last: bool) -> dict[str, Any]:
     """Appends to the pack; a repeated part is written over itself."""
-    try:
-        raw = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise OperatorError("deploy.upload: data is not base64") from error
     if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
-        raise OperatorError("deploy.upload: the pack is too large")
-    refuse_full_disk(work, len(raw))
+        raise OperatorError(
+            f"the objects that the deploy sends are more than {_PACK_MAX_BYTES >> 30} GiB",
+            where="deploy.upload",
+            serving=work.serving(),
+            remedy='have the host fetch them itself: source = "fetch"',
+        )
     try:
-        fd = os.open(work.pack_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            done = 0
-            while done < len(raw):
-                done += os.pwrite(fd, raw[done:], offset + done)
-            if last:
-                os.ftruncate(fd, offset + len(raw))
-        finally:
-            os.close(fd)
+        await apart(work.app.owner_uid, _write, work, raw, offset, last)
     except OSError as error:
         raise HostError(
             f"the objects could not be stored: {error.strerror}",
@@ -47,6 +40,11 @@ def upload(work: Work, offset: int, data: str, last: bool) -> dict[str, Any]:
             remedy="free some space, then deploy again",
         ) from error
     return {"offset": offset + len(raw)}
+
+
+def _write(work: Work, raw: bytes, offset: int, last: bool) -> None:
+    refuse_full_disk(work, len(raw))
+    write_piece(work.pack_path, raw, offset, last)
 
 
 def room_bytes(work: Work) -> int:

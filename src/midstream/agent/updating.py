@@ -175,7 +175,12 @@ def _chosen_builds(spec: AppSpec, request: UpdateRequest) -> tuple[int, ...]:
     if request.build is None:
         return tuple(index for index, step in enumerate(spec.build) if step.on != "deployer")
     if any(not 0 <= index < len(spec.build) for index in request.build):
-        raise OperatorError("there is no such build step", where="build")
+        raise OperatorError(
+            f"there is no build step {next(index for index in request.build if not 0 <= index < len(spec.build))}: "
+            f"the configuration has {len(spec.build)}",
+            where="build",
+            remedy="the deployer and midstream.toml have come apart: begin again, midstream deploy",
+        )
     return request.build
 
 
@@ -266,7 +271,11 @@ def _read_env_file(path: str, user: FileUser | None) -> dict[str, str]:
             continue
         name, separator, value = line.partition("=")
         if not separator or not name.strip().replace("_", "a").isalnum():
-            raise OperatorError("not a line of the form NAME=value", where=f"{path}:{number}")
+            raise OperatorError(
+                "not a line of the form NAME=value",
+                where=f"{path}:{number}",
+                remedy="correct it; names have letters, digits and _, and comments begin with #",
+            )
         value = value.strip()
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
