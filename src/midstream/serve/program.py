@@ -70,7 +70,7 @@ def _serve(argv: list[str], invocation: Invocation, environment: Mapping[str, st
     if not sys.flags.isolated:
         os.execv(sys.executable, [sys.executable, *isolated_start(), "serve", *argv])
     _tell(invocation)
-    _make_logs(settings)
+    make_logs(settings)
     if settings.reload:
         from midstream.serve import watching
 
@@ -109,8 +109,8 @@ def _refuse_under_agent(settings: Settings) -> None:
         )
 
 
-def _make_logs(settings: Settings) -> None:
-    """As root, for a user that may not make them himself."""
+def make_logs(settings: Settings) -> None:
+    """As root, for a user that may not make them himself. Raises HostError."""
     if os.geteuid() != 0 or not settings.user:
         return
     account = run_as(settings)

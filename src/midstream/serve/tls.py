@@ -49,7 +49,7 @@ def _error(settings: Settings, error: OSError) -> OperatorError:
                 f"{path} cannot be read: {why.strerror}", where=option, remedy=f"let uid {os.geteuid()} read it"
             )
     reason = getattr(error, "reason", "") or ""
-    if reason == "KEY_VALUES_MISMATCH":
+    if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
         return OperatorError(f"the key does not belong to the certificate {settings.certfile}", where="--keyfile")
     if not settings.keyfile and "PRIVATE KEY" not in _text(settings.certfile):
         return OperatorError(
