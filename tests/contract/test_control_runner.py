@@ -497,6 +497,25 @@ def test_a_rollback_goes_to_the_last_proven_release_on_all_hosts(tmp_path: Path)
         assert {agent.apps["shop"].committed for agent in agents.values()} == {R1}
 
 
+@pytest.mark.parametrize("behind", ["web1", "batch1"])
+def test_a_rollback_goes_to_a_release_that_all_hosts_have_and_says_so(tmp_path: Path, behind: str) -> None:
+    """A host was left out of the second deploy: the first is what all can go back to."""
+    specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await two_releases(agents, specs)
+        last = "20261121190503"
+        await deploy(agents, specs, deploy_id="d3", pick_release=lambda taken: last)
+        app = agents[behind].apps["shop"]
+        app.releases = [row for row in app.releases if row["release"] != R2]
+        run = Run(agents, specs, deploy_id="d4", plan=rollback_plan(specs), target=None)
+        outcome = await run()
+        assert outcome.exit_code == 0, outcome.error
+        assert outcome.release == R1 and {agent.apps["shop"].committed for agent in agents.values()} == {R1}
+        assert f"{R2} is not proven on {behind}" in run.texts()
+
+
 def test_a_rollback_to_nowhere_changes_nothing(tmp_path: Path) -> None:
     @on_fleet(tmp_path, "here")
     async def story(agents: dict[str, FakeAgent]) -> None:

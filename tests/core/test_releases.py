@@ -18,6 +18,7 @@ from midstream.core.layout import (
 )
 from midstream.core.names import is_release
 from midstream.core.releases import (
+    common_target,
     deployed_line,
     deployed_releases,
     is_revision_line,
@@ -277,3 +278,28 @@ def test_addresses_of_submodules(repository: str, url: str, absolute: str) -> No
 
 def test_ids_are_releases() -> None:
     assert all(is_release(release) for release in IDS)
+
+
+class TestCommonTarget:
+    R1, R2, R3 = "20261121190501", "20261121190502", "20261121190503"
+
+    def test_it_is_the_newest_that_all_have_and_tells_what_was_passed_over(self) -> None:
+        R1, R2, R3 = self.R1, self.R2, self.R3
+        all_have = {"a": [R1, R2, R3], "b": [R1, R2, R3]}
+        assert common_target(all_have, {"a": R3, "b": R3}) == (R2, {})
+        assert common_target({"a": [R1, R2, R3], "b": [R1, R3]}, {"a": R3, "b": R3}) == (R1, {R2: ["b"]})
+
+    def test_a_host_that_is_behind_may_stay_where_it_is(self) -> None:
+        R1, R2, R3 = self.R1, self.R2, self.R3
+        for first, other in (("a", "b"), ("b", "a")):
+            proven = {first: [R1, R2, R3], other: [R1]}
+            assert common_target(proven, {first: R3, other: R1}) == (R1, {R2: [other]})
+
+    def test_it_says_who_lacks_what_when_there_is_none(self) -> None:
+        R1, R2, R3 = self.R1, self.R2, self.R3
+        with pytest.raises(OperatorError, match="that all hosts have") as refused:
+            common_target({"a": [R1, R3], "b": [R2, R3]}, {"a": R3, "b": R3})
+        assert f"{R2} is not on a" in refused.value.detail and f"{R1} is not on b" in refused.value.detail
+        assert "--without" in refused.value.remedy and R3 in refused.value.serving
+        with pytest.raises(OperatorError, match="no proven release yet"):
+            common_target({"a": [], "b": []}, {"a": "", "b": ""})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 from machine import MIDSTREAM, Machine, Project, wait_for
 
+from midstream.core.spec import AppSpec
+from midstream.core.wire import to_wire
+from midstream.deploy.sync_client import connect
 from midstream.errors import MidstreamError
 
 
@@ -91,6 +96,40 @@ def test_a_killed_deployer_is_resumed_to_its_end(project: Project, machine: Mach
     assert machine.app()["revision"] == slow
     nothing_left(machine, project, machine.app()["release"])
     assert project.cli("resume").code == 2
+
+
+def test_resume_waits_for_another_deploy(project: Project, machine: Machine) -> None:
+    """Its own was put back meanwhile, and somebody else has the lock."""
+    project.deployed()
+    wanted = project.misbehave("slow-start")
+    deployer = machine.spawn_cli("deploy", cwd=project.folder, START_S="1")
+    wait_for("the handover", lambda: in_publishing(machine))
+    deployer.kill()
+    finished(deployer)
+    assert project.cli("abort").code == 0
+    with contextlib.closing(connect(str(machine.socket))) as client:
+        spec = to_wire(AppSpec("shop", str(project.deploy_to), "/repo", "production"))
+        asked = {"deploy_id": "other", "spec": spec, "kind": "deploy", "user": "bob"}
+        token = client.call("deploy.open", until="check", **asked)["token"]
+        refused = project.cli("resume")
+        assert refused.code == 4 and "bob" in refused.text, refused.text
+        waiting = machine.spawn_cli("resume", "--wait", cwd=project.folder)
+        memo = max(machine.root.rglob("deploys/*.log"))
+        wait_for("resume to have begun", lambda: is_held(memo))
+        client.call("deploy.finish", deploy_id="other", token=token, outcome="failed")
+    out = waiting.communicate(timeout=60)[0]
+    assert waiting.returncode == 0, out
+    assert machine.app()["revision"] == wanted
+
+
+def is_held(path: Path) -> bool:
+    """Whether a deployer runs that deploy."""
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_an_agent_killed_in_the_handover_is_attached_to_again(project: Project, machine: Machine) -> None:

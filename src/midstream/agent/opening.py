@@ -15,15 +15,20 @@ from midstream.agent import accounts
 from midstream.agent.accounts import Peer
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
+from midstream.agent.selecting import proven_here
 from midstream.agent.store import AppRecord, aside_name
 from midstream.agent.work import Progress, Work
 from midstream.core import steps
+from midstream.core.lease import lease_of
 from midstream.core.spec import AppSpec
 from midstream.errors import HostError, LockedError, OperatorError
 from midstream.linux.file_identity import FileUser, files_as
 from midstream.linux.root_owned import require_root_owned
 
-LEASE_S = 15.0
+
+def lease_s() -> float:
+    """From the loss of the last connection of a deploy to its going back."""
+    return lease_of(os.environ).lease_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +118,14 @@ def new_app(host: Host, spec: AppSpec, owner_uid: int) -> AppRecord:
 
 
 def lock_facts(work: Work) -> dict[str, Any]:
-    return {"token": work.intent.token, "lease_s": LEASE_S, "committed": committed_of(work.app), "warnings": []}
+    return {"token": work.intent.token, "lease_s": lease_s(), "committed": committed_of(work.app), "warnings": []}
 
 
 def facts_of_over(work: Work) -> dict[str, Any]:
     """What `open` answers for it: its revision is here, nothing has to be sent."""
     return {
         "token": work.intent.token,
-        "lease_s": LEASE_S,
+        "lease_s": lease_s(),
         "committed": committed_of(work.app),
         "releases": [work.intent.release],
         "have": [work.intent.revision],
@@ -151,17 +156,19 @@ async def facts(peer: Peer, work: Work, tell: Callable[[Progress], None]) -> dic
                 await _try_ports(work)
             else:
                 facts = await work.run_step("inspect", steps.Inspect(spec.deploy_to), label="deploy:check")
+                facts["proven"] = await proven_here(work, facts["releases"])
     finally:
         work.listeners.remove(tell)
     return {
         "token": work.intent.token,
-        "lease_s": LEASE_S,
+        "lease_s": lease_s(),
         "committed": committed_of(work.app),
         "releases": facts.get("releases", []),
         "have": facts.get("have", []),
         "free_bytes": facts.get("free_bytes", 0),
         "current": facts.get("current"),
         "warnings": work.warnings,
+        **({"proven": facts["proven"]} if "proven" in facts else {}),
     }
 
 

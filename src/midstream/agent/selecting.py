@@ -8,6 +8,7 @@ from typing import Any
 from midstream.agent import accounts
 from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
+from midstream.agent.apart import apart
 from midstream.agent.store import ReleaseRecord
 from midstream.agent.work import Work
 from midstream.core import releases, steps
@@ -27,13 +28,11 @@ async def select(work: Work, named: str, force: bool = False) -> dict[str, Any]:
     deploy_to = work.spec.deploy_to
     inspected = await work.run_step("inspect", steps.Inspect(deploy_to))
     known = work.host.store.releases(work.intent.app)
-    good = {release for release, record in known.items() if record.state == "good"}
-    foreign = set(releases.deployed_releases(_revisions_log(work))) - set(known)
     bad = {release for release, record in known.items() if record.state == "bad"}
     target = releases.rollback_target(
         inspected["releases"],
         committed=work.app.release or None,
-        proven=good | foreign,
+        proven=await _proven(work, known),
         bad=() if force else bad,
         named=named,
     )
@@ -56,8 +55,22 @@ async def select(work: Work, named: str, force: bool = False) -> dict[str, Any]:
     return {"release": target, "revision": revision, "branch": branch, "schema_warning": warning}
 
 
+async def proven_here(work: Work, on_disk: list[str]) -> list[str]:
+    """The releases that a rollback may go to, oldest first: the deployer chooses one that all its hosts have."""
+    known = work.host.store.releases(work.intent.app)
+    bad = {release for release, record in known.items() if record.state == "bad"}
+    return sorted((await _proven(work, known) - bad) & set(on_disk))
+
+
+async def _proven(work: Work, known: dict[str, ReleaseRecord]) -> set[str]:
+    """Those that were committed here once, and those of other tools."""
+    good = {release for release, record in known.items() if record.state == "good"}
+    log = await apart(work.app.owner_uid, _revisions_log, work)
+    return good | (set(releases.deployed_releases(log)) - set(known))
+
+
 def _revisions_log(work: Work) -> str:
-    """What other tools deployed here; read with the rights of the app's user."""
+    """What other tools deployed here; read with the rights of the app's user. Blocks."""
     account = accounts.account_of_uid(work.app.owner_uid)
     user = FileUser(account.uid, account.gid) if work.host.uid == 0 else None
     try:

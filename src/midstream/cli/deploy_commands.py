@@ -117,8 +117,8 @@ def rollback(
     """Hand over to an earlier release of STAGE.
 
     Goes to the last release that was proven before the committed one, or to the named one, with the configuration it
-    was deployed with; it is started, proven and handed over to like a new one. The repository is not asked, and
-    migrations are not undone.
+    was deployed with; of several hosts, to the last one that all of them have. It is started, proven and handed over to
+    like a new one. The repository is not asked, and migrations are not undone.
     """
     from midstream.cli.early import dialled
 

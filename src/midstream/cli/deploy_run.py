@@ -202,6 +202,8 @@ def perform(order: Order, project: Project, show: Show, *, socket: str = "", res
         raise
     finally:
         asking.restore()
+    if resumed and all(host.state == "untouched" for host in outcome.hosts):
+        record.keep("refused")  # nothing was done: what was begun is still unfinished
     return _conclude(outcome, redact, record, report, notices)
 
 

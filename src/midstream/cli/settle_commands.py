@@ -31,18 +31,27 @@ _ID = click.option("--id", "deploy_id", metavar="ID", default="", help="Which de
     examples="""
     midstream resume
     midstream resume production
+    midstream resume --wait              somebody else's deploy goes first
     midstream resume --without web3      a host that does not come back; it is recorded as behind
     """,
 )
 @click.argument("stage", required=False)
 @_ID
+@click.option("--wait", is_flag=True, help="Wait for another deploy instead of exiting with 4.")
 @click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
 @host_options
 @config_option
 @socket_option
 @json_option
 def resume(
-    stage: str | None, deploy_id: str, verbose: bool, only: Only, config_path: str, socket: str, as_json: bool
+    stage: str | None,
+    deploy_id: str,
+    wait: bool,
+    verbose: bool,
+    only: Only,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """Carry the deploy of a deployer that died, or lost its hosts, to its end.
 
@@ -77,7 +86,7 @@ def resume(
         plan = rollback_plan(chosen.specs, release=memo.release, attached=tasks.registry.attached())
     try:
         secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
-        order = deploy_run.new_order(chosen, plan, release=memo.release, secrets=secrets, tasks=tasks)
+        order = deploy_run.new_order(chosen, plan, release=memo.release, secrets=secrets, wait=wait, tasks=tasks)
         order = replace(order, deploy_id=memo.deploy_id, user=memo.user, target=memo.target or order.target)
         return deploy_run.perform(order, chosen, deploy_run.Show(as_json, verbose), socket=socket, resumed=True)
     finally:

@@ -7,7 +7,7 @@ docstring says how.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from midstream.core.names import is_release
@@ -57,6 +57,30 @@ def rollback_target(
         detail="on disk: " + (", ".join(sorted(on_disk)) or "none"),
         serving=f"release {committed}" if committed else "nothing of this app",
         remedy="name one: midstream rollback --to RELEASE, or deploy an older revision: midstream deploy --branch SHA",
+    )
+
+
+def common_target(
+    proven: Mapping[str, Collection[str]], committed: Mapping[str, str]
+) -> tuple[str, dict[str, list[str]]]:
+    """The release a rollback of several hosts goes to: the newest that is proven on each, and older than the newest
+    committed one. `proven`, `committed`: by host, "" for none. Also the newer ones that were passed over, newest first,
+    with the hosts that lack them: a host that a deploy left out. Raises OperatorError when they have none in common."""
+    newest = max(committed.values(), default="")
+    older = sorted({release for found in proven.values() for release in found if not newest or release < newest})
+    passed: dict[str, list[str]] = {}
+    for release in reversed(older):
+        without = [host for host, found in proven.items() if release not in found]
+        if not without:
+            return release, passed
+        passed[release] = without
+    what = f"before {newest}" if newest else "yet"
+    raise OperatorError(
+        f"there is no proven release {what} that all hosts have" if older else f"there is no proven release {what}",
+        detail="\n".join(f"{release} is not on {', '.join(hosts)}" for release, hosts in passed.items()),
+        serving="; ".join(f"{release or 'nothing'} on {host}" for host, release in committed.items()),
+        remedy="leave out the hosts that lack it: midstream rollback --without HOST; or deploy an older revision to all: "
+        "midstream deploy --branch SHA",
     )
 
 

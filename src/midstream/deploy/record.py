@@ -124,9 +124,13 @@ class Record:
 
     def ended(self, state: str) -> None:
         """Keeps that it is over, in a state that no event told, and closes."""
+        self.keep(state)
+        self.close()
+
+    def keep(self, state: str) -> None:
+        """Keeps a state that no event told."""
         self._values["state"] = state
         self._try(self._save)
-        self.close()
 
     def close(self) -> None:
         if self._log is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from midstream.core.builds import HERE, Carry
 from midstream.core.plan import Call, Kind, Move, lock_order
 from midstream.core.points import BACK_AFTER, BACK_BEFORE, Gap, Part
+from midstream.core.releases import common_target
 from midstream.core.spec import HoldSpec
 from midstream.deploy.carrying import Carrier
 from midstream.deploy.client import AgentClient
@@ -276,11 +277,25 @@ class Deployment:
             raise InterruptedDeploy("interrupted; what was begun has been put back")
 
     def _pick_release(self) -> None:
-        """One id for all hosts, free on each."""
+        """One id for all hosts, free on each; of a rollback, one that is proven on each."""
+        if self.plan.kind is Kind.ROLLBACK and not self.release:
+            self._pick_common()
         if self.plan.kind is Kind.DEPLOY and not self.release:
             taken = {str(release) for host in self.hosts.values() for release in host.opened["releases"]}
             self.release = self.order.pick_release(sorted(taken))
         self._state("opened")
+
+    def _pick_common(self) -> None:
+        """Of one host, and where an agent is too old to tell, the coordinator chooses (`_select`)."""
+        opened = {name: host.opened for name, host in self.hosts.items()}
+        if len(opened) == 1 or not all("proven" in answer for answer in opened.values()):
+            return
+        committed = {name: str((answer.get("committed") or {}).get("release", "")) for name, answer in opened.items()}
+        self.release, passed = common_target({name: row["proven"] for name, row in opened.items()}, committed)
+        for release, hosts in passed.items():
+            self._note(
+                f"release {release} is not proven on {', '.join(hosts)}: going back to {self.release}, which all have"
+            )
 
     async def _select(self, move: Move, host: HostRun) -> None:
         """The coordinator chooses, the other hosts are asked for the same release."""

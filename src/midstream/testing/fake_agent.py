@@ -320,6 +320,7 @@ class FakeAgent:
         committed = row and {key: row[key] for key in ("release", "revision", "branch")}
         if params.get("until") == "check":
             return {"token": app.deploy.token, "lease_s": LEASE_S, "committed": committed}
+        rollback = params["kind"] == "rollback"
         return {
             "token": app.deploy.token,
             "lease_s": LEASE_S,
@@ -327,6 +328,7 @@ class FakeAgent:
             "releases": [row["release"] for row in app.releases],
             "have": sorted({row["revision"] for row in app.releases}),
             "free_bytes": 10**10,
+            **({"proven": [row["release"] for row in app.releases if row["state"] == "good"]} if rollback else {}),
         }
 
     def _refuse_when_locked(self, app: FakeApp, deploy_id: str) -> None:
