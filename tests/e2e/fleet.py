@@ -37,6 +37,7 @@ from midstream.testing import drain_server
 HERE = "10.77.0.1"
 USERS = {"deploy": 4001, "other": 4002}
 APP_PORT = 8000
+LEASE_S = "5"  # of 15 s; but a log-in by ssh has to fit in, on a busy machine
 _OWN = ("/run", "/var/lib", "/srv", "/home", "/root", "/opt", "/tmp")
 _COPIED = ("/etc", "/usr/local")
 _SSHD = """Port 22
@@ -102,7 +103,9 @@ class FleetHost:
         self.box.sh("mkdir -p /opt/midstream/bin")
         shutil.copy(pyz, self.root / "opt/midstream/midstream.pyz")
         wrapper = self.root / "opt/midstream/bin/midstream"
-        wrapper.write_text(f'#!/bin/sh\nexec {PYTHON} -I /opt/midstream/midstream.pyz "$@"\n')
+        wrapper.write_text(
+            f'#!/bin/sh\nexport MIDSTREAM_LEASE_S={LEASE_S}\nexec {PYTHON} -I /opt/midstream/midstream.pyz "$@"\n'
+        )
         wrapper.chmod(0o755)
 
     def start_agent(self) -> None:
@@ -267,6 +270,7 @@ class Fleet:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MIDSTREAM", "SSH_"))}
         home = self.root / "home"
         return kept | {
+            "MIDSTREAM_LEASE_S": LEASE_S,
             "MIDSTREAM_SSH": f"ssh -F {self.ssh_config}",
             "HOME": str(home),
             "XDG_STATE_HOME": str(home / "state"),

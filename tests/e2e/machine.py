@@ -26,6 +26,7 @@ from midstream.deploy.sync_client import connect
 from midstream.testing import drain_server
 
 PATIENCE_S = 60.0
+LEASE_S = "3"  # of 15 s: what tests of dead deployers do is to wait for it. `extra_env` may say otherwise
 MIDSTREAM = [sys.executable, "-m", "midstream"]
 
 
@@ -82,6 +83,7 @@ class Machine:
         home.mkdir(exist_ok=True)
         return kept | {
             "MIDSTREAM_SOCKET": str(self.socket),
+            "MIDSTREAM_LEASE_S": LEASE_S,
             "HOME": str(home),
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_CACHE_HOME": str(home / "cache"),

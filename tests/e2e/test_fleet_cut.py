@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fleet import Fleet
+from fleet import LEASE_S, Fleet
 from machine import wait_for
 from test_fleet_deploy import block, blocking_build, is_building, on_one_release, unblock
 
-from midstream.deploy.ssh import SILENCE_S
+from midstream.core.lease import Lease
 
 pytestmark = pytest.mark.slow
 FleetOf = Callable[..., Fleet]
@@ -76,9 +76,10 @@ def test_a_host_cut_off_for_good_goes_back_by_itself_and_so_do_the_others(fleet_
 
 def test_a_long_silence_of_the_app_is_none_of_the_connection(fleet_of: FleetOf) -> None:
     """A build that prints nothing for longer than the far end waits for a word of the deployer."""
+    silence_s = Lease(float(LEASE_S)).silence_s
     fleet = fleet_of(1)
     project = fleet.project()
-    project.commit("slow", config=project.config(tail=f'[[build]]\nrun = "sleep {SILENCE_S + 5}"\n'))
+    project.commit("slow", config=project.config(tail=f'[[build]]\nrun = "sleep {silence_s + 2}"\n'))
     result = project.deploy()
     assert result.code == 0, result.text
     assert "lost the agent" not in result.text

@@ -24,7 +24,7 @@ from midstream.agent.environment import with_pushed
 from midstream.agent.external import Externals
 from midstream.agent.host import Host
 from midstream.agent.oneshots import is_of_deploy
-from midstream.agent.opening import LEASE_S, Opening
+from midstream.agent.opening import Opening, lease_s
 from midstream.agent.params import refused
 from midstream.agent.store import GenerationRecord
 from midstream.agent.trash import Trash
@@ -191,7 +191,7 @@ class Deploys:
             self._lease(work)
 
     def _lease(self, work: Work) -> None:
-        self.host.keep(asyncio.get_running_loop().create_task(self._lapse(work, clock.boottime_s() + LEASE_S)))
+        self.host.keep(asyncio.get_running_loop().create_task(self._lapse(work, clock.boottime_s() + lease_s())))
 
     async def _lapse(self, work: Work, deadline_s: float) -> None:
         await self.host.until(

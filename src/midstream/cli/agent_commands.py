@@ -17,6 +17,7 @@ from midstream.cli.manpage import ManCommand, config_option, json_option, socket
 from midstream.cli.output import echo_json
 from midstream.cli.places import Places, closed_to_others, places, socket_to_ask
 from midstream.cli.words import DURATION
+from midstream.core.lease import lease_of
 from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.deploy.unreachable import no_agent
 from midstream.errors import HostError, MidstreamError
@@ -73,6 +74,7 @@ def run(state: str, runtime: str, socket: str, grants: str, main_service: str, s
         )
     extra = ("--main", main_service) if main_service else ()
     argv = keeper_argv(image, here, extra)
+    lease_of(os.environ)  # refused here, while somebody looks, and not by an agent that is started again and again
     # Who runs the agent says where its grants are, here alone: a variable that was in the environment says nothing.
     os.environ.pop(GRANTS_VARIABLE, None)
     if grants:

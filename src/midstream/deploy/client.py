@@ -9,16 +9,17 @@ Runs in the deployer, on its event loop. Bytes to messages is `rpc.py`, reaching
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from midstream.core.lease import lease_of
 from midstream.deploy import crashpoint, rpc
 from midstream.deploy.transport import Host, Link, gave_up
 from midstream.deploy.unreachable import NotNow, noisy, told_by_far_end
 from midstream.errors import HostError, MidstreamError
 
-GIVE_UP_S = 30.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 SENDS_MAX = 8  # of one call: an agent that dies at each attempt would otherwise be asked for ever
@@ -48,7 +49,7 @@ class AgentClient:
     host: Host
     on_notice: NoticeCallback = lambda method, params: None
     on_words: Words = lambda text: None
-    give_up_s: float = GIVE_UP_S
+    give_up_s: float = field(default_factory=lambda: lease_of(os.environ).give_up_s)
     attach: tuple[str, dict[str, Any]] | None = None
     hello: dict[str, Any] = field(default_factory=dict)
     _pending: dict[int, _Pending] = field(default_factory=dict)

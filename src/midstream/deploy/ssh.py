@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
+from midstream.core.lease import lease_of
 from midstream.deploy.unreachable import (
     MISSING,
     SSH_FAILED,
@@ -28,18 +29,16 @@ from midstream.deploy.unreachable import (
 from midstream.errors import MidstreamError
 
 VARIABLE = "MIDSTREAM_SSH"
-PING_S = 4.0  # how often this end says that it is still there
-SILENCE_S = 20  # after which the far end takes it for gone, so that the lease can run out
 HELLO_TIMEOUT_S = 45.0  # log-in, Python's start, hello
 _SAID_MAX_BYTES = 64 * 1024
 _EXIT_S = 3.0  # from the end of its output to the end of ssh
 _PLACES = ("midstream", "/opt/midstream/bin/midstream", "/usr/local/bin/midstream", "$HOME/.local/bin/midstream")
-# A cut network is noticed after 15 s. BatchMode: nobody is there to answer questions. ssh_config's forwardings are for
-# people; a second session could not bind them again. LogLevel: the words of failures are what `unreachable.py` reads.
+# BatchMode: nobody is there to answer questions. ssh_config's forwardings are for people; a second session could not bind
+# them again. LogLevel: the words of failures are what `unreachable.py` reads. ServerAliveInterval comes with the lease: a
+# cut network is noticed after three of them, 15 s as a rule.
 _OPTIONS = (
     "BatchMode=yes",
     "ConnectTimeout=10",
-    "ServerAliveInterval=5",
     "ServerAliveCountMax=2",
     "ClearAllForwardings=yes",
     "LogLevel=INFO",
@@ -70,7 +69,8 @@ def ssh_argv(address: str, command: str) -> list[str]:
     """argv of an ssh that runs `command` at `address`. Raises OperatorError for what can be no address."""
     if not address or address.startswith("-") or any(c.isspace() or not c.isprintable() for c in address):
         raise bad_address(address)
-    options = [word for option in _OPTIONS for word in ("-o", option)]
+    kept_alive = f"ServerAliveInterval={lease_of(os.environ).alive_s}"
+    options = [word for option in (*_OPTIONS, kept_alive) for word in ("-o", option)]
     return [*ssh_words(), "-T", *options, "--", address, command]
 
 
@@ -82,9 +82,9 @@ class SshChild:
     sock: socket.socket
     _process: subprocess.Popen[bytes]
     _stderr: IO[bytes]
+    ping_s: float
 
     hello_timeout_s = HELLO_TIMEOUT_S
-    ping_s = PING_S
     noise_max_bytes = 64 * 1024
 
     def said(self) -> str:
@@ -128,7 +128,8 @@ class SshChild:
 
 def connect(address: str) -> SshChild:
     """Starts ssh to the agent at `address`; does not wait for it. Raises OperatorError when that cannot be done."""
-    argv = ssh_argv(address, far_end("agent", "connect", "--silence", str(SILENCE_S)))
+    lease = lease_of(os.environ)
+    argv = ssh_argv(address, far_end("agent", "connect", "--silence", str(lease.silence_s)))
     ours, theirs = socket.socketpair()
     stderr = tempfile.TemporaryFile()  # a pipe would be held open by a ControlPersist master
     try:
@@ -142,7 +143,7 @@ def connect(address: str) -> SshChild:
         raise no_ssh(argv[0], error.strerror or str(error)) from None
     finally:
         theirs.close()
-    return SshChild(address, ours, process, stderr)
+    return SshChild(address, ours, process, stderr, lease.ping_s)
 
 
 def _locked_key(address: str) -> str:
