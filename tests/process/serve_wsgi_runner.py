@@ -74,9 +74,9 @@ async def main(app: str, fds: str, options: dict[str, Any]) -> None:
         tls.load_cert_chain(settings.certfile, settings.keyfile or None)
     seat = CountingSeat()
     if settings.access_log:
-        from midstream.serve.access_log import open_access_log
+        from midstream.serve.access_log import open_log
 
-        log: Any = open_access_log(settings, identity)
+        log: Any = open_log(settings, identity)
     else:
         log = ListedLog(listed)
     server = WsgiServer(getattr(importlib.import_module(module), name), settings, identity, seat, log, tls)

@@ -35,7 +35,7 @@ class AppThreads:
     def all_busy_since_s(self) -> float:
         """Since when all threads are busy with no request ending; 0.0: they are not."""
         began = list(self.began_s)
-        return max(began) if all(began) else 0.0
+        return max(began) if began and all(began) else 0.0
 
     def stop(self, wait_s: float) -> bool:
         """Ends the threads that wait; the others end after their request, if the process lets them. Blocks for wait_s at

@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from midstream.serve.contract import Cuts, Listener
 
@@ -35,6 +35,18 @@ _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 NEVER = math.inf
 
 Make = Callable[[socket.socket, Any, Listener], asyncio.Protocol]
+
+
+def _kind_of(listener: socket.socket) -> Callable[[int], socket.socket]:
+    """Makes a socket object of a descriptor accepted from the listener. Its family and type are plain attributes of a
+    class: asyncio asks for them several times a connection, and socket's properties make an enum each time."""
+    family, kind, protocol = listener.family, listener.type, listener.proto
+    accepted = type("AcceptedSocket", (socket.socket,), {"__slots__": (), "family": family, "type": kind})
+
+    def make(fd: int) -> socket.socket:
+        return cast(socket.socket, accepted(family, kind, protocol, fd))
+
+    return make
 
 
 class Doors:
@@ -54,6 +66,7 @@ class Doors:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
+        self._kinds = {listener: _kind_of(listener.sock) for listener in self._listeners}
         self._make = make
         self._tls = tls
         self._rivals = rivals
@@ -110,7 +123,7 @@ class Doors:
             if self._rivals and self._yields(listener):
                 return
         try:
-            sock, address = listener.sock.accept()
+            fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # what accept() calls
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             if self._rivals:
                 self._ahead -= 1.0 / self._rivals
@@ -120,7 +133,7 @@ class Doors:
             return
         if self._rivals:
             self._ahead += 1.0
-        self._enter(sock, address, listener)
+        self._enter(self._kinds[listener](fd), address, listener)
 
     def _yields(self, listener: Listener) -> bool:
         """Once for each connection at most: nobody waits for ever because all workers are busy."""

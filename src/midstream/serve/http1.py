@@ -54,6 +54,55 @@ _METHODS = {
 _RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 
+class Fields:
+    """Has llhttp check heads and take them apart. One for all connections of a loop: heads come whole."""
+
+    __slots__ = ("_environ", "_fault", "_parser")
+
+    def __init__(self) -> None:
+        self._environ: Environ = {}
+        self._fault: Refused | None = None
+        self._parser: Any = None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """llhttp's callback. Of nothing else: the rest is told by the head as a whole."""
+        key = _KEYS[name]
+        environ = self._environ
+        if key not in environ:
+            environ[key] = value.rstrip(b" \t").decode("latin-1")
+        elif key != DROPPED:
+            try:
+                join(environ, key, value.rstrip(b" \t").decode("latin-1"))
+            except Refused as refused:
+                self._fault = refused
+
+    def read(self, head: bytes, environ: Environ) -> None:
+        """Puts the fields into the environ. Raises Refused."""
+        environ[DROPPED] = None
+        self._environ = environ
+        self._fault = None
+        parser, self._parser = self._parser, None  # where anything is amiss, or a body is due, it is not used again
+        if parser is None:
+            parser = httptools.HttpRequestParser(self)
+            parser.set_dangerous_leniencies(lenient_keep_alive=True)  # not to be closed by another connection's close
+        try:
+            parser.feed_data(head)
+            if "CONTENT_LENGTH" not in environ and "HTTP_TRANSFER_ENCODING" not in environ:
+                self._parser = parser
+        except httptools.HttpParserUpgrade:
+            if environ["REQUEST_METHOD"] == "CONNECT":
+                raise Refused(501, "this server is no proxy") from None
+            # any other Upgrade is not taken: the request is what it is without it (RFC 9110 7.8), body and all
+        except httptools.HttpParserInvalidMethodError as error:
+            raise Refused(501, "the method is not known") from error
+        except httptools.HttpParserError as error:
+            raise Refused(400, str(error)) from error
+        finally:
+            del environ[DROPPED]
+        if self._fault is not None:
+            raise self._fault
+
+
 class Connection(asyncio.Protocol):
     """Made by the server for an accepted socket."""
 
@@ -68,14 +117,12 @@ class Connection(asyncio.Protocol):
         "discarded",
         "environ",
         "eof",
-        "fault",
         "fd",
         "http11",
         "keep",
         "lock",
         "method",
         "need",
-        "parser",
         "paused",
         "peer",
         "private",
@@ -103,14 +150,12 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self.fd = -1
         self.lock = threading.Lock()  # held while `fd` is used outside the loop's thread, and while it is taken away
-        self.parser: Any = None
         self.state = WAIT
         self.buffer = bytearray()  # what has come and is not looked at
         self.scanned = 0  # of the buffer, for the end of a head
         self.paused = False  # reading
         self.eof = False
         self.environ: Environ = {}
-        self.fault: Refused | None = None  # what on_header found
         self.method = ""
         self.target = ""
         self.http11 = True
@@ -255,25 +300,12 @@ class Connection(asyncio.Protocol):
         if buffer.count(b"\n", before) != buffer.count(b"\r\n", before) + seen:
             raise Refused(400, "a line of the head does not end with CR LF")
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """llhttp's callback. Also of nothing else: the rest is told by the head as a whole."""
-        key = _KEYS[name]
-        environ = self.environ
-        if key not in environ:
-            environ[key] = value.rstrip(b" \t").decode("latin-1")
-        elif key != DROPPED:
-            try:
-                join(environ, key, value.rstrip(b" \t").decode("latin-1"))
-            except Refused as refused:
-                self.fault = refused
-
     def _head(self, head: bytes) -> bool:
         """A whole head. False: the request is refused."""
         try:
             self._read_head(head)
             environ = self.environ
             if "CONTENT_LENGTH" in environ or "HTTP_TRANSFER_ENCODING" in environ:
-                self.parser = None  # it waits for a body now
                 self._expect_body(environ)
             if "HTTP_EXPECT" in environ:
                 self._expectation(environ)
@@ -308,11 +340,9 @@ class Connection(asyncio.Protocol):
             raise Refused(505 if words[2].startswith(b"HTTP/") else 400, "the version is neither HTTP/1.1 nor HTTP/1.0")
         self._check_fields(head, first)
         environ = self.environ = self.base.copy()
-        environ[DROPPED] = None
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http11 else "HTTP/1.0"
-        self._parse(head)
-        del environ[DROPPED]
+        server.fields.read(head, environ)
         add_target(environ, method, target)
         host = environ.get("HTTP_HOST")
         if host is None:
@@ -338,24 +368,6 @@ class Connection(asyncio.Protocol):
                 raise exceeded("limit_header_bytes")
             if max(map(len, head[first:].split(b"\r\n"))) > server.limit_request_field_size:
                 raise exceeded("limit_request_field_size")
-
-    def _parse(self, head: bytes) -> None:
-        """Has llhttp check the head and take it apart. Raises Refused."""
-        if self.parser is None:
-            self.parser = httptools.HttpRequestParser(self)
-        try:
-            self.parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self.parser = None
-            if self.method == "CONNECT":
-                raise Refused(501, "this server is no proxy") from None
-            # any other Upgrade is not taken: the request is what it is without it (RFC 9110 7.8), body and all
-        except httptools.HttpParserInvalidMethodError as error:
-            raise Refused(501, "the method is not known") from error
-        except httptools.HttpParserError as error:
-            raise Refused(400, str(error)) from error
-        if self.fault is not None:
-            raise self.fault
 
     def _expect_body(self, environ: Environ) -> None:
         """How the body is framed. Raises Refused."""

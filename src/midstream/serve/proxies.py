@@ -11,6 +11,7 @@ import ipaddress
 from collections.abc import Iterable
 
 _HOPS_MAX = 64
+_PEERS_MAX = 4096
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -19,21 +20,28 @@ class Proxies:
     """allowed: addresses, networks, "unix" (whoever can open the unix socket), "*" (everybody); each may be several,
     separated by commas. Raises ValueError for anything else."""
 
-    __slots__ = ("_all", "_networks", "_unix")
+    __slots__ = ("_all", "_known", "_networks", "_unix")
 
     def __init__(self, allowed: Iterable[str]) -> None:
         words = [word.strip() for text in allowed for word in text.split(",") if word.strip()]
         self._all = "*" in words
         self._unix = self._all or "unix" in words
+        self._known: dict[str, bool] = {}  # what was found for the peers of late; connections come and go
         self._networks: list[_Network] = [
             ipaddress.ip_network(word, strict=False) for word in words if word not in ("*", "unix")
         ]
 
     def trusts(self, peer: str) -> bool:
-        """peer: the address at the other end of the connection; "" for a unix socket. To be asked once a connection."""
+        """peer: the address at the other end of the connection; "" for a unix socket."""
         if not peer:
             return self._unix
-        return self._all or self._names(peer)
+        found = self._known.get(peer)
+        if found is None:
+            found = self._all or self._names(peer)
+            if len(self._known) >= _PEERS_MAX:
+                self._known.clear()
+            self._known[peer] = found
+        return found
 
     def client(self, forwarded_for: str) -> str:
         """The client's address by the X-Forwarded-For of a trusted peer (several headers joined by commas); "" when it

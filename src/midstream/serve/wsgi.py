@@ -20,7 +20,7 @@ from midstream.serve.connections import Doors, Ending, Sweep
 from midstream.serve.contract import AccessLog, Answered, Cuts, Identity, Listener, Seat, Traffic
 from midstream.serve.environ import Environ, of_peer, template
 from midstream.serve.hosts import host_check
-from midstream.serve.http1 import Connection
+from midstream.serve.http1 import Connection, Fields
 from midstream.serve.output import Writables
 from midstream.serve.proxies import Proxies
 from midstream.serve.response import FileWrapper, Response
@@ -58,6 +58,7 @@ class WsgiServer:
         self.inline = settings.threads == 1
         self._take_over(settings)
         self.host_ok = host_check(settings.hosts)
+        self.fields = Fields()
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.connections: set[Connection] = set()
         self.finished: deque[_Finished] = deque()  # filled by app threads, emptied by `settle`
