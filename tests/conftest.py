@@ -1,4 +1,7 @@
-"""Marks that every folder of tests uses: `server(name)` skips where that real program is missing."""
+"""What every folder of tests uses: the mark `server(name)`, which skips where that real program is missing, and how
+hypothesis looks for examples: the same ones each time, so that a run says something about the change at hand. With
+MIDSTREAM_EXPLORE=1 it looks for new ones, and so do the random histories of the simulation.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", str(Path(sys.executable).parent)])
+
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile("explore" if os.environ.get("MIDSTREAM_EXPLORE") else "same")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
