@@ -244,10 +244,6 @@ def test_its_logging_stays_as_the_worker_has_set_it_up() -> None:
 def test_no_timer_a_request_is_left() -> None:
     """uvicorn arms its keep-alive timer where an answer is complete; that is ours, so it must not be armed elsewhere."""
     methods = [(name, method) for name, method in vars(HttpToolsProtocol).items() if callable(method)]
-    armed = [
-        name
-        for name, method in vars(HttpToolsProtocol).items()
-        if callable(method) and "call_later" in inspect.getsource(method)
-    ]
+    armed = [name for name, method in methods if "call_later" in inspect.getsource(method)]
     assert armed == ["on_response_complete"]
     assert asyncio.iscoroutinefunction(RequestResponseCycle.run_asgi)
