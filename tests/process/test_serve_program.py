@@ -61,7 +61,8 @@ def test_no_module_of_the_app_reaches_into_the_master(app: Path) -> None:
     """PYTHONPATH is the app's: a module there that is named like one of Python's is for the zygote, not for the master."""
     (app / "more").mkdir()
     (app / "more" / "bisect.py").write_text(
-        f"import os\nfrom _bisect import *\nbisect, insort = bisect_right, insort_right\nopen({str(app / 'imported')!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "import os\nfrom _bisect import *\nbisect, insort = bisect_right, insort_right\n"
+        f"open({str(app / 'imported')!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
     )
     with running(app, environment={"PYTHONPATH": f"{SOURCE}:{app / 'more'}"}) as server:
         assert server.get().release == "one"
