@@ -20,11 +20,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 from midstream.serve import control
 
-LIMIT_S = 30.0
+LIMIT_S = 15.0
 
 APP = """
 import os, signal, sys, time
@@ -65,7 +66,7 @@ def point(folder: Path, release: Path) -> None:
 @dataclass(frozen=True)
 class Reply:
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     body: str
 
     @property
@@ -95,7 +96,7 @@ class Server:
         self._environment = {
             **os.environ,
             "NOTIFY_SOCKET": str(self._run / "notify"),
-            "MIDSTREAM_SERVE_TEST": self.stamp,
+            "STAMP_OF_A_TEST": self.stamp,
             **environment,
         }
         threading.Thread(target=self._listen, daemon=True).start()
@@ -156,7 +157,7 @@ class Server:
                     if match := re.search(pattern, line):
                         return match
                 if not self._news.wait(max(0.0, until - time.monotonic())):
-                    raise AssertionError(f"no {pattern!r} in:\n" + "\n".join(lines))
+                    raise AssertionError(f"no {pattern!r} in:\n" + "\n".join([*lines, "----", *self.lines]))
 
     def signal(self, number: int, pid: int = 0) -> None:
         os.kill(pid or self.pid, number)
@@ -166,7 +167,7 @@ class Server:
         with contextlib.closing(connection):
             connection.request("GET", path, headers={"Connection": "close"})
             answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.headers), answer.read().decode())
+            return Reply(answer.status, answer.headers, answer.read().decode())
 
     def reload(self) -> control.Answer:
         return control.ask("reload", pid=self.pid, limit_s=LIMIT_S)
@@ -209,7 +210,7 @@ class Server:
             if not name.isdecimal():
                 continue
             with contextlib.suppress(OSError):
-                stamped = f"MIDSTREAM_SERVE_TEST={self.stamp}".encode() in Path(f"/proc/{name}/environ").read_bytes()
+                stamped = f"STAMP_OF_A_TEST={self.stamp}".encode() in Path(f"/proc/{name}/environ").read_bytes()
                 if stamped and b") Z " not in Path(f"/proc/{name}/stat").read_bytes():
                     found.append(int(name))
         return found

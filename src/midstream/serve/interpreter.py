@@ -73,7 +73,7 @@ def _require(python: str, what: str) -> None:
         )
 
 
-def environment(base: Mapping[str, str], settings: Settings, source: Source, generation: int) -> dict[str, str]:
+def environment(base: Mapping[str, str], settings: Settings, source: Source) -> dict[str, str]:
     """Of the zygote. A virtualenv that we were started from is exchanged for the release's own."""
     env = dict(base)
     without_variables(env)
@@ -90,5 +90,4 @@ def environment(base: Mapping[str, str], settings: Settings, source: Source, gen
         name, _, value = item.partition("=")
         env[name] = value
     env["MIDSTREAM_RELEASE"] = source.release
-    env["MIDSTREAM_SERVE_GENERATION"] = str(generation)
     return env

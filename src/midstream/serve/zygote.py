@@ -206,6 +206,12 @@ class Zygote:
     # ---- after each turn: what is missing
 
     def _after_turn(self) -> None:
+        aim = None
+        while aim is not self.crew.aim and not self.loop.done:  # what Above is told may make it ask for something else
+            aim = self.crew.aim
+            self._take_care()
+
+    def _take_care(self) -> None:
         now = time.monotonic()
         crew.settled(self.crew, now)
         for action in crew.next_actions(self.crew, now):

@@ -25,6 +25,7 @@ from midstream.serve.signals import Act
 from midstream.serve.zygote import Release, Zygote
 
 _STATUS_S = 1.0
+_WORDS = {Aim.PROVE: "booting", Aim.SERVE: "serving", Aim.PARK: "parked", Aim.LEAVE: "draining"}
 
 
 def run_alone(settings: Settings) -> int:
@@ -65,6 +66,8 @@ class _Alone:
         self.zygote.close_in_child.append(self.link.close_in_child)
         self.metrics = metrics.Door(self.zygote.loop, self._metrics_page, self.voice.warning)
         self.zygote.close_in_child.append(self.metrics.close_in_child)
+        self.metrics = metrics.Door(self.zygote.loop, self._metrics_page, self.voice.warning)
+        self.zygote.close_in_child.append(self.metrics.close_in_child)
         self.is_ready = False
         self.leaving_since_s = 0.0
 
@@ -79,6 +82,7 @@ class _Alone:
             return 1
         if self.notifier.watchdog_s:
             self._every(self.notifier.watchdog_s, self._feed_watchdog)
+        self.metrics.open(self.settings.metrics)
         zygote.loop.run()
         return zygote.status if zygote.status else EXIT_OK
 
@@ -142,7 +146,13 @@ class _Alone:
             self.metrics.close()  # the next generation's to open
             self.notifier.send("STOPPING=1", self._status_line())
             self._every(_STATUS_S, lambda: self.notifier.send(self._status_line()))
+        self.metrics.close()  # the next generation waits for the address
         act()
+
+    def _metrics_page(self) -> str:
+        crew, release = self.zygote.crew, self.zygote.release
+        view = metrics.View(release.name, release.generation, _WORDS[crew.aim], crew.count, self.zygote.board.rows())
+        return metrics.text([view])
 
     # ---- said from time to time
 
@@ -157,8 +167,7 @@ class _Alone:
         self.notifier.send("WATCHDOG=1", self._status_line())
 
     def _status_line(self) -> str:
-        words = {Aim.PROVE: "boots", Aim.SERVE: "serving", Aim.PARK: "parked", Aim.LEAVE: "draining"}
-        return f"STATUS={words[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
+        return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
 
     def _metrics_page(self) -> str:
         release, crew = self.zygote.release, self.zygote.crew

@@ -55,6 +55,7 @@ class Master:
         self.notifier = Notifier(os.environ, os.getpid())
         self.askers = Askers(self.loop, lambda: self._ask("a command"), self.report)
         self.metrics = metrics.Door(self.loop, lambda: status.page(self), self.voice.warning)
+        self.metrics = metrics.Door(self.loop, lambda: status.metrics_page(self), self.voice.warning)
         self.account = accounts.run_as(settings)
         self.listeners: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
@@ -111,6 +112,7 @@ class Master:
             self._adopt(one)
         if self.notifier.watchdog_s:
             self._feed_watchdog()
+        self.metrics.open(self.settings.metrics)
         self._ask("the start")
         self.loop.run()
         self.askers.close()
@@ -208,7 +210,7 @@ class Master:
         try:
             settings, source = self._what_next()
             self._number += 1
-            spawned = spawning.spawn(settings, source, self._number, self.account)
+            spawned = spawning.spawn(settings, source, self.account)
         except MidstreamError as error:
             self._fail(error)
             return
@@ -307,6 +309,7 @@ class Master:
         self._recovering = False
         self.last_failure = ""
         self.voice.info(f"{committed.name}: serves")
+        self.metrics.open(self.settings.metrics)
         self._leaving = former
         if former is None or not former.pid:
             self._event(Event.LEFT)
@@ -514,11 +517,13 @@ class Master:
         for orphan in generation.orphaned():
             self.loop.watch(orphan.pidfd, partial(self._orphan_ended, generation, orphan.pid))
         failed_exec = generation.spawned.exec_failure() if generation.spawned else ""
-        how = _how_ended(code, failed_exec)
+        who = f" as {self.account.name}" if self.account.name else ""
+        how = _how_ended(code, f"{generation.source.python}{who}: {failed_exec}" if failed_exec else "")
         if generation is self.new:
             if generation.failure is None:
-                remedy = "its last lines in the log may say why" if not failed_exec else "see --python and --user"
-                self._fail(AppError(f"the zygote {how} before it was ready", remedy=remedy))
+                before = "" if failed_exec else " before it was ready"
+                remedy = "see --python and --user" if failed_exec else "its last lines in the log may say why"
+                self._fail(AppError(f"the zygote {how}{before}", remedy=remedy))
             generation.kill_all()
         elif generation is self.committed:
             self.voice.error(

@@ -61,10 +61,10 @@ class Spawned:
         return f"{report[0]}: {os.strerror(report[1])}" if report is not None and report[0] else ""
 
 
-def spawn(settings: Settings, source: Source, generation: int, account: RunAs) -> Spawned:
+def spawn(settings: Settings, source: Source, account: RunAs) -> Spawned:
     """Raises OSError when there can be no child."""
     channel, theirs = pair()
-    env = environment(os.environ, settings, source, generation)
+    env = environment(os.environ, settings, source)
     if account.name:
         env |= {"USER": account.name, "LOGNAME": account.name, "HOME": account.home}
     handled = (*DIALECTS[settings.signals], signal.SIGCHLD, signal.SIGPIPE)
