@@ -104,7 +104,7 @@ def test_the_simulation_bites(mutant: Mutant, tmp_path: Path) -> None:
         "import sys\n"
         "from simulation.rules import Broken\n"
         "from simulation.world import play\n"
-        f"for seed in range({150 if mutant.often else 3000}):\n"
+        f"for seed in range({mutant.first}, {mutant.first + (150 if mutant.often else 3000)}):\n"
         "    try: play(seed)\n"
         "    except Broken as broken: sys.exit(str(broken).splitlines()[0])\n"
     )

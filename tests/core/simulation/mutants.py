@@ -16,10 +16,11 @@ class Mutant:
     name: str
     changes: tuple[tuple[str, str, str], ...]  # file, text, what it becomes
     often: bool = True  # caught within the first hundred histories
+    first: int = 0  # where the histories begin: near one that is known to catch a rare one
 
 
-def _one(name: str, file: str, text: str, becomes: str, often: bool = True) -> Mutant:
-    return Mutant(name, ((file, text, becomes),), often)
+def _one(name: str, file: str, text: str, becomes: str, often: bool = True, first: int = 0) -> Mutant:
+    return Mutant(name, ((file, text, becomes),), often, first)
 
 
 MUTANTS = (
@@ -171,7 +172,7 @@ MUTANTS = (
         "    if False:\n        return {}",
         often=False,
     ),
-    _one("a quiet is woken by nobody", TURN, "        if not old.quieted:\n", "        if True:\n"),
+    _one("a quiet is woken by nobody", TURN, "        if not old.quieted and not told:\n", "        if True:\n"),
     Mutant(
         "a quiet never expires",
         (
@@ -220,5 +221,12 @@ MUTANTS = (
         "\n",
         often=False,
     ),
-    _one("a failed fork is the last end", TURN, "again = again or not event.ran or", "again = again or", often=False),
+    _one(
+        "a failed fork is the last end",
+        TURN,
+        "again = again or not event.ran or",
+        "again = again or",
+        often=False,
+        first=3400,
+    ),
 )
