@@ -257,7 +257,7 @@ class Ending:
         self._began_s = time.monotonic()
         self._linger_until_s = self._began_s + linger_s
         self._over = asyncio.Event()
-        self._cut = 0
+        self._cut: set[Any] = set()
         self._idle_closed = 0
 
     async def wait(self) -> Cuts:
@@ -269,7 +269,7 @@ class Ending:
                 break
             except TimeoutError:
                 continue
-        return Cuts(requests=self._cut, idle_closed=self._idle_closed)
+        return Cuts(requests=len(self._cut), idle_closed=self._idle_closed)
 
     def look(self) -> float:
         """Retires and cuts what is due; the time of the next deadline."""
@@ -279,8 +279,10 @@ class Ending:
         for connection in list(self._connections):
             if connection.in_hand:
                 due_s = max(self._began_s, connection.began_s) + self._graceful_s
+                if connection in self._cut:
+                    continue  # it goes in the loop's next turn
                 if due_s <= now_s:
-                    self._cut += 1
+                    self._cut.add(connection)
                     connection.cut()
                 else:
                     next_s = min(next_s, due_s)

@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             server.settle()
         state = self.state
         if state == WAIT and not self.buffer:
-            if data.find(b"\r\n\r\n") + 4 == len(data) > 4:  # as nearly always: a head and nothing else
+            if data.find(b"\r\n\r\n") + 4 == len(data) and data[0] != 0x0D:  # as nearly always: a head, nothing else
                 self.began_s = time.monotonic()
                 self._head(data)
             else:
@@ -268,12 +268,15 @@ class Connection(asyncio.Protocol):
         """Takes the next head from the buffer; False: it is not complete, or the request is refused."""
         buffer, server = self.buffer, self.server
         if self.state == WAIT:
+            if buffer.startswith(b"\r\n"):  # one empty line before a request is forgiven (RFC 9112 2.2)
+                del buffer[:2]
+                if not buffer:
+                    return False
             self.state = HEAD
             self.began_s = time.monotonic()
             self.deadline_s = self.began_s + server.header_timeout_s
             self.scanned = 0
-            if buffer.startswith(b"\r\n"):  # one empty line before a request is forgiven (RFC 9112 2.2)
-                del buffer[:2]
+            self.method = self.target = ""
         end = buffer.find(b"\r\n\r\n", max(0, self.scanned - 3))
         if end >= 0:
             head = bytes(buffer[: end + 4])
