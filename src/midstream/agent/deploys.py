@@ -353,7 +353,7 @@ class Deploys:
             if intent.state is IntentState.PROVISIONAL:
                 publishing.raise_if_failed(work)  # who resumes must not be told that what died since is proven
                 return done
-            files = read_env_files(work.spec, intent.release, work.app.owner_uid, self.host.uid)
+            files = await read_env_files(work.spec, intent.release, work.app.owner_uid, self.host.uid)
             services = await publishing.publish(work, GenerationRecord(0, intent.release, work.spec, secrets, files))
         except MidstreamError as error:
             await publishing.revert(work, error.what)
@@ -406,6 +406,7 @@ class Deploys:
     async def finish(self, work: Work, outcome: str = "done", until: str = "") -> dict[str, Any]:
         """outcome: how the deploy went, `done` if well. until: stops before that part, with the lock still held."""
         if work.over:
+            await self.host.folders.look([work.intent.app])
             return finishing.found(work, [], [])
         if (
             not until and work.intent.state not in _ENDED
@@ -428,6 +429,7 @@ class Deploys:
                 removed = await finishing.tidy(work, until)
             except MidstreamError as error:
                 warnings.append(f"{error.what} ({error.where})" if error.where else error.what)
+        await self.host.folders.look([work.intent.app])
         found = finishing.found(work, removed, warnings) | {"not_undone": not_undone}
         if not until:
             self._close(work)
@@ -550,7 +552,7 @@ class Deploys:
         work.listeners.append(tell)
         work.connected = max(work.connected, 1)
         try:
-            files = read_env_files(work.spec, record.release, record.owner_uid, self.host.uid)
+            files = await read_env_files(work.spec, record.release, record.owner_uid, self.host.uid)
             fresh = GenerationRecord(0, record.release, generation.spec, generation.secrets, files)
             await publishing.publish(work, fresh)
             work.spec = generation.spec

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from midstream.agent.accounts import account_of_uid
 from midstream.agent.host import Host
 from midstream.agent.store import AppRecord
 from midstream.core.generation import GenerationState
 from midstream.core.instance import ALIVE, Instance
 from midstream.core.layout import Layout
 from midstream.linux.drift import runs
-from midstream.linux.file_identity import FileUser, files_as
 
 
 def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
@@ -27,7 +25,7 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
         for generation in service.generations:
             for instance in service.of(generation.number):
                 pids = host.processes.pids_of(app, name, instance)
-                found.extend(_instance(record.deploy_to, name, generation.release, instance, pids))
+                found.extend(_instance(host.folders.resolved(record), name, generation.release, instance, pids))
         committed = service.committed
         if committed is not None and service.want_up and service.hold is None:
             alive = {item.slot for item in service.of(committed.number) if item.state in ALIVE}
@@ -64,18 +62,16 @@ def _instance(deploy_to: str, service: str, release: str, instance: Instance, pi
 
 
 def _current(host: Host, record: AppRecord) -> list[dict[str, Any]]:
-    """`current` is output: when somebody moved it, that is told, never followed. deploy_to is the owner's, and any part of
-    it may be a link: his rights apply."""
-    layout, release = Layout(record.deploy_to), record.release
-    account = account_of_uid(record.owner_uid)
-    try:
-        with files_as(FileUser(account.uid, account.gid) if host.uid == 0 else None):
-            target = os.readlink(layout.current)
-    except OSError as error:
-        return [_row("", -1, 0, "current", layout.release(release), f"no link ({error.strerror})")]
-    named = os.path.normpath(os.path.join(record.deploy_to, target))
+    """`current` is output: when somebody moved it, that is told, never followed. It is told as
+    `host.folders` saw it last."""
+    layout, release, seen = Layout(record.deploy_to), record.release, host.folders.of(record.app)
+    if seen is None:
+        return []
+    if seen.target is None:
+        return [_row("", -1, 0, "current", layout.release(release), f"no link ({seen.error})")]
+    named = os.path.normpath(os.path.join(record.deploy_to, seen.target))
     if named not in (layout.release(release), layout.release(host.externals.moved(record.app) or release)):
-        return [_row("", -1, 0, "current", layout.release(release), target)]
+        return [_row("", -1, 0, "current", layout.release(release), seen.target)]
     return []
 
 

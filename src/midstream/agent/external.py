@@ -439,7 +439,7 @@ class Externals:
             "watched": sight.is_watched if sight and not sight.trouble else None,
             "status": sight.status if sight else "",
             "pid": pid,
-            "release_running": runs(pid, self.host.apps[app].deploy_to).release if pid else None,
+            "release_running": runs(pid, self.host.folders.resolved(self.host.apps[app])).release if pid else None,
             "hold": None,
             "note": (hold.note if hold else "") or (sight.trouble if sight else ""),
         }

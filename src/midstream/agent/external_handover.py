@@ -109,13 +109,14 @@ async def _restart(externals: Externals, work: Work, hold: ExternalHold, release
             remedy="look at its log",
         )
     externals.put(hold, pid=found["pid"], start_ticks=found["start_ticks"])
+    await work.host.folders.look([work.intent.app])
     _verify(work, hold, release, found, step)
 
 
 def _verify(work: Work, hold: ExternalHold, release: str, found: dict[str, Any], step: str) -> None:
     """Of every process of its tree, from /proc."""
     for pid in _tree(found["pid"]):
-        seen = runs(pid, work.spec.deploy_to)
+        seen = runs(pid, work.host.folders.resolved(work.app))
         if seen.release == release and not seen.deleted:
             work.tell(step, "line", line=f"{hold.label} pid {pid} runs release {release}")
         elif seen.release is not None:

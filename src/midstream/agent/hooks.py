@@ -100,7 +100,7 @@ async def run(work: Work, command: Command) -> dict[str, Any]:
     if command.phase in _PHASES:
         work.phase = command.phase
     with work.step(command.name):
-        record = known or _begin(work, command)
+        record = known or await _begin(work, command)
         if known is None or command.capture or _attachable(work, record):
             outcome, output = await _process(work, command, record)
         else:
@@ -140,15 +140,16 @@ def _put(work: Work, record: CommandRecord) -> None:
     work.save(commands=tuple(others))
 
 
-def _begin(work: Work, command: Command) -> CommandRecord:
+async def _begin(work: Work, command: Command) -> CommandRecord:
     """Stored before it is started: from here on its undo is run in every way of failing."""
+    files = await _env_files(work, command) if command.undo else {}
     slot = len(work.intent.commands)
     if slot >= COMMANDS_MAX:
         raise OperatorError(f"a deploy runs at most {COMMANDS_MAX} commands on a host", where=command.name)
     undo = None
     if command.undo:
         step = CommandStep(command.undo, shell=command.undo_shell, env=command.env)
-        undo = _spawn_spec(work, command, step, UNDO, slot)
+        undo = _spawn_spec(work, command, step, UNDO, slot, files)
     record = CommandRecord(command.name, slot, undo=undo, undo_timeout_s=command.undo_timeout_s)
     _put(work, record)
     return record
@@ -161,7 +162,7 @@ def _attachable(work: Work, record: CommandRecord) -> bool:
 
 async def _process(work: Work, command: Command, record: CommandRecord) -> tuple[Outcome, str]:
     step = CommandStep(command.argv, shell=command.shell, timeout_s=command.timeout_s, env=command.env)
-    spec = _spawn_spec(work, command, step, HOOK, record.slot)
+    spec = _spawn_spec(work, command, step, HOOK, record.slot, await _env_files(work, command))
     last = work.host.one_shots.last_attempt(work.intent.app, HOOK, work.intent.number, record.slot)
     if last is not None:
         attempt = parse_key(last.key).attempt + (1 if command.capture else 0)
@@ -181,14 +182,22 @@ async def _process(work: Work, command: Command, record: CommandRecord) -> tuple
     )
 
 
-def _spawn_spec(work: Work, command: Command, step: CommandStep, service: str, slot: int) -> SpawnSpec:
+async def _env_files(work: Work, command: Command) -> dict[str, dict[str, str]]:
+    """Of the release that is being made, where the command runs in it."""
+    if command.where != "release" or not work.intent.release:
+        return {}
+    return await read_env_files(work.spec, work.intent.release, work.app.owner_uid, work.host.uid)
+
+
+def _spawn_spec(
+    work: Work, command: Command, step: CommandStep, service: str, slot: int, files: dict[str, dict[str, str]]
+) -> SpawnSpec:
     """Environment and folder: of the release that is being made once it is there, else of the committed one."""
     intent, app = work.intent, work.app
     record: GenerationRecord | None = None
     if command.where == "release" and intent.release:
         committed = work.host.record(app.app, app.committed_generation)
         secrets = work.secrets or (dict(committed.secrets) if committed else {})
-        files = read_env_files(work.spec, intent.release, app.owner_uid, work.host.uid)
         record = GenerationRecord(0, intent.release, work.spec, secrets, files)
     else:
         record = work.host.record(app.app, app.committed_generation)

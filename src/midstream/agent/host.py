@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from midstream.agent import crashpoint
 from midstream.agent.channels import Channels, Start
+from midstream.agent.deploy_folders import DeployFolders
 from midstream.agent.dropped import forget_dropped
 from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.keeper_orders import KeeperOrders
@@ -95,6 +96,7 @@ class Host:
         self.looks = Looks(self)
         self.channels = Channels(self)
         self.orders = KeeperOrders(self)
+        self.folders = DeployFolders(self)
         self.externals: Externals  # set by who makes the deploys; they need what those are made of
         self.current: CurrentLink
         self._queue: asyncio.Queue[tuple[Name, Event]] = asyncio.Queue()
@@ -396,6 +398,7 @@ class Host:
         remove_tree(f"{self.runtime}/run/{app}")
         self.keep(asyncio.get_running_loop().create_task(self._release(app)))
         self.apps.pop(app, None)
+        self.folders.forget(app)
         for name in [name for name in self.services if name[0] == app]:
             self.forget_service(name)
         for key in [key for key in self.generations if key[0] == app]:

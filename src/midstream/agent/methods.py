@@ -184,6 +184,8 @@ class Methods:
         apps = [self._app(connection, params).app] if params.get("app") else sorted(self._visible(connection))
         await self.host.looks.refresh(apps)
         await self.host.externals.look(apps)
+        await self.host.folders.look(apps)
+        apps = [app for app in apps if app in self.host.apps]  # one may have been removed meanwhile
         return reports.host_status(self.host, self.deploys, apps, self._started_s, __version__)
 
     async def why(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +193,10 @@ class Methods:
         return reports.why(self.host, record.app, text(params, "service"), whole(params, "limit", 1, 1000, 50))
 
     async def releases(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        return reports.releases(self.host, self._app(connection, params).app)
+        record = self._app(connection, params)
+        await self.host.folders.look([record.app])
+        on_disk = await self.host.folders.releases(record, frozenset(self.host.store.releases(record.app)))
+        return reports.releases(self.host, self._app(connection, params).app, on_disk)
 
     def _on_event(self, row: EventRow) -> None:
         for queue in self._followers:

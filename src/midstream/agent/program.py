@@ -24,6 +24,7 @@ from midstream.agent.host import Host
 from midstream.agent.keeper_link import KeeperCommand, KeeperLink, KeeperLost, KeeperRefused, start_keeper
 from midstream.agent.logs import LogEvent, Logs
 from midstream.agent.methods import Methods
+from midstream.agent.spawning import SOCKET_VARIABLE
 from midstream.agent.store import Store
 from midstream.core.events import Revert, Waken
 from midstream.core.intent import IntentState
@@ -65,6 +66,7 @@ class Program:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        os.environ[SOCKET_VARIABLE] = options.socket
         self._store = Store(options.state)
         self._logs = Logs(os.path.join(options.state, "log"), self._on_log_event)
         self._host = Host(self._store, self._logs, options.runtime, os.getuid())

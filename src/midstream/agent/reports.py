@@ -14,14 +14,11 @@ from midstream.agent.finishing import live_releases
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
 from midstream.agent.plans import policy_of, profile_of
-from midstream.agent.store import AppRecord
 from midstream.core.instance import Instance, InstanceState
-from midstream.core.names import is_release
 from midstream.core.service import Service
 from midstream.errors import OperatorError
 from midstream.linux.clock import boottime_s
 from midstream.linux.drift import runs, usage
-from midstream.linux.file_identity import FileUser, files_as
 
 
 def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
         "release": record.release,
         "revision": record.revision,
         "branch": record.branch,
-        "current": _current(host, record),
+        "current": _current(host, app),
         "lock": lock,
         "behind": left_behind.of(host.store, record),
         "deploy": deploy,
@@ -60,20 +57,10 @@ def app_status(host: Host, deploys: Deploys, app: str) -> dict[str, Any]:
     }
 
 
-def _owner(host: Host, record: AppRecord) -> FileUser | None:
-    """Whose rights apply where the agent looks into deploy_to: it is the owner's, and any part of it may be a link."""
-    if host.uid != 0:
-        return None
-    account = account_of_uid(record.owner_uid)
-    return FileUser(account.uid, account.gid)
-
-
-def _current(host: Host, record: AppRecord) -> str | None:
-    try:
-        with files_as(_owner(host, record)):
-            return os.path.basename(os.readlink(f"{record.deploy_to}/current").rstrip("/"))
-    except OSError:
-        return None
+def _current(host: Host, app: str) -> str | None:
+    """The name of what `current` points to, as it was when somebody looked last."""
+    seen = host.folders.of(app)
+    return os.path.basename(seen.target.rstrip("/")) if seen is not None and seen.target is not None else None
 
 
 def service_status(host: Host, service: Service) -> dict[str, Any]:
@@ -155,7 +142,7 @@ def _work(host: Host, service: Service, instance: Instance) -> dict[str, Any] | 
 
 def _instance(host: Host, service: Service, instance: Instance) -> dict[str, Any]:
     record = host.apps.get(service.app)
-    seen = runs(instance.pid, record.deploy_to) if record and instance.pid else None
+    seen = runs(instance.pid, host.folders.resolved(record)) if record and instance.pid else None
     used = usage(instance.pid) if instance.pid else None
     state = instance.state.value
     if instance.state is InstanceState.STOPPING and instance.draining:
@@ -202,20 +189,14 @@ def why(host: Host, app: str, service: str, limit: int) -> dict[str, Any]:
     return {"entries": entries}
 
 
-def releases(host: Host, app: str) -> dict[str, Any]:
-    """What the agent knows of the app's releases and what is on the disk, newest last."""
+def releases(host: Host, app: str, on_disk: dict[str, str]) -> dict[str, Any]:
+    """What the agent knows of the app's releases and what is on the disk, newest last. on_disk: release -> revision."""
     record = host.apps[app]
     known = host.store.releases(app)
     live = live_releases(host, app)
-    current = _current(host, record)
-    user = _owner(host, record)
-    try:
-        with files_as(user):
-            on_disk = {name for name in os.listdir(f"{record.deploy_to}/releases") if is_release(name)}
-    except OSError:
-        on_disk = set()
+    current = _current(host, app)
     rows = []
-    for release in sorted(on_disk | set(known)):
+    for release in sorted(on_disk.keys() | known.keys()):
         entry = known.get(release)
         running = [
             name
@@ -225,7 +206,7 @@ def releases(host: Host, app: str) -> dict[str, Any]:
         rows.append(
             {
                 "release": release,
-                "revision": entry.revision if entry else _revision(user, record.deploy_to, release),
+                "revision": entry.revision if entry else on_disk.get(release, ""),
                 "branch": entry.branch if entry else "",
                 "time": entry.committed_wall_s or entry.made_wall_s if entry else 0.0,
                 "state": entry.state if entry else "foreign",
@@ -238,18 +219,6 @@ def releases(host: Host, app: str) -> dict[str, Any]:
             }
         )
     return {"releases": rows}
-
-
-def _revision(user: FileUser | None, deploy_to: str, release: str) -> str:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        with files_as(user):
-            fd = os.open(f"{deploy_to}/releases/{release}/REVISION", flags)
-        with os.fdopen(fd, "rb") as file:
-            text = (file.read(64) or b"").decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    return text if all(char in "0123456789abcdef" for char in text) else ""
 
 
 def host_status(host: Host, deploys: Deploys, apps: list[str], started_s: float, version: str) -> dict[str, Any]:

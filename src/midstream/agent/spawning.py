@@ -118,6 +118,10 @@ def environment(
     return env
 
 
+# Where an instance may ask its own agent: `midstream serve` passes HUP and USR2 on. The agent puts it into its environment.
+SOCKET_VARIABLE = "MIDSTREAM_AGENT_SOCKET"
+
+
 @dataclass(frozen=True, slots=True)
 class Listeners:
     """What an instance is given. shared: name -> the keeper's name of the listener. private: likewise, for a second
@@ -169,6 +173,8 @@ def instance_spec(
         argv = ("/bin/sh", "-c", " ".join(argv))
     fds += [FdPlacement(1, f"channel:{channel}"), FdPlacement(2, f"channel:{channel}")]
     more = {"MIDSTREAM_SLOT": str(key.slot), "PYTHONUNBUFFERED": "1"}
+    if SOCKET_VARIABLE in os.environ:
+        more[SOCKET_VARIABLE] = os.environ[SOCKET_VARIABLE]
     if numbers:
         more |= {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}
     if service.watchdog_s:

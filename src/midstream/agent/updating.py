@@ -12,6 +12,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
+from midstream.agent.deploy_folders import read_apart
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import account_for
 from midstream.agent.store import GenerationRecord, ReleaseRecord
@@ -56,7 +57,8 @@ async def update(work: Work, request: UpdateRequest) -> None:
         return
     record = GenerationRecord(0, work.intent.release, spec, work.secrets)
     work.phase = "updated"
-    record = replace(record, env_files=read_env_files(spec, work.intent.release, work.app.owner_uid, work.host.uid))
+    files = await read_env_files(spec, work.intent.release, work.app.owner_uid, work.host.uid)
+    record = replace(record, env_files=files)
     chosen = _chosen_builds(spec, request)
     label = "build" if request.build is None else f"build {','.join(map(str, chosen))}"
     if chosen and not work.done(label):
@@ -233,18 +235,26 @@ async def _migrate(work: Work, record: GenerationRecord) -> None:
     work.host.apps[app.app] = app
 
 
-def read_env_files(spec: AppSpec, release: str, owner_uid: int, agent_uid: int) -> dict[str, dict[str, str]]:
+async def read_env_files(spec: AppSpec, release: str, owner_uid: int, agent_uid: int) -> dict[str, dict[str, str]]:
     """The variables of `env.files`, per service ("" is the app's own), read with the app user's rights: an agent that is
-    root must not read for a user what he could not read himself. Raises OperatorError naming file and line."""
+    root must not read for a user what he could not read himself. Raises OperatorError naming file and line, HostError when
+    their file system does not answer."""
     account = account_for(spec, owner_uid, agent_uid)
     user = FileUser(account.uid, account.gid) if agent_uid == 0 else None
     folder = Layout(spec.deploy_to).release(release)
-    found: dict[str, dict[str, str]] = {}
     layers: list[tuple[str, EnvSpec]] = [("", spec.env)]
     layers += [(name, service.env) for name, service in spec.services.items()]
-    for name, layer in layers:
-        for file in layer.files:
-            found.setdefault(name, {}).update(_read_env_file(os.path.join(folder, file), user))
+    paths = {name: [os.path.join(folder, file) for file in layer.files] for name, layer in layers if layer.files}
+    if not paths:
+        return {}
+    return await read_apart(owner_uid, folder, _read_env_layers, paths, user)
+
+
+def _read_env_layers(paths: dict[str, list[str]], user: FileUser | None) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for name, files in paths.items():
+        for path in files:
+            found.setdefault(name, {}).update(_read_env_file(path, user))
     return found
 
 

@@ -34,8 +34,8 @@ def runs(pid: int, deploy_to: str) -> Running:
     """The release below `deploy_to` that `pid` runs, from its working folder, the stamped environment, its
     executable and its mapped files. What is loaded counts more than what was intended: mappings, then
     executable and cwd, then the stamp. A process that is gone gives no release and says so. deploy_to:
-    absolute, symlinks resolved by us."""
-    releases = os.path.join(os.path.realpath(deploy_to), "releases") + "/"
+    absolute, without symlinks: to resolve them here could hang on a dead file system."""
+    releases = os.path.join(deploy_to, "releases") + "/"
     findings: list[tuple[str, str | None, bool]] = []
     evidence: list[str] = []
     unread = 0
