@@ -120,6 +120,14 @@ def test_pipelined_requests_are_answered_in_their_order(client: Client) -> None:
     assert [client.answer().body for _ in range(5)] == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_a_long_row_of_requests_before_a_body_is_no_framing_of_it(client: Client) -> None:
+    row = (HEAD + b"\r\n") * 2000
+    client.raw(row + b"POST /echo HTTP/1.1\r\nHost: example.com\r\nContent-Length: 3\r\n\r\n")
+    for _ in range(2000):
+        assert client.answer().body == b"hello"
+    assert client.raw(b"abc").answer().body == b"abc"
+
+
 def test_a_body_that_the_app_does_not_read_holds_its_client_back() -> None:
     """Back-pressure: 64 KiB and what the kernel holds, not the whole body; then it goes on."""
     with Running() as server, server.connect() as client:
@@ -224,6 +232,32 @@ def test_a_chunked_body_beyond_the_limit_is_refused(client: Client) -> None:
         client.raw(b"186a0\r\n" + bytes(100_000) + b"\r\n")
     assert client.answer().status == 413
     assert client.rest() == b""
+
+
+@pytest.mark.parametrize("start", [b"0\r\nTrailer: ", b"3;", b"0\r\n"])
+def test_endless_trailers_and_chunk_extensions_are_refused(client: Client, start: bytes) -> None:
+    client.send("/echo", "Transfer-Encoding: chunked", method="POST").raw(start)
+    piece = b"T: a\r\n" * 500 if start.endswith(b"\n") else b"a" * 3000
+    for _ in range(2000):
+        try:
+            client.raw(piece)
+        except OSError:
+            break
+        if not client.is_open():
+            break
+    assert client.answer().status == 400
+
+
+def test_connections_beyond_the_limit_wait_for_one_to_close() -> None:
+    with Running(worker_connections=2) as server, server.connect() as one, server.connect() as two:
+        assert one.ask().body == two.ask().body == b"hello"
+        with server.connect() as three, server.connect(private=True) as private:
+            three.send()
+            assert private.ask().body == b"hello"  # the health check is answered all the same
+            assert three.is_open(0.2)
+            one.sock.close()
+            private.sock.close()
+            assert three.answer().body == b"hello"
 
 
 def test_a_broken_chunk_is_refused_and_the_app_sees_a_disconnect(client: Client, server: Running) -> None:

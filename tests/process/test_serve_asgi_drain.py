@@ -28,7 +28,7 @@ def test_nothing_is_accepted_any_more() -> None:
             server.connect(private=True) as private,
         ):  # the kernel takes them, for the successor
             assert new.send().is_open(0.2) and private.send().is_open()
-            assert kept.ask().body == b"hello"
+            assert kept.ask().body == b"hello" and kept.rest() == b""
             server.until_drained()
             assert new.is_open()
 

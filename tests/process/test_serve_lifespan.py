@@ -30,7 +30,7 @@ def test_the_state_reaches_requests_and_shutdown_comes_after_the_drain() -> None
         server.ask("drain", 20, 0)
         assert "shutdown" not in server.ask("tell")["seen"]
         server.ask("set", "go")
-        client.answer()
+        assert client.answer().body == b"waited" and client.rest() == b""
         server.until_drained()
         assert server.ask("stop")["seen"] == ["waits", "shutdown"]
 

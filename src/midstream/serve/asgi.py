@@ -54,6 +54,8 @@ class AsgiServer:
         self._doors: Doors | None = None
         self._sweep = Sweep(self._premises.http, self._tick)
         self._has_stopped = False
+        self._was_full = False
+        self._premises.changed = self._ease
 
     async def start(self, listeners: Sequence[Listener]) -> None:
         """Runs the app's start-up, then accepts on the private listeners. Raises AppError when the start-up fails."""
@@ -122,7 +124,13 @@ class AsgiServer:
         return HttpConnection(self._config, self._premises, self._lifespan.state, listener, peer)
 
     def _is_full(self) -> bool:
-        return len(self._premises.connections) >= self._settings.worker_connections
+        self._was_full = len(self._premises.connections) >= self._settings.worker_connections
+        return self._was_full
+
+    def _ease(self) -> None:
+        """A connection has closed: there is room for one that waits."""
+        if self._was_full and self._doors is not None and not self._is_full():
+            self._doors.ease()
 
     def _tick(self, now_s: float) -> None:
         premises = self._premises
@@ -132,7 +140,7 @@ class AsgiServer:
         for connection in premises.all():
             connection.watch_output(now_s)
         if self._doors is not None and self._doors.held and not self._is_full():
-            self._doors.ease()
+            self._doors.ease()  # descriptors were short
 
 
 class _Ending:

@@ -50,7 +50,10 @@ class Exchange(RequestResponseCycle):
         self.version = version
         self.began_s = time.monotonic()
         self.began_unix_s = time.time()
+        self.method: str = self.scope["method"]
         self.target = connection.url
+        self.client: tuple[str, int] | None = self.scope["client"]
+        self.headers = connection.headers
         self.status = 0
         self.bytes_sent = 0
         self.body_bytes = 0  # received
@@ -174,10 +177,10 @@ class Exchange(RequestResponseCycle):
         if status < 200:
             raise RuntimeError(f"Status {status} is no answer.")
         lines = [STATUS_LINE[status]]
-        bodiless = status in BODILESS or self.scope["method"] == "HEAD"
+        bodiless = status in BODILESS or self.method == "HEAD"
         length: int | None = None
         closes = has_date = False
-        is_events = False
+        is_events = is_coded = False
         for name, value in headers:
             if HEADER_RE.search(name):
                 raise RuntimeError("Invalid HTTP header name.")
@@ -195,6 +198,8 @@ class Exchange(RequestResponseCycle):
                 continue
             elif name == b"content-type":
                 is_events = value.lower().startswith(b"text/event-stream")
+            elif name == b"content-encoding":
+                is_coded = True
             elif name == b"date":
                 has_date = True
             lines += (name, b": ", value, b"\r\n")
@@ -219,7 +224,7 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         self.status, self.bodiless = status, bodiless
         self.left = None if bodiless else length
-        self.is_events = is_events and length is None and not bodiless
+        self.is_events = is_events and not is_coded and length is None and not bodiless
         self.head = b"".join(lines)
 
     def send_head(self) -> None:
@@ -304,11 +309,10 @@ class Exchange(RequestResponseCycle):
 
     def told(self, seconds: float) -> Answered:
         """The request as the access log sees it."""
-        headers = dict(self.scope["headers"])
-        client = self.scope["client"]
+        headers = dict(self.headers)
         return Answered(
-            client="" if client is None else client[0],
-            method=self.scope["method"],
+            client="" if self.client is None else self.client[0],
+            method=self.method,
             target=self.target.decode("latin-1"),
             version=self.version,
             status=self.status,

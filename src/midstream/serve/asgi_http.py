@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from midstream.serve.asgi_premises import Premises
 
 
+FRAMING_BYTES = 65536  # of chunk extensions or trailers at a stretch
+
+
 class HttpConnection(HttpToolsProtocol):
     """From the accept to the end, or to the upgrade to a WebSocket. Times are CLOCK_MONOTONIC, as the loop has it."""
 
@@ -45,6 +48,7 @@ class HttpConnection(HttpToolsProtocol):
         self.in_head = False
         self.head_fed = 0  # bytes of a head that comes in several pieces, but its first
         self.field_bytes = 0
+        self.framing_fed = 0  # bytes since the last byte of a body: chunk extensions, trailers
         self.is_last = False  # no request follows the newest
         self.is_deaf = False  # what else comes is not parsed
         self.refusal: Refused | None = None  # to be sent when the requests before it are answered
@@ -87,6 +91,9 @@ class HttpConnection(HttpToolsProtocol):
             exchange.message_event.set()
         return True
 
+    def _body_bytes(self) -> int:
+        return self.newest.body_bytes if self.newest is not None else 0
+
     def unanswered(self) -> list[Exchange]:
         """In the order of their answers."""
         queued = [cast(Exchange, cycle) for cycle, _ in reversed(self.pipeline)]
@@ -105,7 +112,7 @@ class HttpConnection(HttpToolsProtocol):
         if self.is_deaf:
             return
         self.heard_s = self.loop.time()
-        continues = self.in_head
+        continues, newest, body_bytes = self.in_head, self.newest, self._body_bytes()
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
@@ -114,6 +121,12 @@ class HttpConnection(HttpToolsProtocol):
             self.head_fed += len(data)
             if self.head_fed > self.settings.limit_request_line + self.settings.limit_header_bytes:
                 self.refuse(exceeded("limit_header_bytes" if self.headers else "limit_request_line"))
+        if self._body_is_coming() and newest is self.newest and self._body_bytes() == body_bytes:
+            self.framing_fed += len(data)
+            if self.framing_fed > FRAMING_BYTES:
+                self.refuse(Refused(400, "there is too much around the body"))
+        else:
+            self.framing_fed = 0
         if self.refusal is not None and self.running is None:
             self._send_refusal(self.refusal)
 
