@@ -35,7 +35,7 @@ CASES: dict[str, Callable[[Scale, frozenset[str]], Iterator[Measurement]]] = {
 def main() -> int:
     options = _options()
     if options.render:
-        record = json.loads(Path(options.render).read_text())
+        record = _joined([json.loads(Path(name).read_text()) for name in options.render])
     else:
         record = _measure(options)
         if options.json:
@@ -47,9 +47,28 @@ def main() -> int:
     return 0
 
 
+def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of records of the same machine, one; the rest is that of the first."""
+    first, *others = records
+    machine = {**first["machine"], "load": ", ".join(record["machine"]["load"] for record in records)}
+    versions = {name: version for record in records for name, version in record["versions"].items()}
+    every = [item for record in records for item in record["measurements"]]
+    runs = min(record["runs"] for record in records)
+    quick = any(record["quick"] for record in records)
+    assert all(record["machine"]["kernel"] == machine["kernel"] for record in others), "measured on different machines"
+    return {
+        **first,
+        "runs": runs,
+        "quick": quick,
+        "machine": machine,
+        "versions": versions,
+        "measurements": every,
+    }
+
+
 def _is_complete(options: argparse.Namespace) -> bool:
     """Whether all was measured at full length: then the page is written without asking."""
-    return not (options.names or options.only or options.services or options.quick or options.render)
+    return not (options.names or options.only or options.services or options.quick or options.runs or options.render)
 
 
 def _options() -> argparse.Namespace:
@@ -60,7 +79,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short run, to see that it works")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--page", metavar="FILE", nargs="?", const=str(PAGE), help="write docs/benchmarks.md")
-    parser.add_argument("--render", metavar="FILE", help="measure nothing, show a file written by --json")
+    parser.add_argument("--runs", metavar="N", type=int, help="how many times (3; --quick: 1)")
+    parser.add_argument("--render", metavar="FILE", nargs="+", help="measure nothing, show files written by --json")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in CASES]
     if unknown:
@@ -75,6 +95,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     scale = QUICK if options.quick else FULL
     if options.services:
         scale = replace(scale, counts=tuple(options.services))
+    if options.runs:
+        scale = replace(scale, runs=options.runs)
     machine = _machine()
     found: list[Measurement] = []
     for number in range(scale.runs):
