@@ -26,15 +26,19 @@ class Running:
         unix: str = "",
         loop: str = "uvloop",
         env: dict[str, str] | None = None,
+        listener: socket.socket | None = None,
         **settings: Any,
     ) -> None:
-        family = socket.AF_UNIX if unix else socket.AF_INET
-        self.public = socket.socket(family)
-        self.public.bind(unix or ("127.0.0.1", 0))
+        self.public = listener.dup() if listener is not None else _listener(unix)
         self.private = socket.create_server(("127.0.0.1", 0))
-        self.public.listen(128)
         fds = [self.public.fileno(), self.private.fileno()]
-        order = {"app": app, "settings": settings, "loop": loop, "sockets": [[fds[0], False], [fds[1], True]]}
+        tls = bool(settings.get("certfile"))
+        order = {
+            "app": app,
+            "settings": settings,
+            "loop": loop,
+            "sockets": [[fds[0], False, tls], [fds[1], True, False]],
+        }
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "serve_asgi_runner.py"), json.dumps(order)],
             stdin=subprocess.PIPE,
@@ -107,6 +111,13 @@ class Running:
     @property
     def url(self) -> str:
         return f"127.0.0.1:{self.address[1]}"
+
+
+def _listener(unix: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+    sock.bind(unix or ("127.0.0.1", 0))
+    sock.listen(128)
+    return sock
 
 
 @dataclass

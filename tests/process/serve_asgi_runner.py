@@ -1,6 +1,6 @@
 """Runs AsgiServer alone in a process of its own, told by lines on stdin, answering with JSON lines on stdout.
 
-Arguments: JSON {"app": name in serve_asgi_app or MODULE:NAME, "settings": {}, "sockets": [[fd, private]], "loop": …}.
+Arguments: JSON {"app": name in serve_asgi_app or MODULE:NAME, "settings": {}, "sockets": [[fd, private, tls]], "loop": …}.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import uvloop
 
 from midstream.errors import MidstreamError
+from midstream.serve import tls as serve_tls
 from midstream.serve.asgi import AsgiServer
 from midstream.serve.contract import Answered, Identity, Listener, Traffic
 from midstream.serve.settings import Settings
@@ -68,8 +69,11 @@ async def run(order: dict[str, Any]) -> None:
     settings = dataclasses.replace(
         Settings(), **{k: tuple(v) if isinstance(v, list) else v for k, v in order["settings"].items()}
     )
-    listeners = [Listener(socket.socket(fileno=fd), f"l{fd}", private) for fd, private in order["sockets"]]
-    server = AsgiServer(getattr(module, name), settings, Identity(0, os.getpid(), "20260102030405", 7), seat, log)
+    listeners = [Listener(socket.socket(fileno=fd), f"l{fd}", private, tls) for fd, private, tls in order["sockets"]]
+    context = serve_tls.context(settings) if settings.certfile else None
+    server = AsgiServer(
+        getattr(module, name), settings, Identity(0, os.getpid(), "20260102030405", 7), seat, log, context
+    )
     try:
         await server.start(listeners)
     except MidstreamError as error:
