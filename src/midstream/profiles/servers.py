@@ -333,13 +333,28 @@ MIDSTREAM_SERVE = Profile(
     unpark_signal="TTIN",
     quick_signal="INT",
     reload_signal="HUP",
+    reload_unsafe="HUP asks the agent for a handover to new processes; the agent makes it at once",
     ready=Readiness.NOTIFY,
     readiness_note="READY=1 comes when every worker of the new release accepts",
     keep_alive_loss="nothing: late requests are answered with `Connection: close`",
     answers_late=True,
     non_blocking_listener=True,
     proof=Proof.SECOND,
-    unsafe=(UnsafeOption(("--pid",), _PID_FILE),),
+    unsafe=(
+        UnsafeOption(("-p", "--pid"), _PID_FILE),
+        UnsafeOption(("--reload",), _RELOAD),
+        UnsafeOption(
+            ("--linger",),
+            "idle connections are closed before the proxy gives them up, so requests are lost",
+            values="0|0s|0.0",
+        ),
+    ),
+    notes=(
+        "The release's virtualenv needs `midstream[serve]`; `--bind` and `--pid` of the command do not count: the "
+        "service's `listen` does.",
+        "A drain takes up to `--linger` (65 s) for idle connections and `--graceful-timeout` (30 s) for requests in "
+        "hand: let `drain_timeout` be longer.",
+    ),
 )
 
 GENERIC = Profile(

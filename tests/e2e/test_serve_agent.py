@@ -1,0 +1,77 @@
+"""`midstream serve` as a service of the real agent: recognised, proven, handed over under load, parked, restarted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from machine import Machine, Project, wait_for
+from traffic import Clients, traffic
+
+pytestmark = [pytest.mark.timeout(240)]
+
+APP = """
+import os, time
+RELEASE = os.environ["MIDSTREAM_RELEASE"]
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        time.sleep(0.3)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [RELEASE.encode()]
+"""
+
+
+@pytest.fixture
+def served(project: Project) -> Project:
+    """The project, deployed with `midstream serve` as its web service."""
+    project.commit("serve", config=config(project), **{"app.py": APP})
+    project.deployed()
+    return project
+
+
+def config(project: Project, more: str = "") -> str:
+    command = f"{sys.executable} -m midstream serve app:app --workers 2 --linger 2"
+    service = f'command = "{command}"\nlisten = "{project.address}"\nhealth = "/"\n{more}'
+    return project.config(f"[services.web]\n{service}")
+
+
+def test_deploys_under_load_lose_nothing(served: Project, machine: Machine) -> None:
+    first = served.get()[1]
+    releases = {first}
+    clients = (
+        Clients("pages", served.address, keep_alive=4, closing=4),
+        Clients("slow", served.address, keep_alive=1, closing=1, path="/slow", timed=False),
+    )
+    with traffic(machine.root, *clients) as running:
+        for number in range(2):
+            with running.handover():
+                served.commit(f"change {number}")
+                releases.add(served.deployed())
+                wait_for("the old generation to be gone", lambda: machine.settled(served.app))
+        seen = running.stop()
+    assert running.failed == 0, running.failures
+    assert all(set(one.releases) == releases for one in seen.values())
+
+
+def test_the_story_of_one_instance(served: Project, machine: Machine) -> None:
+    """Recognised; a release that does not boot changes nothing; USR2 is a handover; a killed zygote comes back."""
+    pid = machine.pids()[0]
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"midstream serve: zygote [app:app] ")
+    assert len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 2
+    assert "2 workers accept" in served.cli("logs", "web").text
+
+    before, release = machine.pids(), served.get()[1]
+    served.commit("broken", **{"app.py": "import no_such_module_at_all"})
+    assert served.deploy().code == 1
+    assert (machine.pids(), served.get()[1]) == (before, release)
+
+    os.kill(before[0], signal.SIGUSR2)
+    wait_for("new processes", lambda: machine.settled(served.app) and machine.pids() and machine.pids() != before)
+    assert served.get() == (200, release)
+
+    before = machine.pids()
+    os.kill(before[0], signal.SIGKILL)
+    wait_for("another zygote", lambda: machine.pids() and machine.pids() != before and served.get()[0] == 200)
