@@ -174,14 +174,14 @@ def do_long(environ, start_response, argument):
 class Closing:
     """An iterable whose close() waits for a further request."""
 
+    closing = threading.Event()
     released = threading.Event()
-    closed = 0
 
     def __iter__(self):
         yield b"answered"
 
     def close(self):
-        Closing.closed += 1
+        Closing.closing.set()
         Closing.released.wait(20)
 
 
@@ -192,8 +192,9 @@ def do_closing(environ, start_response, argument):
 
 
 def do_release(environ, start_response, argument):
+    closing = Closing.closing.wait(20)
     Closing.released.set()
-    return _json(start_response, Closing.closed)
+    return _json(start_response, closing)
 
 
 def do_close_fails(environ, start_response, argument):

@@ -146,6 +146,7 @@ class Served:
         assert self.process.stdin
         self.process.stdin.write(f"drain {graceful_s} {linger_s}\n")
         self.process.stdin.flush()
+        self.ask("traffic")  # answered once the drain has begun
 
     def cuts(self) -> dict[str, int]:
         """Waits until the drain is over."""

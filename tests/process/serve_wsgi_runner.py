@@ -109,6 +109,7 @@ async def main(app: str, fds: str, options: dict[str, Any]) -> None:
                 say(vars(seat))
             case ["drain", graceful_s, linger_s]:
                 tasks.add(loop.create_task(drain(server, float(graceful_s), float(linger_s))))
+                await asyncio.sleep(0)
             case _:
                 break
     await server.stop()

@@ -175,7 +175,7 @@ def test_request_owns_its_thread_until_close_returns(start: Start) -> None:
     assert first.get("/closing").body == b"answered"
     first.send(b"GET /hello HTTP/1.1\r\nHost: t\r\n\r\n")  # waits for the close() of the request before it
     assert served.until_traffic(in_flight=1)
-    assert second.get("/release").json() == 1
+    assert second.get("/release").json() is True
     assert first.answer().body == b"hello"
 
 
@@ -268,8 +268,10 @@ def test_slow_reader_gets_everything(served: Served, file: Path, path: str) -> N
         "/large_pieces/120": b"".join(bytes([n % 251]) * 65536 for n in range(120)),
         "/file": file.read_bytes(),
     }[path]
-    assert slow.answer().body == expected
-    assert slow.get("/").body == b"hello"
+    answer = slow.answer()
+    assert answer.body == expected
+    if not answer["Connection"]:  # inline it may be close, because the others waited
+        assert slow.get("/").body == b"hello"
 
 
 def test_slow_readers_hold_no_thread_once_the_app_is_done(start: Start, file: Path) -> None:
@@ -608,6 +610,7 @@ def test_pause_leaves_public_listeners_and_goes_on_with_the_rest(start: Start) -
     answer = kept.get("/")
     assert (answer.body, answer["Connection"]) == (b"hello", "")
     assert served.client(served.private).get("/").body == b"hello"
+    served.until_traffic(in_flight=0)
     assert served.ask("traffic")["idle"] == 1  # neither the new one nor the private one
     served.ask("resume")
     assert new.answer().body == b"hello"

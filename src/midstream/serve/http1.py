@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             server.settle()
         state = self.state
         if state == WAIT and not self.buffer:
-            if data.find(b"\r\n\r\n") + 4 == len(data) and data[0] != 0x0D:  # as nearly always: a head, nothing else
+            if data.find(b"\r\n\r\n") + 4 == len(data) > 4 and data[0] != 0x0D:  # as nearly always: a head, nothing else
                 self.began_s = time.monotonic()
                 self._head(data)
             else:
