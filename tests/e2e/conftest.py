@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+import crash_points
 import pytest
 from fleet import Fleet, new_fleet, why_no_fleet
 from machine import Machine, Project, new_machine, new_project
+
+
+def pytest_report_header() -> str:
+    return crash_points.said()
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ from typing import Any
 from fleet import Fleet, FleetHost, FleetProject, kill_session, new_fleet
 from machine import Result, wait_for
 
-ALL = bool(os.environ.get("MIDSTREAM_CRASH_ALL"))
-SEED = int(os.environ.get("MIDSTREAM_SEED", "0"))
 MARKS = "/srv/shop/marks"
 HOOKS = f"""
 [[hooks]]
@@ -257,12 +255,3 @@ def no_failures(tallies: dict[str, dict[str, Any]]) -> None:
     for name, tally in tallies.items():
         assert tally["requests"] > 0, name
         assert tally["failed"] == 0, (name, tally["failures"])
-
-
-def chosen(names: list[str], wanted: int) -> list[tuple[int, str]]:
-    """Which points to try, with their number: all, or `wanted` spread over them, others with another seed."""
-    numbered = list(enumerate(names, start=1))
-    if ALL or len(names) <= wanted:
-        return numbered
-    stride = len(names) / wanted
-    return [numbered[int(SEED % stride + index * stride) % len(names)] for index in range(wanted)]

@@ -29,6 +29,8 @@ PATIENCE_S = 60.0
 LEASE_S = "3"  # of 15 s: what tests of dead deployers do is to wait for it. `extra_env` may say otherwise
 MIDSTREAM = [sys.executable, "-m", "midstream"]
 
+AGENT_BACK_S = 20.0  # one that was killed several times is started again after a pause of up to 5 s
+
 
 def wait_for(what: str, look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
     """The first true value that `look` gives. Fails with the last one when the time is up."""
@@ -123,7 +125,7 @@ class Machine:
 
     def call(self, method: str, **params: Any) -> Any:
         """One call on a connection of its own."""
-        with contextlib.closing(connect(str(self.socket))) as client:
+        with contextlib.closing(connect(str(self.socket), give_up_s=AGENT_BACK_S)) as client:
             return client.call(method, **params)
 
     def status(self, app: str = "") -> dict[str, Any]:
@@ -229,7 +231,8 @@ class Machine:
     def stop(self) -> None:
         """The ordered stop, as far as it goes."""
         try:
-            self.call("agent.stop", timeout_s=3.0)
+            with contextlib.closing(connect(str(self.socket), give_up_s=1.0)) as client:
+                client.call("agent.stop", timeout_s=3.0)
         except Exception:
             pass
         if self.process is not None:

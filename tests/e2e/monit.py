@@ -72,7 +72,15 @@ class PrivateMonit:
         return self.folder / "monitrc"
 
     def service(
-        self, name: str, current: Path, command: str, *, depends_on: str = "", more: str = "", start_timeout_s: int = 30
+        self,
+        name: str,
+        current: Path,
+        command: str,
+        *,
+        depends_on: str = "",
+        more: str = "",
+        start_timeout_s: int = 30,
+        stop_timeout_s: int = 20,
     ) -> None:
         for word, text in (("start", _START), ("stop", _STOP)):
             path = self.folder / f"{name}.{word}"
@@ -82,7 +90,7 @@ class PrivateMonit:
         self.sections.append(
             f'check process {name} with pidfile "{self.folder}/{name}.pid"\n'
             f'  start program = "{self.folder}/{name}.start" with timeout {start_timeout_s} seconds\n'
-            f'  stop program = "{self.folder}/{name}.stop" with timeout 20 seconds\n{depends}{more}\n'
+            f'  stop program = "{self.folder}/{name}.stop" with timeout {stop_timeout_s} seconds\n{depends}{more}\n'
         )
 
     def write(self) -> None:

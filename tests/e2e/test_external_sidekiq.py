@@ -53,7 +53,7 @@ def batch(machine: Machine) -> Iterator[Batch]:
             f"env JOBS_LOG={log} REDIS_URL={redis.url} MIDSTREAM_RELEASE=$(basename $(pwd -P))"
             " sidekiq -r ./jobs.rb -c 3 -t 5"
         )
-        monit.service("sidekiq", project.deploy_to / "current", command, start_timeout_s=10)
+        monit.service("sidekiq", project.deploy_to / "current", command, start_timeout_s=10, stop_timeout_s=10)
         config = (
             f'app = "shop"\ndeploy_to = "{project.deploy_to}"\n[[holds]]\nsupervisor = "monit"\nservice = "sidekiq"\n'
             f'from = "after check"\nto = "after finishing"\ncontrol = "{monit.control}"\nquiet = "TSTP"\n'

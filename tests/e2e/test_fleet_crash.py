@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from crash_points import chosen
 from fleet import why_no_fleet
-from fleet_under_fire import Fire, chosen, fire, no_failures, under_fleet_load
+from fleet_under_fire import Fire, fire, no_failures, under_fleet_load
 from machine import wait_for
 
 from midstream.errors import EXIT_ATTENTION, EXIT_DRIFT
@@ -25,6 +26,10 @@ def burning() -> Iterator[Fire]:
     with fire() as started:
         started.deploy_counting()
         yield started
+
+
+def numbered(names: list[str], wanted: int) -> list[tuple[int, str]]:
+    return chosen(list(enumerate(names, start=1)), wanted)
 
 
 def resume(on: Fire, where: str) -> None:
@@ -77,7 +82,7 @@ def test_deployer_killed_around_every_call(burning: Fire) -> None:
     names = burning.deployer_points()
     assert len(names) > 50, names
     with under_fleet_load(burning.fleet) as load:
-        for number, name in chosen(names, 8):
+        for number, name in numbered(names, 5):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{number} {name}, then {then.__name__}"
             burning.begin_round()
@@ -99,7 +104,7 @@ def test_agent_killed_at_every_point(burning: Fire, name: str) -> None:
     names = burning.agent_points(host)
     assert len(names) > 30, names
     with under_fleet_load(burning.fleet) as load:
-        for number, point in chosen(names, 5):
+        for number, point in numbered(names, 4):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{name} {number} {point}, then {then.__name__}"
             before = burning.begin_round()
@@ -128,7 +133,7 @@ def test_agent_killed_while_a_broken_release_goes_back(burning: Fire) -> None:
             plan.write_text("count 0")
             broken_deploy(burning, "counted")
             plan.unlink()
-            for number, point in chosen(passed.read_text().splitlines(), 2):
+            for number, point in numbered(passed.read_text().splitlines(), 1):
                 plan.write_text(f"agent {number}")
                 broken_deploy(burning, f"{name} {number} {point}")
                 plan.unlink(missing_ok=True)

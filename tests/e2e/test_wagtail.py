@@ -1,7 +1,7 @@
 """Real input: a Wagtail site, a virtualenv for each release, under gunicorn and under uvicorn: nobody loses a request.
 
 uvicorn is given the draining protocol of docs/recipes: by itself it resets connections at its own graceful stop, which
-`tests/bench/wagtail.py` counts for docs/servers.md. MIDSTREAM_HANDOVERS says how many handovers (3).
+`tests/bench/wagtail.py` counts for docs/servers.md. MIDSTREAM_HANDOVERS says how many handovers (1).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from machine import Machine
 from traffic import record
 from wagtail_site import Kit, make_kit, replace_under_load
 
-HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "3"))
+HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "1"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * HANDOVERS)]
 

@@ -33,7 +33,7 @@ def monit(tmp_path: Path) -> Iterator[real.PrivateMonit]:
     one.mkdir()
     (tmp_path / "current").symlink_to(one)
     with real.private_monit(tmp_path / "m") as private:
-        private.service("jobs", tmp_path / "current", "sleep 1000", start_timeout_s=20)
+        private.service("jobs", tmp_path / "current", "sleep 1000", start_timeout_s=7)
         private.service("dash", tmp_path / "current", "sleep 1001", depends_on="jobs")
         private.start()
         wait_for("both to run", lambda: private.pid_of("jobs") and private.pid_of("dash") and settled(private))
@@ -85,7 +85,7 @@ def test_a_start_under_way_is_waited_for(monit: real.PrivateMonit) -> None:
 
 
 def test_a_start_that_hangs_is_named_when_the_time_is_up(monit: real.PrivateMonit) -> None:
-    (monit.folder / "jobs.slow").write_text("15")
+    (monit.folder / "jobs.slow").write_text("6")
     os.kill(monit.pid_of("jobs"), signal.SIGKILL)
     wait_for("Monit to start it again", lambda: monit.log().count("'jobs' start:") == 2)
     with pytest.raises(HostError) as failed:
@@ -120,6 +120,18 @@ def test_a_service_that_does_not_start_is_told_soon(monit: real.PrivateMonit) ->
     with pytest.raises(AppError) as failed:
         steps.monit_restart(MonitRestart(str(monit.control), "jobs", min_uptime_s=0.3))
     assert "could not start 'jobs'" in failed.value.what or "does not stay up" in failed.value.what
+
+
+def test_a_service_that_dies_again_and_again_is_not_waited_for_until_the_time_is_up(monit: real.PrivateMonit) -> None:
+    """Monit would start it once a cycle, for ever."""
+    steps.monit_hold(MonitHold(str(monit.control), "jobs", 20.0))
+    start = monit.folder / "jobs.start"
+    start.write_text(start.read_text().replace("sleep 1000", "sleep 0.7"))
+    before = monit.log().count("'jobs' start:")
+    with pytest.raises(AppError) as failed:
+        steps.monit_restart(MonitRestart(str(monit.control), "jobs", min_uptime_s=30.0, timeout_s=120.0))
+    assert "could not start 'jobs'" in failed.value.what or "does not stay up" in failed.value.what
+    assert monit.log().count("'jobs' start:") - before < 10
 
 
 def test_a_service_that_does_not_stop_is_told_with_its_pid(monit: real.PrivateMonit) -> None:

@@ -38,6 +38,7 @@ _GRACE_S = 5.0  # for a daemon that is being restarted or reloaded just now
 _LOOK_S = 0.1
 _SAY_AGAIN_S = 2.0
 _FAILED_S = 3.0  # a start that failed is believed when it has looked so for this long
+_DEATHS = 3  # new processes that Monit started, one after the other, and that died: it would go on until the time is up
 _SPARE_S = 15.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -381,11 +382,14 @@ def _until_up(monit: Monit, declared: Declared, old: tuple[int, int], timeout_s:
     deadline_s = time.monotonic() + timeout_s
     up: tuple[int, int] = (0, 0)
     up_since_s = failing_since_s = 0.0
+    deaths = 0
     while True:
         seen = monit.seen(declared.name)
         now_s = time.monotonic()
         new = pid_of(declared, seen)
         fresh = new[0] != 0 and new != old
+        if up[0] and up != new and not process.is_alive(*up):
+            deaths, up = deaths + 1, (0, 0)
         if fresh and new != up:
             up, up_since_s = new, now_s
         old_is_gone = not old[0] or not process.is_alive(*old)
@@ -393,7 +397,8 @@ def _until_up(monit: Monit, declared: Declared, old: tuple[int, int], timeout_s:
             return
         under_way = seen.pending or fresh or monit.in_flight(declared.name, new[0])
         failing_since_s = 0.0 if under_way else failing_since_s or now_s
-        if now_s > deadline_s or (failing_since_s and now_s - failing_since_s > _FAILED_S):
+        failed = failing_since_s and now_s - failing_since_s > _FAILED_S
+        if now_s > deadline_s or failed or deaths >= _DEATHS:
             raise _did_not_come_up(monit, declared, seen, old, new)
         time.sleep(_LOOK_S)
 
