@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import midstream
-from midstream.agent.logs import ChannelName, LogEvent, LogLine, Logs, follow, intake
+from midstream.agent.logs import ChannelName, LogEvent, LogLine, Logs, follow, intake, log_file, sink
 from midstream.core.spec import LogSpec
 from midstream.errors import OperatorError
 from midstream.linux.file_identity import FileUser
@@ -59,6 +60,12 @@ class Desk:
             while not (found := [event for event in self.events if event.kind == kind]):
                 await asyncio.sleep(0.01)
             return found[0]
+
+    async def answers(self, path: Path) -> None:
+        """Until what hung has come to an end."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not path.exists() or self.logs.sink("shop", "web")._hanging is not None:
+                await asyncio.sleep(0.01)
 
     async def settled(self, name: ChannelName = WEB) -> None:
         """Until everything written so far has been dealt with: a marker through the same FIFO came out."""
@@ -587,3 +594,103 @@ def test_a_path_of_the_apps_user_gives_no_rights_of_ours(tmp_path: Path, trap: s
 
     with held:
         on_desk(tmp_path, story)
+
+
+# -- a path of the service's own, on a file system that hangs ----------------------------------------------------------
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Files below a folder called `dead` are not written before the gate is open: in the thread, as on a dead NFS server."""
+    opened, append = threading.Event(), log_file.LogFile.append
+
+    def held(file: log_file.LogFile, block: bytes, now_s: float) -> None:
+        if "/dead/" in file.place.path:
+            opened.wait()
+        append(file, block, now_s)
+
+    monkeypatch.setattr(log_file.LogFile, "append", held)
+    yield opened
+    opened.set()
+
+
+def unread(fifo: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+
+
+def test_a_hanging_file_of_one_service_stops_neither_the_agent_nor_the_service(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "HANG_S", 0.2)
+    jobs = ChannelName("shop", "jobs", 42, 0)
+    path = tmp_path / "dead" / "web.log"
+
+    async def story(desk: Desk) -> None:
+        desk.logs.configure("shop", "web", LogSpec(path=str(path)))
+        end, other = desk.open(), desk.open(jobs)
+        os.write(end, b"one\n")
+        os.write(other, b"mine\n")
+        await desk.settled(jobs)
+        assert desk.stored("jobs") == [b"mine", b"marker"]
+        assert str(path) in (await desk.told("log_losing")).text
+        async with asyncio.timeout(PATIENCE_S):  # more than the FIFO holds
+            await asyncio.to_thread(os.write, end, b"0123456789abcde\n" * 20_000)
+        await desk.settled()
+        recent = [line.text for line in desk.logs.sink("shop", "web").recent]
+        assert recent[-2:] == ["0123456789abcde", "marker"], "what is said of a release that fails is still known"
+        gate.set()
+        await desk.answers(path)
+        await desk.settled()
+        resumed = await desk.told("log_resumed")
+        assert "lines" in resumed.text
+        text = path.read_text()
+        assert "bytes lost since" in text and text.endswith("42.0 marker\n")
+        assert [event.kind for event in desk.events] == ["log_losing", "log_resumed"]
+
+    on_desk(tmp_path, story)
+
+
+def test_what_is_not_written_yet_is_not_taken_out_of_the_fifo(tmp_path: Path, gate: threading.Event) -> None:
+    """An agent that is killed now loses nothing: the next one finds it there."""
+    path = tmp_path / "dead" / "web.log"
+
+    async def story(desk: Desk) -> None:
+        desk.logs.configure("shop", "web", LogSpec(path=str(path)))
+        end = desk.open()
+        os.write(end, b"one\ntw")
+        async with asyncio.timeout(PATIENCE_S):
+            while not threading.active_count() > 1:
+                await asyncio.sleep(0.01)
+        os.write(end, b"o\nthree")
+        assert unread(end) == len(b"one\ntwo\nthree")
+        desk.logs.flush(WEB)  # its process has ended
+        assert unread(end) > 0
+        gate.set()
+        await desk.logs.idle()
+        async with asyncio.timeout(PATIENCE_S):
+            while unread(end) or not path.exists() or path.read_text().count("\n") < 3:
+                await asyncio.sleep(0.01)
+        assert [line.split(" ", 2)[2] for line in path.read_text().splitlines()] == ["one", "two", "three"]
+        assert desk.events == []
+
+    on_desk(tmp_path, story)
+
+
+def test_who_follows_a_path_of_its_own_is_given_each_line_once(tmp_path: Path) -> None:
+    async def story(desk: Desk) -> None:
+        desk.logs.configure("shop", "web", LogSpec(path=str(tmp_path / "own" / "web.log")))
+        end = desk.open()
+        os.write(end, b"".join(b"line %d\n" % number for number in range(100)))
+        await desk.settled()
+        got: list[str] = []
+        async with asyncio.timeout(PATIENCE_S), contextlib.aclosing(desk.logs.follow("shop", ["web"], 50)) as live:
+            writer = asyncio.create_task(asyncio.to_thread(os.write, end, b"a\nb\nc\n"))
+            async for line in live:
+                got.append(line.text)
+                if line.text == "c":
+                    break
+            await writer
+        assert got == [*(f"line {number}" for number in range(51, 100)), "marker", "a", "b", "c"][-len(got) :]
+        assert got[-3:] == ["a", "b", "c"] and got.count("marker") == 1
+
+    on_desk(tmp_path, story)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
 from midstream.errors import HostError
 
 BUSY_MAX = 16  # threads of one user at a time
+LIST_S = 20.0  # for a folder's list, or a few small files
 
 T = TypeVar("T")
 
@@ -59,3 +60,20 @@ async def apart(uid: int, do: Callable[..., T], *args: object) -> T:
     except RuntimeError as error:  # no more threads
         tell(None, HostError(f"no thread could be started: {error}", remedy="see the limits of the agent's user"))
     return await ended
+
+
+async def within(work: Awaitable[T], timeout_s: float, where: str) -> T:
+    """What comes of file work in a thread. Raises HostError when it takes longer; the thread is left to itself."""
+    try:
+        return await asyncio.wait_for(work, timeout_s)
+    except TimeoutError:
+        raise HostError(
+            f"the file system does not answer within {timeout_s:g} s",
+            where=where,
+            remedy="look at what it is mounted from (a dead NFS server?); the agent goes on without it",
+        ) from None
+
+
+async def read_apart(uid: int, where: str, do: Callable[..., T], *args: object) -> T:
+    """`do(*args)` in a thread of the user's, for a bounded time. Raises what it raises, and HostError."""
+    return await within(apart(uid, do, *args), LIST_S, where)

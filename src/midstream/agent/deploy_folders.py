@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from midstream.agent.accounts import account_of_uid
-from midstream.agent.apart import apart
+from midstream.agent.apart import LIST_S, apart, within
 from midstream.core.names import is_release
 from midstream.errors import HostError
 from midstream.linux.file_identity import FileUser, files_as
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from midstream.agent.store import AppRecord
 
 LOOK_S = 3.0
-LIST_S = 20.0
 
 T = TypeVar("T")
 
@@ -102,23 +101,6 @@ class DeployFolders:
             return None
         account = account_of_uid(uid)
         return FileUser(account.uid, account.gid)
-
-
-async def within(work: Awaitable[T], timeout_s: float, where: str) -> T:
-    """What comes of file work in a thread. Raises HostError when it takes longer; the thread is left to itself."""
-    try:
-        return await asyncio.wait_for(work, timeout_s)
-    except TimeoutError:
-        raise HostError(
-            f"the file system does not answer within {timeout_s:g} s",
-            where=where,
-            remedy="look at what it is mounted from (a dead NFS server?); the agent goes on without it",
-        ) from None
-
-
-async def read_apart(uid: int, where: str, do: Callable[..., T], *args: object) -> T:
-    """`do(*args)` in a thread of the user's, for a bounded time. Raises what it raises, and HostError."""
-    return await within(apart(uid, do, *args), LIST_S, where)
 
 
 def _read_links(places: dict[str, str], user: FileUser | None) -> dict[str, Seen]:

@@ -681,8 +681,9 @@ class Host:
 
     def last_lines(self, app: str, service: str, generation: int, count: int = 20) -> list[str]:
         """The last lines that a generation wrote."""
+        sink = self.logs.sink(app, service)
         try:
-            lines = last_lines(self.logs.sink(app, service).place, service, 400)
+            lines = list(sink.recent) if sink.is_apart else last_lines(sink.place, service, 400)
         except (OSError, MidstreamError):
             return []
         return [line.text for line in lines if line.generation == generation][-count:]

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from midstream.linux import clock
 
 _PING_S = 20.0
 _RECONNECT_S = 30.0
+_LAST_LINES_S = 2.0  # for what is on its way to a log file that is written apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Program:
         for task in (pump, pulls, pings):
             task.cancel()
         await self._server.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._logs.idle(), _LAST_LINES_S)
         self._store.close()
         return self._exit_code
 

@@ -12,7 +12,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 
-from midstream.agent.deploy_folders import read_apart
+from midstream.agent.apart import read_apart
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import account_for
 from midstream.agent.store import GenerationRecord, ReleaseRecord

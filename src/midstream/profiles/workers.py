@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from midstream.core.spec import HandoverPolicy, Readiness, ServiceSpec
 from midstream.profiles.profile import Lifecycle, Park, Profile, UnsafeOption, option_value, unwrap
@@ -22,19 +23,21 @@ _SIDEKIQ_NOTES = (
     "the new workers fetch from the moment they have booted, beside the old ones, until those are told to be quiet",
 )
 
+_SIDEKIQ_WORKER = Lifecycle(
+    library="sidekiq",
+    quiet_signal="TSTP",
+    quiet_once=False,
+    quiet_timeout_s=30.0,  # it beats every 5 s before 7.0, every 10 s since
+    leaves_when_idle=False,
+    unfinished="they are pushed back to their queue and begin again",
+    stop_option=("-t", "--timeout"),
+    stop_default_s=25.0,
+)
+
 SIDEKIQ = Profile(
     name="sidekiq",
     programs=("sidekiq",),
-    worker=Lifecycle(
-        library="sidekiq",
-        quiet_signal="TSTP",
-        quiet_once=False,
-        quiet_timeout_s=30.0,  # it beats every 5 s before 7.0, every 10 s since
-        leaves_when_idle=False,
-        unfinished="they are pushed back to their queue and begin again",
-        stop_option=("-t", "--timeout"),
-        stop_default_s=25.0,
-    ),
+    worker=_SIDEKIQ_WORKER,
     park=Park.COLD,
     drain_signal="TSTP",
     ready=Readiness.HEARTBEAT,
@@ -47,23 +50,13 @@ SIDEKIQ = Profile(
     min_version="5.0",
 )
 
-SIDEKIQ_4 = Profile(
+SIDEKIQ_4 = replace(
+    SIDEKIQ,
     name="sidekiq4",
-    worker=Lifecycle(
-        library="sidekiq",
-        quiet_signal="USR1",
-        quiet_once=False,
-        quiet_timeout_s=30.0,
-        leaves_when_idle=False,
-        unfinished="they are pushed back to their queue and begin again",
-        stop_option=("-t", "--timeout"),
-        stop_default_s=8.0,
-    ),
-    park=Park.COLD,
+    programs=(),
+    worker=replace(_SIDEKIQ_WORKER, quiet_signal="USR1", stop_default_s=8.0),
     drain_signal="USR1",
-    ready=Readiness.HEARTBEAT,
-    default_policy=HandoverPolicy.DRAIN,
-    unsafe=SIDEKIQ.unsafe,
+    min_version="",
     notes=(*_SIDEKIQ_NOTES, "for Sidekiq before 5.0; it cannot be told from the command, so name it: `profile`"),
 )
 

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from midstream.agent.logs.log_file import old_files
 from midstream.agent.logs.open_files import LogPlace, open_to_read
-from midstream.agent.logs.sink import old_files
 from midstream.core import logline
 from midstream.core.logline import LogLine
 from midstream.linux.file_identity import files_as

@@ -15,14 +15,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from midstream.agent.apart import read_apart
 from midstream.agent.logs.follow import Follower, last_lines
+from midstream.agent.logs.log_file import LogFile
 from midstream.agent.logs.open_files import LogPlace, OpenFiles
 from midstream.agent.logs.sink import LogEvent, LogSink
 from midstream.agent.logs.unfinished import Unfinished
 from midstream.core import logline
 from midstream.core.logline import ChannelName, LogLine, Piece, Rest
 from midstream.core.spec import LogSpec
-from midstream.errors import OperatorError
+from midstream.errors import HostError, OperatorError
 from midstream.linux.file_identity import FileUser
 from midstream.linux.pipes import PipePeek, reopen_pipe
 
@@ -33,6 +35,9 @@ class _Channel:
     fd: int
     sink: LogSink
     unfinished: bytes = b""
+    storing: asyncio.Task[None] | None = None  # a block is on its way to a file that is written apart
+    ended: bool = False  # its process: an unfinished line is its last
+    detached: bool = False
 
 
 class Logs:
@@ -77,12 +82,11 @@ class Logs:
             place = LogPlace(spec.path, owner)
         sink = self._sinks.get((app, service))
         if sink is None:
-            sink = LogSink(app, service, place, spec, self._files, self._clock, self._on_event)
+            file = LogFile(place, spec, OpenFiles(1) if spec.path else self._files)
+            sink = LogSink(app, service, file, self._clock, self._on_event)
             self._sinks[(app, service)] = sink
         else:
-            if sink.place != place:
-                sink.reopen()
-            sink.place, sink.spec = place, spec
+            sink.use(place, spec, self._files)
         return sink
 
     def path_of(self, app: str, service: str) -> str:
@@ -172,16 +176,26 @@ class Logs:
         for _ in range(64):
             if not self._pump(channel):
                 break
-        if channel.unfinished:
-            channel.sink.write([Piece(channel.unfinished)], name.generation, name.slot)
+        channel.ended = True
+        self._end_line(channel)
+
+    def _end_line(self, channel: _Channel) -> None:
+        if channel.ended and channel.unfinished and channel.storing is None:
+            channel.sink.write([Piece(channel.unfinished)], channel.name.generation, channel.name.slot)
             self._keep(channel, b"")
 
     def detach(self, name: ChannelName) -> None:
         """Take the rest and let go of the FIFO. A no-op for a name that is not attached."""
         self.flush(name)
         channel = self._channels.pop(name, None)
-        if channel is not None:
+        if channel is not None and channel.storing is None:
             self._let_go(channel)
+        elif channel is not None:
+            channel.detached = True  # let go of when that is stored
+
+    async def idle(self) -> None:
+        """Until what was taken out of the FIFOs is in the files, or counted as lost."""
+        await asyncio.gather(*(sink.idle() for sink in self._sinks.values()))
 
     def close(self) -> None:
         """Stop reading. What is in the FIFOs stays there for the next agent."""
@@ -199,17 +213,44 @@ class Logs:
         os.close(channel.fd)
 
     def _pump(self, channel: _Channel) -> bool:
-        """Peek, write, consume; at most 64 KiB, so that all services get their turn. False when there was nothing."""
+        """Peek, write, consume; at most 64 KiB, so that all services get their turn. False when there was nothing, or when
+        it is being stored."""
+        if channel.storing is not None:
+            return False
         data = self._peek.peek(channel.fd)
         if not data:
             return False
         stream = channel.unfinished + data
         pieces, size_bytes = logline.split(stream)
+        if pieces and channel.sink.is_apart and self._loop is not None:
+            self._loop.remove_reader(channel.fd)
+            storing = self._store_apart(channel, pieces, stream[size_bytes:], len(data))
+            channel.storing = self._loop.create_task(storing)
+            return False
         if pieces:
             channel.sink.write(pieces, channel.name.generation, channel.name.slot)
         self._keep(channel, stream[size_bytes:])
         _consume(channel.fd, len(data))
         return True
+
+    async def _store_apart(self, channel: _Channel, pieces: list[Piece], rest: bytes, size_bytes: int) -> None:
+        """Written first, consumed after, here too; meanwhile nothing more is read of this channel, and others go on."""
+        await channel.sink.write_apart(pieces, channel.name.generation, channel.name.slot)
+        channel.storing = None
+        if self._loop is None:
+            return  # closed meanwhile: it is in the FIFO for the next agent
+        self._keep(channel, rest)
+        _consume(channel.fd, size_bytes)
+        if channel.ended:
+            while self._pump(channel):
+                pass
+            self._end_line(channel)
+        if channel.storing is not None:
+            return
+        if channel.detached:
+            os.close(channel.fd)
+        else:
+            self._loop.add_reader(channel.fd, self._pump, channel)
 
     def _keep(self, channel: _Channel, unfinished: bytes) -> None:
         if unfinished != channel.unfinished:
@@ -227,12 +268,17 @@ class Logs:
         sinks = self._chosen(app, services)
         follower = Follower(lambda: self._dropped(app))
         history: list[LogLine] = []
+        given: set[tuple[str, str]] = set()  # of files that are read while they are written
         try:
             for sink in sinks:
-                # No await between reading back and listening: no line is missed or given twice.
-                found = last_lines(sink.place, sink.service, lines)
-                if follow:
-                    sink.followers.append(follower.tell)
+                if sink.is_apart:
+                    found = await self._history_apart(sink, lines, follower if follow else None)
+                    given.update((line.time, line.text) for line in found)
+                else:
+                    # No await between reading back and listening: no line is missed or given twice.
+                    found = last_lines(sink.place, sink.service, lines)
+                    if follow:
+                        sink.followers.append(follower.tell)
                 history = list(heapq.merge(history, found, key=lambda line: line.time))[-lines:] if lines else []
                 await asyncio.sleep(0)
             for line in history:
@@ -249,11 +295,25 @@ class Logs:
                         "midstream: this reader was too slow and was let go; lines are missing from here on",
                     )
                     return
+                if (live.time, live.text) in given:
+                    given.discard((live.time, live.text))
+                    continue
                 yield _shown(live, raw)
         finally:
             for sink in sinks:
                 if follower.tell in sink.followers:
                     sink.followers.remove(follower.tell)
+
+    async def _history_apart(self, sink: LogSink, lines: int, follower: Follower | None) -> list[LogLine]:
+        """Of a path of the service's own; what is remembered of it where its file system does not answer."""
+        if follower is not None:
+            sink.followers.append(follower.tell)
+        owner = sink.place.owner
+        uid = owner.uid if owner is not None else os.getuid()
+        try:
+            return await read_apart(uid, sink.place.path, last_lines, sink.place, sink.service, lines)
+        except HostError:
+            return list(sink.recent)[-lines:] if lines else []
 
     def _chosen(self, app: str, services: Sequence[str]) -> list[LogSink]:
         known = {service: sink for (of, service), sink in self._sinks.items() if of == app}

@@ -1,23 +1,34 @@
-"""One service's log file: writing lines, rotating it, and surviving a full disk. Runs in the agent.
+"""One service's log: writing lines, telling followers, and surviving a disk that is full or hangs. Runs in the agent's loop.
 
-Nothing here reads a pipe (`intake`) and nothing blocks but the file system itself.
-A write that fails loses its lines, never the service: the lines are counted, told as an event, and named in the file by
-the first write that works again. No timer tries again; the next line does.
+Nothing here reads a pipe (`intake`). A file in the agent's own folder is written at once, and nothing blocks but that file
+system, on which the database is, too. A path of the service's own may be on anything (a dead NFS server): it is written in a
+thread of its user's (`apart`), one block at a time, and one that takes longer than `HANG_S` is not waited for.
+A write that fails, or hangs, loses its lines, never the service: the lines are counted, told as an event, and named in the
+file by the first write that works again. No timer tries again; the next line does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from midstream.agent.logs.open_files import LogPlace, OpenFiles, OpenLog, open_to_read
+from midstream.agent.apart import apart
+from midstream.agent.logs.log_file import LogFile
+from midstream.agent.logs.open_files import LogPlace, OpenFiles
 from midstream.core import logline
 from midstream.core.logline import LogLine, Piece
 from midstream.core.spec import LogSpec
-from midstream.linux.file_identity import files_as
+from midstream.errors import HostError
 
-ROTATION_RETRY_S = 60.0
+HANG_S = 10.0
+_RECENT_LINES = 100
+_BUSY_PAUSE_S = 0.05
+_WAITING_MAX_BYTES = 1 << 20  # of what nobody waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +56,70 @@ OnLines = Callable[[Sequence[LogLine]], None]
 
 @dataclass(slots=True)
 class LogSink:
-    """The file of one service, shared by all its instances. `clock` gives seconds since the epoch."""
+    """The file of one service, shared by all its instances. `clock` gives seconds since the epoch. `recent`: the last lines
+    of one that is written apart, which are not read back from its file."""
 
     app: str
     service: str
-    place: LogPlace
-    spec: LogSpec
-    files: OpenFiles
+    file: LogFile
     clock: Callable[[], float]
     on_event: Callable[[LogEvent], None]
     followers: list[OnLines] = field(default_factory=list)
     lost_bytes: int = 0  # since the agent began
     lost_lines: int = 0
+    recent: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_RECENT_LINES))
     _loss: Loss | None = None
-    _started_s: float | None = None
-    _rotation_after_s: float = 0.0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _hanging: asyncio.Task[None] | None = None
+    _waiting_bytes: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def place(self) -> LogPlace:
+        return self.file.place
+
+    @property
+    def spec(self) -> LogSpec:
+        return self.file.spec
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its file is a path of the service's own."""
+        return bool(self.spec.path)
+
+    def use(self, place: LogPlace, spec: LogSpec, shared: OpenFiles) -> None:
+        """Where its lines go from now on. shared: the open files of those in the agent's own folder."""
+        if place == self.place and bool(spec.path) == self.is_apart:
+            self.file.spec = spec
+            return
+        self.reopen()
+        self.file = LogFile(place, spec, OpenFiles(1) if spec.path else shared)
 
     def write(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
-        """Append lines; when it returns they are in the file, or counted as lost. Never raises for the disk's sake."""
-        now_s = self.clock()
-        at = logline.stamp(now_s)
-        block = logline.render(pieces, at, generation, slot, timestamps=self.spec.timestamps)
+        """Append lines; when it returns they are in the file, or counted as lost; or on their way to a file that is written
+        apart. Never raises for the disk's sake."""
+        if self.is_apart:
+            self._later(pieces, generation, slot)
+            return
+        now_s, at, block = self._rendered(pieces, generation, slot)
         self._store(block, pieces, now_s)
-        if self.followers:
-            self._tell(pieces, at, generation, slot)
+        self._tell(pieces, at, generation, slot)
+
+    async def write_apart(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
+        """Likewise, and returns when they are in the file or counted as lost: after `HANG_S` at the latest, when others do
+        not wait before."""
+        now_s, at, block = self._rendered(pieces, generation, slot)
+        await self._store_apart(block, pieces, now_s)
+        self._tell(pieces, at, generation, slot)
 
     def note(self, text: str) -> None:
         """Append a line of Midstream's own, as `… - midstream: text`."""
         at = logline.stamp(self.clock())
         block = logline.render_note(text, at)
-        self._store(block, (), self.clock())
+        if self.is_apart:
+            self._keep(self._store_apart(block, (), self.clock()))
+        else:
+            self._store(block, (), self.clock())
         line = logline.parse(block.rstrip(b"\n"), self.service)
         for tell in tuple(self.followers):
             tell((line,))
@@ -92,40 +137,64 @@ class LogSink:
 
     def settle(self) -> None:
         """Name in the file what was lost until now, if the file can be written."""
-        if self._loss is not None:
+        if self._loss is None:
+            return
+        if self.is_apart:
+            self._keep(self._store_apart(b"", (), self.clock()))
+        else:
             self._store(b"", (), self.clock())
 
     def reopen(self) -> None:
         """Close the file; the next line opens what is then at the path (for an external logrotate)."""
-        self.files.forget(self.place.path)
-        self._started_s = None
-        self._rotation_after_s = 0.0
+        if self.is_apart:  # a thread may be at it
+            self._keep(self._close_apart(self.file))
+            self.file = LogFile(self.place, self.spec, OpenFiles(1))
+        else:
+            self.file.reopen()
+
+    async def idle(self) -> None:
+        """Until all that was written is in the file, or counted as lost."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _rendered(self, pieces: Sequence[Piece], generation: int, slot: int) -> tuple[float, str, bytes]:
+        now_s = self.clock()
+        at = logline.stamp(now_s)
+        return now_s, at, logline.render(pieces, at, generation, slot, timestamps=self.spec.timestamps)
 
     def _tell(self, pieces: Sequence[Piece], at: str, generation: int, slot: int) -> None:
+        if not self.followers and not self.is_apart:
+            return
         lines = [
             LogLine(at, self.service, generation, slot, logline.readable(piece.text, raw=True), piece.cut)
             for piece in pieces
         ]
+        if self.is_apart:
+            self.recent.extend(lines)
         for tell in tuple(self.followers):
             tell(lines)
+
+    # -- at once -----------------------------------------------------------------------------------------------------
 
     def _store(self, block: bytes, pieces: Sequence[Piece], now_s: float) -> None:
         head = self._loss_note(now_s)
         try:
-            self._append(head + block, now_s)
+            self.file.append(head + block, now_s)
         except OSError as error:
-            kept = getattr(error, "kept_bytes", 0)
-            self._after_failure(error, kept, head, block, pieces)
+            self._after_failure(error, head, block, pieces)
         else:
             self._resumed()
+        self._tell_rotation(self.file)
 
-    def _after_failure(self, error: OSError, kept: int, head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
+    def _after_failure(self, error: OSError, head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
+        kept = getattr(error, "kept_bytes", 0)
         if head and kept >= len(head):
             self._resumed()
         stored = block.count(b"\n", 0, max(kept - len(head), 0))
-        dropped = pieces[stored:]
-        size_bytes = sum(len(piece.text) + (not piece.cut) for piece in dropped)
-        self.lose(size_bytes, len(dropped), f"{self.place.path}: {error.strerror or error}")
+        self._lose(pieces[stored:], f"{self.place.path}: {error.strerror or error}")
+
+    def _lose(self, pieces: Sequence[Piece], reason: str) -> None:
+        self.lose(sum(len(piece.text) + (not piece.cut) for piece in pieces), len(pieces), reason)
 
     def _loss_note(self, now_s: float) -> bytes:
         loss = self._loss
@@ -140,98 +209,85 @@ class LogSink:
             text = f"output of {self.service} is kept again; {loss.lines} lines, {loss.size_bytes} bytes were lost"
             self.on_event(LogEvent(self.app, self.service, "log_resumed", text))
 
-    def _append(self, block: bytes, now_s: float) -> None:
-        log = self.files.get(self.place)
-        if log.created or log.size_bytes == 0:
-            self._started_s = now_s
-        elif self._started_s is None:
-            self._started_s = self._find_start()
-        if now_s >= self._rotation_after_s and logline.must_rotate(
-            self.spec, log.size_bytes, self._started_s, now_s, len(block)
-        ):
-            log = self._rotate(log, now_s)
-        _write_all(log, block)
-
-    def _find_start(self) -> float | None:
-        """When the file was begun: the stamp of its first line, else when the file before it was last written."""
-        with files_as(self.place.owner):
-            try:
-                fd = open_to_read(self.place.path)
-            except OSError:
-                return None
-            try:
-                head = os.read(fd, 64)
-            finally:
-                os.close(fd)
-            try:
-                return logline.stamp_time_s(head.split(b" ", 1)[0].decode())
-            except ValueError:
-                pass
-            try:
-                return os.stat(f"{self.place.path}.1").st_mtime
-            except OSError:
-                return os.stat(self.place.path).st_mtime
-
-    def _rotate(self, log: OpenLog, now_s: float) -> OpenLog:
-        """Put the file aside and begin another. When that fails, lines go on into the one there is."""
-        try:
-            with files_as(self.place.owner):
-                rotate_files(self.place.path, self.spec.keep)
-        except OSError as error:
-            self._rotation_after_s = now_s + ROTATION_RETRY_S
-            text = f"{self.place.path} cannot be rotated: {error.strerror or error}; it grows until that works"
+    def _tell_rotation(self, file: LogFile) -> None:
+        if file.rotation_failed:
+            text, file.rotation_failed = file.rotation_failed, ""
             self.on_event(LogEvent(self.app, self.service, "log_rotation_failed", text))
-            return log
-        self._started_s = now_s
-        return self.files.get(self.place)
+
+    # -- apart -------------------------------------------------------------------------------------------------------
+
+    def _later(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
+        """For nobody who waits: what is left at the end of a process."""
+        size_bytes = sum(len(piece.text) for piece in pieces)
+        if self._waiting_bytes + size_bytes > _WAITING_MAX_BYTES:
+            self._lose(pieces, f"{self.place.path}: its file system does not keep up")
+            return
+        self._waiting_bytes += size_bytes
+
+        async def store() -> None:
+            try:
+                await self.write_apart(pieces, generation, slot)
+            finally:
+                self._waiting_bytes -= size_bytes
+
+        self._keep(store())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _store_apart(self, block: bytes, pieces: Sequence[Piece], now_s: float) -> None:
+        async with self._turn:
+            if self._hanging is not None:
+                self._lose(pieces, self._hangs())
+                return
+            head, file = self._loss_note(now_s), self.file
+            uid = _uid_of(file.place)
+            writing = asyncio.get_running_loop().create_task(_append(uid, file, head + block, now_s))
+            await asyncio.wait({writing}, timeout=HANG_S)
+            if not writing.done():
+                self._hanging = writing
+                writing.add_done_callback(self._answers)
+                self._lose(pieces, self._hangs())
+                return
+            self._stored(writing, head, block, pieces)
+            self._tell_rotation(file)
+
+    async def _close_apart(self, file: LogFile) -> None:
+        async with self._turn:
+            if self._hanging is not None:
+                await asyncio.wait({self._hanging})
+            with suppress(HostError, OSError):
+                await apart(_uid_of(file.place), file.files.close)
+
+    def _stored(self, writing: asyncio.Task[None], head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
+        error = writing.exception()
+        if error is None:
+            self._resumed()
+        elif isinstance(error, OSError):
+            self._after_failure(error, head, block, pieces)
+        else:
+            self._lose(pieces, f"{self.place.path}: {type(error).__name__}: {error}")
+
+    def _hangs(self) -> str:
+        return f"{self.place.path}: its file system does not answer"
+
+    def _answers(self, writing: asyncio.Task[None]) -> None:
+        """What hung has come to an end. What was counted as lost may be in the file all the same."""
+        if not writing.cancelled():
+            writing.exception()
+        self._hanging = None
 
 
-def old_files(path: str) -> frozenset[int]:
-    """The numbers N of the files `path.N`."""
-    folder, name = os.path.split(path)
-    found = set()
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, _, number = entry.name.rpartition(".")
-            if stem == name and number.isascii() and number.isdigit() and number[0] != "0":
-                found.add(int(number))
-    return frozenset(found)
+def _uid_of(place: LogPlace) -> int:
+    return place.owner.uid if place.owner is not None else os.getuid()
 
 
-def rotate_files(path: str, keep: int) -> None:
-    """Rename `path` to `path.1`, `path.1` to `path.2` and so on, and delete what is beyond `keep`. Raises OSError."""
-
-    def numbered(number: int) -> str:
-        return f"{path}.{number}" if number else path
-
-    moves = logline.rotation(old_files(path), keep)
-    for number in moves.remove:
-        os.unlink(numbered(number))
-    for source, target in moves.rename:
-        os.rename(numbered(source), numbered(target))
-
-
-class PartlyWritten(OSError):
-    """The write failed; `kept_bytes` of the block, all whole lines, are in the file."""
-
-    def __init__(self, cause: OSError, kept_bytes: int) -> None:
-        super().__init__(cause.errno, cause.strerror)
-        self.kept_bytes = kept_bytes
-
-
-def _write_all(log: OpenLog, block: bytes) -> None:
-    """Append `block`, or as many of its whole lines as fit; then raises PartlyWritten."""
-    view = memoryview(block)
-    done = 0
-    try:
-        while done < len(block):
-            done += os.write(log.fd, view[done:])
-    except OSError as error:
-        kept = block.rfind(b"\n", 0, done) + 1
-        size_bytes = os.fstat(log.fd).st_size
-        if size_bytes == log.size_bytes + done:
-            # We are the only writer: no half line stays behind to be joined with a later one.
-            os.ftruncate(log.fd, log.size_bytes + kept)
-        log.size_bytes += kept
-        raise PartlyWritten(error, kept) from error
-    log.size_bytes += done
+async def _append(uid: int, file: LogFile, block: bytes, now_s: float) -> None:
+    """Where many of the user's are written at this moment, after them."""
+    while True:
+        try:
+            return await apart(uid, file.append, block, now_s)
+        except HostError:
+            await asyncio.sleep(_BUSY_PAUSE_S)
