@@ -112,7 +112,8 @@ class Exchange(RequestResponseCycle):
     async def receive(self) -> Any:
         """The next part of the body, then waits for the end of the request."""
         if self.waiting_for_100_continue and not self.transport.is_closing():
-            self.transport.write(CONTINUE)
+            if not self.body_bytes and self.more_body:  # RFC 9110 10.1.1: not when the body has begun to come
+                self.transport.write(CONTINUE)
             self.waiting_for_100_continue = False
             self.connection.heard_s = self.connection.loop.time()
         while not self._hears_no_more():

@@ -5,10 +5,13 @@ Pure: a head in, a verdict out. What must not live here: I/O, the parser. Runs i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from midstream.serve.limits import Refused, exceeded
+
+_REQUEST_LINE = re.compile(rb"^[!-~]+ [!-~]+ HTTP/([0-9]\.[0-9])\r?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,35 @@ def judge(
     if websocket and size != 0:
         raise Refused(400, "a WebSocket begins without a body")
     return Verdict(size, expects and size != 0, websocket)
+
+
+def misread(data: bytes, *, method_is_unknown: bool) -> Refused:
+    """What to say to bytes that the parser does not take for HTTP/1. data: what came last."""
+    line = _REQUEST_LINE.search(data)
+    if line is not None and line[1] not in (b"1.1", b"1.0"):
+        return Refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
+    if line is not None and method_is_unknown:
+        return Refused(501, "the method is not known")
+    return Refused(400, "this is no well-formed HTTP/1.1 request")
+
+
+def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
+    """Path, query and the host of a whole URL, which counts instead of the Host field (RFC 9112 3.2); b"": no whole URL.
+    Raises Refused."""
+    if b"#" in target:
+        raise Refused(400, "a request target has no fragment")
+    path, _, query = target.partition(b"?")
+    if path.startswith(b"/"):
+        return path, query, b""
+    if path == b"*":
+        if method != "OPTIONS":
+            raise Refused(400, "the request target * is for OPTIONS")
+        return path, query, b""
+    scheme, _, rest = path.partition(b"://")
+    host, _, path = rest.partition(b"/")
+    if scheme.lower() not in (b"http", b"https") or not host:
+        raise Refused(400, "the request target is neither a path nor an http URL with a host")
+    return b"/" + path, query, host
 
 
 def _encoding(value: bytes, version: str, size: int | None) -> None:

@@ -18,17 +18,17 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from midstream.serve.asgi_answer import Exchange
-from midstream.serve.asgi_heads import Verdict, judge
+from midstream.serve.asgi_heads import Verdict, judge, misread, split_target
 from midstream.serve.connections import NEVER
 from midstream.serve.contract import Answered, Listener
-from midstream.serve.limits import DISCARD_BYTES, DISCARD_S, REASONS, Refused, exceeded
+from midstream.serve.limits import CHUNK_LINE_BYTES, DISCARD_BYTES, DISCARD_S, REASONS, TRAILER_BYTES, Refused, exceeded
 from midstream.serve.websockets import WebSocketConnection
 
 if TYPE_CHECKING:
     from midstream.serve.asgi_premises import Premises
 
 
-FRAMING_BYTES = 65536  # of chunk extensions or trailers at a stretch
+FRAMING_BYTES = CHUNK_LINE_BYTES + TRAILER_BYTES  # at a stretch, without a byte of the body
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -116,7 +116,7 @@ class HttpConnection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._cannot_parse(error)
+            self._cannot_parse(data, error)
         if continues and self.in_head:
             self.head_fed += len(data)
             if self.head_fed > self.settings.limit_request_line + self.settings.limit_header_bytes:
@@ -157,11 +157,11 @@ class HttpConnection(HttpToolsProtocol):
         self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: -\r\n%b\r\n\r\n" % framing)
         self.replays = self.body_follows_upgrade = False
 
-    def _cannot_parse(self, error: httptools.HttpParserError) -> None:
+    def _cannot_parse(self, data: bytes, error: httptools.HttpParserError) -> None:
         if self.is_deaf or (self.is_last and not self.in_head and not self._body_is_coming()):
             self.is_deaf = True  # behind the last request: not ours to judge
             return
-        self.refuse(Refused(400, "this is no well-formed HTTP/1.1 request"))
+        self.refuse(misread(data, method_is_unknown=isinstance(error, httptools.HttpParserInvalidMethodError)))
 
     def _body_is_coming(self) -> bool:
         return self.newest is not None and self.newest.more_body
@@ -227,11 +227,17 @@ class HttpConnection(HttpToolsProtocol):
             self._begin(version, verdict)
 
     def _scope(self, method: str, version: str) -> Any:
-        raw_path, _, query = self.url.partition(b"#")[0].partition(b"?")
-        if not raw_path.startswith(b"/") and raw_path != b"*":  # absolute form, RFC 9112 3.2.2
-            raw_path = b"/" + raw_path.partition(b"://")[2].partition(b"/")[2]
+        raw_path, query, host = split_target(method, self.url)
         path = raw_path.decode("ascii")
-        self.headers = [field for field in self.headers if b"_" not in field[0]]
+        if "%" in path:
+            path = urllib.parse.unquote(path)
+        root = "" if f"{path}/".startswith(f"{self.root_path}/") else self.root_path  # the proxy may have left it
+        # An underscore would look like the hyphen of another field; `proxy` becomes HTTP_PROXY behind a bridge to WSGI.
+        self.headers = [field for field in self.headers if b"_" not in field[0] and field[0] != b"proxy"]
+        if host:
+            if not self.premises.host_allowed(host.decode("ascii")):
+                raise Refused(400, "the host in the request line is not served here")
+            self.headers = [(name, host if name == b"host" else value) for name, value in self.headers]
         client, scheme = self.client, str(self.scheme)
         if self.trusts_peer:
             client, scheme = self.premises.forwarded(self.headers, client, scheme)
@@ -244,8 +250,8 @@ class HttpConnection(HttpToolsProtocol):
             "scheme": self.settings.url_scheme or scheme,
             "method": method,
             "root_path": self.root_path,
-            "path": self.root_path + (urllib.parse.unquote(path) if "%" in path else path),
-            "raw_path": self.root_path.encode("ascii") + raw_path,
+            "path": root + path,
+            "raw_path": root.encode("ascii") + raw_path,
             "query_string": query,
             "headers": self.headers,
             "state": self.app_state.copy(),
