@@ -1,4 +1,4 @@
-"""Listeners of `midstream serve`, who it runs as, what it tells a service manager; and the zygote alone, as under the agent."""
+"""Listeners of `midstream serve`, its user, what a service manager is told; and the zygote alone, as under the agent."""
 
 from __future__ import annotations
 
@@ -144,7 +144,10 @@ class Given:
         numbers = [sock.fileno() for sock in self.sockets]
         place = "".join(f"os.dup2(os.dup({fd}), {100 + i}); " for i, fd in enumerate(numbers))
         place += "".join(f"os.dup2({100 + i}, {3 + i}, inheritable=True); " for i in range(len(numbers)))
-        code = f"import os, sys; {place}os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.executable, {self._argv(app, arguments)!r})"
+        code = (
+            f"import os, sys; {place}os.environ['LISTEN_PID'] = str(os.getpid()); "
+            f"os.execv(sys.executable, {self._argv(app, arguments)!r})"
+        )
         self.environment = {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names), **environment}
         self.command = [sys.executable, "-c", code]
 

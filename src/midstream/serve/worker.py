@@ -26,6 +26,7 @@ from midstream.serve.board import Board, BoardSeat
 from midstream.serve.channel import Channel, Message
 from midstream.serve.contract import Cuts, Identity, Listener, Server
 from midstream.serve.hooks import Hooks
+from midstream.serve.orphan import Orphan
 from midstream.serve.say import Voice, open_error_log
 from midstream.serve.settings import Settings
 
@@ -93,6 +94,7 @@ class _Worker:
         self.is_parked = False
         self.asked_to_retire = False
         self.access_log: Any = None
+        self.orphan: Orphan | None = None
         limit = birth.settings.max_requests
         limit += random.randint(0, birth.settings.max_requests_jitter) if limit else 0
         self.seat: BoardSeat = birth.board.seat(birth.identity.worker, self._answered_enough, limit)
@@ -189,11 +191,14 @@ class _Worker:
             self._leave(self.settings.graceful_timeout_s, self.settings.linger_s)
         else:
             self.voice.warning("the zygote is gone; this worker serves on until others are there")
+            self.orphan = Orphan(self.birth.identity, self.settings, self.birth.listeners)
             self._title()
 
     def _leave(self, graceful_s: float, linger_s: float) -> None:
         if self.ending is None and self.server is not None:
             self.server.pause()
+            if self.orphan is not None:
+                self.orphan.close()
             self._tell("left")  # whoever connects from now on is another's
             self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, linger_s))
 

@@ -66,8 +66,6 @@ class _Alone:
         self.zygote.close_in_child.append(self.link.close_in_child)
         self.metrics = metrics.Door(self.zygote.loop, self._metrics_page, self.voice.warning)
         self.zygote.close_in_child.append(self.metrics.close_in_child)
-        self.metrics = metrics.Door(self.zygote.loop, self._metrics_page, self.voice.warning)
-        self.zygote.close_in_child.append(self.metrics.close_in_child)
         self.is_ready = False
         self.leaving_since_s = 0.0
 
@@ -82,7 +80,6 @@ class _Alone:
             return 1
         if self.notifier.watchdog_s:
             self._every(self.notifier.watchdog_s, self._feed_watchdog)
-        self.metrics.open(self.settings.metrics)
         zygote.loop.run()
         return zygote.status if zygote.status else EXIT_OK
 
@@ -146,13 +143,22 @@ class _Alone:
             self.metrics.close()  # the next generation's to open
             self.notifier.send("STOPPING=1", self._status_line())
             self._every(_STATUS_S, lambda: self.notifier.send(self._status_line()))
-        self.metrics.close()  # the next generation waits for the address
         act()
 
-    def _metrics_page(self) -> str:
-        crew, release = self.zygote.crew, self.zygote.release
-        view = metrics.View(release.name, release.generation, _WORDS[crew.aim], crew.count, self.zygote.board.rows())
-        return metrics.text([view])
+    # ---- said from time to time
+
+    def _every(self, seconds: float, act: Callable[[], None]) -> None:
+        def again() -> None:
+            act()
+            self.zygote.loop.after(seconds, again)
+
+        self.zygote.loop.after(seconds, again)
+
+    def _feed_watchdog(self) -> None:
+        self.notifier.send("WATCHDOG=1", self._status_line())
+
+    def _status_line(self) -> str:
+        return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
 
     # ---- said from time to time
 
@@ -170,8 +176,6 @@ class _Alone:
         return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
 
     def _metrics_page(self) -> str:
-        release, crew = self.zygote.release, self.zygote.crew
-        state = "draining" if self.leaving_since_s else "serving"
-        return metrics.text(
-            [metrics.View(release.name, release.generation, state, crew.count, self.zygote.board.rows())]
-        )
+        crew, release = self.zygote.crew, self.zygote.release
+        view = metrics.View(release.name, release.generation, _WORDS[crew.aim], crew.count, self.zygote.board.rows())
+        return metrics.text([view])

@@ -23,8 +23,9 @@ _ANSWER_S = 10.0
 
 @dataclass(slots=True)
 class Taken:
-    """One zygote that is ours now. listeners: (name, address, socket)."""
+    """One zygote that is ours now, or one worker without a zygote (board_fd -1). listeners: (name, address, socket)."""
 
+    role: str
     pid: int
     channel: Channel
     words: Message
@@ -33,29 +34,32 @@ class Taken:
 
 
 def take(addresses: list[str], account: RunAs) -> list[Taken]:
-    """All that serve or drain on one of these addresses and have no master, oldest first. Raises HostError when they have
-    one: that address is served already."""
+    """All that serve or drain on one of these addresses and have no master, oldest first. Raises HostError when there is a
+    master: that address is served already."""
     uids = {os.geteuid(), account.uid if account.uid is not None else os.geteuid()}
     found = []
-    for one in takeover.find(addresses, "zygote"):
-        channel = takeover.connect(one, uids)
-        if channel is None:
-            continue
-        channel.send("take", version=messages.VERSION)
-        answer = _answer(channel)
-        if answer is None:
+    for role in ("master", "zygote", "worker"):
+        for one in takeover.find(addresses, role):
+            channel = takeover.connect(one, uids)
+            if channel is None:
+                continue
+            channel.send("take", version=messages.VERSION)
+            answer = _answer(channel)
+            if answer is not None and answer.kind == "taken":
+                found.append(_checked(one, channel, answer, addresses))
+                continue
             channel.close()
-        elif answer.kind == "refused":
-            channel.close()
-            master = answer.number("master")
-            raise HostError(
-                f"{', '.join(addresses)}: served already by the master with pid {master}",
-                where="--bind",
-                remedy=f"an upgrade is: kill -HUP {master}; a stop: kill -TERM {master}",
-            )
-        elif answer.kind == "taken" and answer.fds:
-            found.append(_checked(one.pid, channel, answer, addresses))
+            if answer is not None:
+                raise _served(addresses, answer.number("master"))
     return sorted(found, key=lambda taken: taken.words.number("generation"))
+
+
+def _served(addresses: list[str], master: int) -> HostError:
+    return HostError(
+        f"{', '.join(addresses)}: served already by the master with pid {master}",
+        where="--bind",
+        remedy=f"an upgrade is: kill -HUP {master}; a stop: kill -TERM {master}",
+    )
 
 
 def _answer(channel: Channel) -> Message | None:
@@ -71,8 +75,8 @@ def _answer(channel: Channel) -> Message | None:
     return None
 
 
-def _checked(pid: int, channel: Channel, answer: Message, addresses: list[str]) -> Taken:
-    board_fd, *fds = answer.fds
+def _checked(one: takeover.Found, channel: Channel, answer: Message, addresses: list[str]) -> Taken:
+    board_fd, fds = (answer.fds[0], answer.fds[1:]) if one.role == "zygote" and answer.fds else (-1, answer.fds)
     names = answer.body.get("listeners")
     named = [str(name) for name in names] if isinstance(names, list) else []
     listeners = []
@@ -83,7 +87,7 @@ def _checked(pid: int, channel: Channel, answer: Message, addresses: list[str]) 
             listeners.append((named[index] if index < len(named) else address, address, sock))
         else:
             sock.close()  # of a bind that is not ours any more
-    return Taken(pid, channel, answer, board_fd, listeners)
+    return Taken(one.role, one.pid, channel, answer, board_fd, listeners)
 
 
 def wanted_addresses(binds: tuple[str, ...], given: list[tuple[str, socket.socket]]) -> list[str]:

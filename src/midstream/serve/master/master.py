@@ -26,7 +26,7 @@ from midstream.serve.interpreter import Source
 from midstream.serve.loop import Loop, Talk
 from midstream.serve.master import adopting, pid_file, spawning, status
 from midstream.serve.master.asking import Askers
-from midstream.serve.master.generation import Generation, State
+from midstream.serve.master.generation import Generation, Orphan, State
 from midstream.serve.master.health import HealthCheck
 from midstream.serve.notify import Notifier
 from midstream.serve.say import Voice, open_error_log
@@ -55,7 +55,6 @@ class Master:
         self.notifier = Notifier(os.environ, os.getpid())
         self.askers = Askers(self.loop, lambda: self._ask("a command"), self.report)
         self.metrics = metrics.Door(self.loop, lambda: status.page(self), self.voice.warning)
-        self.metrics = metrics.Door(self.loop, lambda: status.metrics_page(self), self.voice.warning)
         self.account = accounts.run_as(settings)
         self.listeners: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
@@ -112,7 +111,6 @@ class Master:
             self._adopt(one)
         if self.notifier.watchdog_s:
             self._feed_watchdog()
-        self.metrics.open(self.settings.metrics)
         self._ask("the start")
         self.loop.run()
         self.askers.close()
@@ -162,20 +160,39 @@ class Master:
         if pidfd is None:
             taken.channel.close()
             return
+        if taken.role == "worker":
+            self._adopt_orphan(taken, settings, source, pidfd)
+            return
         generation = self._make(words.number("generation"), settings, source, taken.pid, taken.channel)
         generation.pidfd = pidfd
         generation.worker_pids = words.numbers("pids")
         generation.board = self._board(taken.board_fd)
         self.loop.watch(pidfd, lambda: self._adopted_ended(generation))
-        self._number = max(self._number, generation.number)
         self.voice.info(f"took over {generation.name}, zygote {taken.pid}, from a master that is gone")
+        self._is_ours(generation, bool(words.body.get("leaving")))
+
+    def _adopt_orphan(self, taken: adopting.Taken, settings: Settings, source: Source, pidfd: int) -> None:
+        """Of a zygote that was killed as well: all its workers are one generation."""
+        number = taken.words.number("generation")
+        generation = next((one for one in self._living() if one.number == number), None)
+        if generation is None:
+            generation = self._make(number, settings, source, 0, taken.channel)
+            generation.zygote_lost = True
+        generation.orphans[taken.pid] = Orphan(taken.pid, pidfd)
+        self.loop.watch(pidfd, partial(self._orphan_ended, generation, taken.pid))
+        self.voice.info(f"took over worker {taken.pid} of {generation.name}, whose master and zygote are gone")
+        if generation is not self.committed:
+            self._is_ours(generation, leaving=False)
+
+    def _is_ours(self, generation: Generation, leaving: bool) -> None:
+        self._number = max(self._number, generation.number)
         generation.state = State.SERVING
-        if words.body.get("leaving"):
+        if leaving:
             self._drains(generation)
-        else:
-            if self.committed is not None:
-                self._retire(self.committed)
-            self.committed = generation
+            return
+        if self.committed is not None:
+            self._retire(self.committed)
+        self.committed = generation
 
     def _adopted_ended(self, generation: Generation) -> None:
         self.loop.forget(generation.pidfd)
@@ -308,8 +325,6 @@ class Master:
         self.metrics.open(committed.settings.metrics)
         self._recovering = False
         self.last_failure = ""
-        self.voice.info(f"{committed.name}: serves")
-        self.metrics.open(self.settings.metrics)
         self._leaving = former
         if former is None or not former.pid:
             self._event(Event.LEFT)
@@ -327,6 +342,7 @@ class Master:
     def _tell_done(self) -> None:
         assert self.committed is not None
         self._ready_said = True
+        self.voice.info(f"{self.committed.name}: serves")
         self.notifier.send("READY=1")
         self.askers.answer(True, f"{self.committed.name} serves")
         titles.set_title(

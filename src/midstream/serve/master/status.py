@@ -60,21 +60,6 @@ def _view(generation: Generation, count: int) -> metrics.View:
     return metrics.View(name, number, state, wanted, rows, *generation.cuts)
 
 
-def metrics_page(master: Master) -> str:
-    """Of all generations that live, for Prometheus."""
-    return metrics.text(
-        metrics.View(
-            one.source.release,
-            one.number,
-            one.state.value,
-            0 if one in master.draining else master.count,
-            one.board.rows() if one.board is not None else [],
-            *one.cuts,
-        )
-        for one in (*_shown(master), *master.draining)
-    )
-
-
 def _shown(master: Master) -> list[Generation]:
     return [one for one in (master.committed, master.new) if one is not None]
 
