@@ -26,7 +26,7 @@ class Rules:
         self.hurt: set[tuple[str, int, int]] = set()  # slots that lost a process by a fault and are not ready again
         self.over: dict[tuple[str, int, int], bool] = {}  # slots that ended by themselves: whether surely for good
         self.rebooted = False  # then nobody knows any more what had ended for good
-        self.rested: set[str] = set()  # services that were quiet: going back starts again what had ended
+        self.rested: set[str] = set()  # services that were quiet or cleared: going back starts again what had ended
         self.served = False  # the process that is being signalled, until then
         self.proofs: dict[tuple[str, int, int], Process] = {}  # the last process of each slot that was ready
 
@@ -113,6 +113,8 @@ class Rules:
             cause = cause or (committed and any(not view.want_up or cleared(view) for view in views))
             resting = [view.quiet.generation for view in views if view.quiet is not None and view.quiet.cold]
             cause = cause or (signal == plan.drain_signal and number in resting)
+            # A stop that was asked for and taken back tells a quieted worker nothing more, and has its deadline.
+            cause = cause or (signal == "KILL" and process.hushed and plan.quiet_once)
             self.expect(cause, signal, "to", process.key, "without a cause:", states)
             if committed:
                 self.hurt.add(process.slot)
@@ -207,7 +209,7 @@ class Rules:
         shell = self.world.shell
         assert shell is not None
         for name, service in shell.services.items():
-            if service.quiet is not None:
+            if service.quiet is not None or cleared(service):
                 self.rested.add(name)
             known = {(item.generation, item.slot): item for item in service.instances}
             live = {item.key[1:3]: item for item in self.world.kernel.live(name)}
