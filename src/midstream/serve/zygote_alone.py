@@ -160,21 +160,6 @@ class _Alone:
     def _status_line(self) -> str:
         return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
 
-    # ---- said from time to time
-
-    def _every(self, seconds: float, act: Callable[[], None]) -> None:
-        def again() -> None:
-            act()
-            self.zygote.loop.after(seconds, again)
-
-        self.zygote.loop.after(seconds, again)
-
-    def _feed_watchdog(self) -> None:
-        self.notifier.send("WATCHDOG=1", self._status_line())
-
-    def _status_line(self) -> str:
-        return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"
-
     def _metrics_page(self) -> str:
         crew, release = self.zygote.crew, self.zygote.release
         view = metrics.View(release.name, release.generation, _WORDS[crew.aim], crew.count, self.zygote.board.rows())
