@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# Most tests wait for processes most of their time.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 
 .PHONY: demo test check bench pyz format clean
 
@@ -22,8 +23,8 @@ demo: $(VENV)/.demo
 # programs that are missing skip and say so.
 test: check
 	$(PYTHON) tools/install_peers.py
-	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist loadfile -m slow tests/core
-	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist loadfile tests/contract tests/process tests/e2e
+	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist worksteal -m slow tests/core
+	$(BIN)/python tools/run_tests.py -n $(WORKERS) --dist worksteal tests/contract tests/process tests/e2e
 
 # Under half a minute: format, lint, types, direction of imports, the pure core.
 check: $(VENV)/.dev

@@ -15,7 +15,9 @@ nothing of Midstream is there, only sshd and python3. All ends with the fixture;
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -67,6 +69,15 @@ def why_no_fleet() -> str:
     if not os.path.exists(PYTHON) or subprocess.run(enough).returncode != 0:
         return f"needs {PYTHON} to be 3.11 or newer"
     return why_not()
+
+
+@functools.cache
+def _pyz() -> str:
+    """Built once in a run of tests: it takes longer than many a test."""
+    folder = tempfile.mkdtemp(prefix="mspyz-")
+    atexit.register(shutil.rmtree, folder)
+    zipapp_build.build(f"{folder}/midstream.pyz")
+    return f"{folder}/midstream.pyz"
 
 
 @dataclass
@@ -206,7 +217,7 @@ class Fleet:
         """`midstream.pyz` of this very copy."""
         target = self.root / "midstream.pyz"
         if not target.exists():
-            zipapp_build.build(str(target))
+            shutil.copy(_pyz(), target)
         return target
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -44,10 +45,24 @@ def wait_for(what: str, look: Callable[[], Any], timeout_s: float = PATIENCE_S) 
     raise AssertionError(f"waited {timeout_s:g} s for: {what}; last seen: {seen!r}")
 
 
+_RESERVED: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this process alone, until it ends. Not one of those that the kernel gives to connections: under load one
+    would have it before the service under test. The abstract socket of its name keeps other runs of tests away from it."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0midstream-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _RESERVED.append(claim)
+        return port
+    raise AssertionError("no port is free")
 
 
 @dataclass(frozen=True)
