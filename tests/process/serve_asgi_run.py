@@ -50,6 +50,7 @@ class Running:
         )
         self.address: Any = self.public.getsockname()
         self.drained: dict[str, int] | None = None
+        self.said = b""
         self.first = self._line()
 
     def __enter__(self) -> Running:
@@ -70,11 +71,14 @@ class Running:
 
     def _line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], WAIT_S)[0]:
-            raise AssertionError(f"it says nothing; its log: {self.errors()}")
-        line = self.process.stdout.readline()
-        if not line:
-            raise AssertionError(f"it has ended; its log: {self.errors()}")
+        while b"\n" not in self.said:  # our own buffer: select knows nothing of what a file object has read already
+            if not select.select([self.process.stdout], [], [], WAIT_S)[0]:
+                raise AssertionError(f"it says nothing; its log: {self.errors()}")
+            came = os.read(self.process.stdout.fileno(), 65536)
+            if not came:
+                raise AssertionError(f"it has ended; its log: {self.errors()}")
+            self.said += came
+        line, _, self.said = self.said.partition(b"\n")
         return json.loads(line)  # type: ignore[no-any-return]
 
     def ask(self, *words: object) -> dict[str, Any]:

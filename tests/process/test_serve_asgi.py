@@ -162,7 +162,24 @@ def test_requests_sent_ahead_are_not_read_without_end() -> None:
         with pytest.raises(TimeoutError):
             for _ in range(100):
                 client.raw((HEAD + b"\r\n") * 5000)
-        assert server.ask("tell")["traffic"]["in_flight"] < 30_000
+        assert server.ask("tell")["traffic"]["in_flight"] < 400
+
+
+def test_requests_sent_ahead_are_all_answered_in_the_end() -> None:
+    """Also when the client has ended its sending behind them, and when the server drains."""
+    for ending in ("", "eof", "drain"):
+        with Running() as server, server.connect() as client:
+            client.send("/wait").raw((HEAD + b"\r\n") * 3000 + HEAD + b"X: last\r\n\r\n")
+            server.until("seen", ["waits"])
+            if ending == "eof":
+                client.sock.shutdown(socket.SHUT_WR)
+            elif ending == "drain":
+                server.ask("drain", 20, 0)
+            server.ask("set", "go")
+            answers = [client.answer() for _ in range(3002)]
+            assert answers[0].body == b"waited" and {answer.body for answer in answers[1:]} == {b"hello"}
+            if ending:
+                assert client.rest() == b""
 
 
 def test_a_refused_upload_sees_its_answer_and_no_reset(server: Running) -> None:
@@ -237,6 +254,17 @@ def test_a_refusal_waits_for_the_answers_before_it(client: Client, request_: byt
     assert client.rest() == b""
 
 
+def test_a_broken_body_of_a_request_that_waits_is_refused_in_its_turn() -> None:
+    with Running() as server, server.connect() as client:
+        client.send("/wait").send("/echo", "Transfer-Encoding: chunked", method="POST").raw(b"3\r\nabcX")
+        server.until("traffic.in_flight", 1)
+        assert client.is_open(0.1)
+        server.ask("set", "go")
+        assert client.answer().body == b"waited"
+        assert client.answer().status == 400
+        assert client.rest() == b""
+
+
 def test_an_endless_head_is_refused_while_it_comes(client: Client) -> None:
     client.raw(HEAD + b"X: ")
     for _ in range(100):
@@ -301,10 +329,13 @@ def test_a_body_is_not_taken_for_a_request_because_of_an_upgrade(client: Client)
     assert client.ask().body == b"hello"
 
 
-def test_what_follows_the_last_request_is_not_read(client: Client) -> None:
+def test_what_follows_the_last_request_is_not_read(client: Client, server: Running) -> None:
+    counted = server.ask("tell")["counted"]
     client.raw(HEAD + b"Connection: close\r\n\r\n" + HEAD + b"\r\n")
     assert client.answer().headers["connection"] == "close"
     assert client.rest() == b""
+    server.until("traffic.idle", 0)
+    assert server.ask("tell")["counted"] == [*counted, 200]
 
 
 def test_a_client_that_has_ended_its_sending_gets_its_answer() -> None:

@@ -213,6 +213,7 @@ def test_a_websocket_whose_app_does_not_leave_is_not_a_reason_to_wait_for_ever()
         with pytest.raises(ConnectionClosed):
             deaf.recv(timeout=10)
         assert server.until_drained() == {"requests": 0, "websockets": 0, "idle_closed": 0}
+        assert "CancelledError" not in server.errors()
 
 
 def test_stop_ends_everything_at_once() -> None:

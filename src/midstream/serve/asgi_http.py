@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FRAMING_BYTES = CHUNK_LINE_BYTES + TRAILER_BYTES  # at a stretch, without a byte of the body
 
+PIECE_BYTES = 8192
+AHEAD_REQUESTS = 32  # that wait behind the one in hand, about: those of one piece are not torn apart
+
 
 class HttpConnection(HttpToolsProtocol):
     """From the accept to the end, or to the upgrade to a WebSocket. Times are CLOCK_MONOTONIC, as the loop has it."""
@@ -45,7 +48,10 @@ class HttpConnection(HttpToolsProtocol):
         self.running: Exchange | None = None  # the request whose answer is on its way
         self.newest: Exchange | None = None  # the request whose body is being read
         self.heard_s = self.idle_since_s = self.head_since_s = self.loop.time()
+        self.held = b""  # came ahead, and is parsed when more of what came before it is answered
+        self.websocket: WebSocketConnection | None = None  # what it has become
         self.in_head = False
+        self.heads = 0  # begun
         self.head_fed = 0  # bytes of a head that comes in several pieces, but its first
         self.field_bytes = 0
         self.framing_fed = 0  # bytes since the last byte of a body: chunk extensions, trailers
@@ -84,8 +90,9 @@ class HttpConnection(HttpToolsProtocol):
             return False
         if self.transport.get_extra_info("sslcontext"):
             return False
-        self.is_last = self.is_deaf = True
-        unanswered[-1].keep_alive = False
+        if not self.held:
+            self.is_last = self.is_deaf = True
+            unanswered[-1].keep_alive = False
         for exchange in unanswered:
             exchange.hung_up = True
             exchange.message_event.set()
@@ -101,7 +108,7 @@ class HttpConnection(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        return self.running is None and not self.in_head and self.ends_at_s == NEVER
+        return self.running is None and not (self.in_head or self.held) and self.ends_at_s == NEVER
 
     # ---- parsing
 
@@ -112,12 +119,39 @@ class HttpConnection(HttpToolsProtocol):
         if self.is_deaf:
             return
         self.heard_s = self.loop.time()
-        continues, newest, body_bytes = self.in_head, self.newest, self._body_bytes()
+        if self.held:
+            self.held += data
+            self.flow.pause_reading()
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """In pieces, so that a long row of requests waits as bytes, not as thousands of requests."""
+        while data and not self.is_deaf:
+            if len(self.pipeline) >= AHEAD_REQUESTS:
+                self.held = data
+                self.flow.pause_reading()
+                return
+            piece = data if self._body_is_coming() else data[:PIECE_BYTES]
+            data = data[len(piece) :]
+            self._parse_piece(piece)
+        if self.websocket is not None and data:
+            self.websocket.data_received(data)
+
+    def _parse_held(self) -> None:
+        held, self.held = self.held, b""
+        if held and not self.transport.is_closing():
+            self._parse(held)
+            if not self.held and not self.pipeline:
+                self.flow.resume_reading()
+
+    def _parse_piece(self, data: bytes) -> None:
+        head, newest, body_bytes = (self.heads if self.in_head else 0), self.newest, self._body_bytes()
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
             self._cannot_parse(data, error)
-        if continues and self.in_head:
+        if self.in_head and head == self.heads:
             self.head_fed += len(data)
             if self.head_fed > self.settings.limit_request_line + self.settings.limit_header_bytes:
                 self.refuse(exceeded("limit_header_bytes" if self.headers else "limit_request_line"))
@@ -173,6 +207,7 @@ class HttpConnection(HttpToolsProtocol):
             self.is_deaf = True
             return
         self.in_head = True
+        self.heads += 1
         self.head_since_s = self.heard_s
         self.head_fed = self.field_bytes = 0
         self.url = b""
@@ -285,6 +320,7 @@ class HttpConnection(HttpToolsProtocol):
     def _begin(self, version: str, verdict: Verdict) -> None:
         """Gives the request to the app, or puts it behind the one that is being answered."""
         exchange = Exchange(self, version, verdict.expects_continue, keep_alive=not self.is_last)
+        exchange.hung_up = self.peer_ended
         self.newest = self.cycle = exchange
         self.premises.begun(exchange)
         if self.running is None and not self.pipeline:
@@ -302,7 +338,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def says_close(self) -> bool:
         """Whether an answer that begins now is the connection's last."""
-        return self.premises.drain is not None and not self.pipeline
+        return self.premises.drain is not None and not (self.pipeline or self.held)
 
     def on_response_complete(self) -> None:
         exchange, self.running = self.running, None
@@ -318,11 +354,16 @@ class HttpConnection(HttpToolsProtocol):
             else:
                 self.end()
             return
-        self.flow.resume_reading()
+        if self.held:
+            self.loop.call_soon(self._parse_held)
+        else:
+            self.flow.resume_reading()
         if self.pipeline:
             self._run(cast(Exchange, self.pipeline.pop()[0]))
         elif self.refusal is not None:
             self._send_refusal(self.refusal)
+        elif self.peer_ended and not self.held:
+            self.transport.close()
         else:
             self.idle_since_s = self.head_since_s = self.heard_s = self.loop.time()
 
@@ -388,6 +429,7 @@ class HttpConnection(HttpToolsProtocol):
         protocol.connection_made(self.transport)
         protocol.data_received(b"".join([*head, b"\r\n"]))
         self.transport.set_protocol(protocol)
+        self.websocket = protocol
         self.is_deaf = True
         self.parser = None  # type: ignore[assignment]
         if rest and not self.transport.is_closing():
