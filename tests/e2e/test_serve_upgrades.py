@@ -13,9 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from traffic import Clients, traffic
-
 from tests.process.serving import Server, point, running
+from traffic import Clients, traffic
 
 UPGRADES = int(os.environ.get("MIDSTREAM_SERVE_UPGRADES", "4"))
 OTHER = os.environ.get("MIDSTREAM_OTHER_VENV", "")

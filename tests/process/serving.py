@@ -81,7 +81,17 @@ class Reply:
 class Server:
     """One master, and all that comes of it. Use `running`, which ends whatever is left."""
 
-    def __init__(self, folder: Path, arguments: Sequence[str], environment: Mapping[str, str], port: int) -> None:
+    program: Sequence[str] = (sys.executable, "-m", "midstream")
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        program: Sequence[str] = (),
+    ) -> None:
+        self.program = program or self.program
         self.folder = folder
         self.port = port
         self.bind = f"tcp://127.0.0.1:{port}"
@@ -103,7 +113,7 @@ class Server:
         self.process: subprocess.Popen[bytes] = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "midstream", "serve", "app:app", *self._arguments]
+        command = [*self.program, "serve", "app:app", *self._arguments]
         process = subprocess.Popen(
             command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -251,12 +261,16 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, ready: bool = True
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    ready: bool = True,
+    program: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A server of `folder/current`, ready unless it is not to be waited for."""
     port = free_port()
     common = ["--bind", f"127.0.0.1:{port}", "--chdir", str(folder / "current"), "--linger", "1", "--workers", "2"]
-    server = Server(folder, [*common, *arguments], environment or {}, port)
+    server = Server(folder, [*common, *arguments], environment or {}, port, program)
     try:
         if ready:
             server.said("READY=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.process.serving import LIMIT_S, Server, make_release, point, running, wait_for_end_of
 
+import midstream
 from midstream.errors import DriftError
 from midstream.serve import control
 
@@ -61,6 +63,22 @@ def test_a_request_in_hand_is_answered_by_the_old_workers(app: Path) -> None:
         request.let_go()
         assert request.answer().startswith("one ")
         server.line("generation 1 .*nothing was cut")
+
+
+@pytest.mark.parametrize("linger", ["20", "0"])
+def test_a_late_request_on_an_idle_connection_is_answered_unless_there_is_no_linger(app: Path, linger: str) -> None:
+    with running(app, "--linger", linger) as server:
+        with idle_connection(server.port) as idle:
+            point(app, app / "releases/two")
+            assert server.reload().ok
+            if linger == "0":
+                assert idle.recv(1) == b""
+                return
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while data := idle.recv(65536):
+                answer += data
+        assert b"connection: close" in answer.lower() and b"\r\n\r\none " in answer
 
 
 def test_no_request_fails_while_upgrades_follow_each_other(app: Path) -> None:
@@ -200,6 +218,31 @@ def test_the_old_release_may_be_gone_from_the_disk(app: Path) -> None:
         assert server.get().release == "one"
         assert server.reload().ok
         assert server.get().release == "two"
+
+
+def test_the_masters_own_files_may_be_gone(app: Path, tmp_path: Path) -> None:
+    """It has all that it needs in memory: for upgrades that work and that do not, for commands, for its end."""
+    copy = tmp_path / "lib/midstream"
+    shutil.copytree(Path(midstream.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    config = app / "serve.toml"
+    config.write_text("threads = 2")
+    program = [sys.executable, "-I", str(copy)]
+    with running(app, "--config", str(config), "--metrics", "127.0.0.1:0", program=program) as server:
+        assert server.process.args[0] == sys.executable  # type: ignore[index]
+        shutil.rmtree(copy)
+        point(app, app / "releases/two")
+        assert server.reload().ok
+        assert server.get().release == "two"
+        point(app, make_release(app, "bad", "import no_such_module_at_all"))
+        assert "no_such_module_at_all" in server.reload().text
+        config.write_text("threds = 2")
+        assert "threds" in server.reload().text
+        config.write_text("threads = 2")
+        server.signal(signal.SIGKILL, server.zygote())
+        server.line(r"generation \d+ \(two\): serves", server.mark())
+        server.signal(signal.SIGTERM)
+        assert server.ends() == 0
+        assert not [line for line in server.lines if "ImportError" in line or "FileNotFoundError" in line]
 
 
 # ---- two at once
