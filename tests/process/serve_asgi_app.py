@@ -124,6 +124,13 @@ async def wait(scope: Any, receive: Any, send: Any) -> None:
     await answer(send, b"waited")
 
 
+async def listens(scope: Any, receive: Any, send: Any) -> None:
+    """Answers when its client has left, or has ended its sending."""
+    await read_body(receive)
+    await read_body(receive)
+    await answer(send, b"you have left")
+
+
 async def slow_stream(scope: Any, receive: Any, send: Any) -> None:
     """Half of its answer before `go`, half behind it."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
@@ -231,6 +238,7 @@ PAGES = {
     "/stream": stream,
     "/flood": flood,
     "/sip": sip,
+    "/listens": listens,
     "/wait": wait,
     "/slow-stream": slow_stream,
     "/events": events,

@@ -349,6 +349,14 @@ def test_a_client_that_has_ended_its_sending_gets_its_answer() -> None:
         assert answer.body == b"abc" and client.rest() == b""
 
 
+def test_the_app_is_told_that_its_client_has_ended_its_sending() -> None:
+    with Running() as server, server.connect() as client:
+        client.send("/listens", method="POST", body=b"abc")
+        assert client.is_open(0.1)
+        client.sock.shutdown(socket.SHUT_WR)
+        assert client.answer().body == b"you have left"
+
+
 def test_the_app_sees_that_its_client_is_gone(server: Running) -> None:
     seen = server.ask("tell")["seen"].count("disconnect")
     with server.connect() as client:

@@ -193,6 +193,21 @@ def test_websockets_get_1012_and_their_app_a_disconnect() -> None:
         assert "Exception" not in server.errors()
 
 
+def test_a_websocket_client_that_says_no_goodbye_is_not_waited_for() -> None:
+    """What its app sends in the meantime is no mistake of the app: it is told that the connection is over."""
+    with Running() as server, server.connect() as client:
+        client.raw(
+            b"GET /talks HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert client.head().status == 101
+        server.ask("drain", 1, 0)
+        assert b"\x88\x11\x03\xf4service restart" in client.rest()
+        assert server.until_drained() == {"requests": 0, "websockets": 0, "idle_closed": 0}
+        assert server.ask("tell")["seen"] == ["told"]
+        assert "Exception" not in server.errors()
+
+
 def test_a_websocket_of_a_late_request_is_accepted_and_leaves_soon() -> None:
     with Running() as server, server.connect() as kept:
         kept.ask()
