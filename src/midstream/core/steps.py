@@ -135,8 +135,8 @@ class PublishAssets:
 @dataclass(frozen=True, slots=True)
 class Switch:
     """Point `current` to the release, by rename(2). `expected_previous`: release id or raw target that `current` must
-    have now, where there is one (null: whatever it has); else DriftError and nothing is changed. `rollback_target`: the release to which a
-    rollback would go afterwards, so that Capistrano's rollback, which goes by mtime, picks it too.
+    have now, where there is one (null: whatever it has); else DriftError and nothing is changed. `rollback_target`: the
+    release to which a rollback would go afterwards, so that Capistrano's rollback, which goes by mtime, picks it too.
 
     -> {previous: release id, raw target or null, changed: bool}
     """
