@@ -3,6 +3,7 @@ the lines are those of gunicorn and Apache."""
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
@@ -220,9 +221,10 @@ def test_a_reader_that_stands_still_holds_up_nobody_and_loses_only_lines() -> No
 
 def test_two_workers_that_write_to_one_pipe_do_not_mix_their_lines() -> None:
     read_fd, write_fd = os.pipe()
+    fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 4096)  # full at once, so that a long write waits in its middle
     code = (
         "import sys\nfrom midstream.serve.log_output import LineOutput\nout = LineOutput('-')\n"
-        "sent = 0\nwhile sent < 20000:\n    out.write((sys.argv[1] * 120 + '\\n').encode() * 100)\n    sent += 100\n"
+        "sent = 0\nwhile sent < 3000:\n    out.write((sys.argv[1] * 120 + '\\n').encode() * 100)\n    sent += 100\n"
         "while out.trouble: out.write(b'')\n"
     )
     children = [subprocess.Popen([sys.executable, "-c", code, name], stdout=write_fd) for name in "ab"]

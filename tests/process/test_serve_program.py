@@ -179,7 +179,7 @@ def test_the_metrics_of_all_workers_add_up_to_the_requests_made(app: Path) -> No
     """Over two workers and an upgrade; a reader that stands still holds up nobody."""
     port = free_port()
     with running(app, "--metrics", f"127.0.0.1:{port}", "--linger", "30") as server:
-        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
         for _ in range(30):
             server.get()
         server.get("/up")
@@ -187,8 +187,6 @@ def test_the_metrics_of_all_workers_add_up_to_the_requests_made(app: Path) -> No
         refused.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert b" 400 " in refused.recv(1000)
         refused.close()
-        for sock in idle:
-            sock.close()
         one = 'release="one",generation="1"'
         total = f'midstream_serve_requests_total{{{one},code="2xx"}}'
 
@@ -213,7 +211,8 @@ def test_the_metrics_of_all_workers_add_up_to_the_requests_made(app: Path) -> No
         both = _samples(_scrape(("127.0.0.1", port))[1])
         assert f'midstream_serve_workers{{{one},state="draining"}}' in both
         assert both['midstream_serve_workers{release="two",generation="2",state="serving"}'] == 2
-        kept.close()
+        for sock in (kept, *idle):
+            sock.close()
         assert _scrape(("127.0.0.1", port), "/")[0] == 404
         assert _scrape(("127.0.0.1", port), method="POST")[0] == 405
         assert _scrape(("127.0.0.1", port), method="HEAD") == (200, "")
