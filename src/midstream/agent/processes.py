@@ -22,7 +22,7 @@ from midstream.core.messages import ProcessEntry
 from midstream.core.names import SpawnKey
 from midstream.core.spec import CommandStep
 from midstream.errors import HostError
-from midstream.linux import tree
+from midstream.linux import clock, tree
 from midstream.linux.drift import usage
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class Live:
         if not self.is_ready:
             self.ready = self.ready or asyncio.Event()
             await self.ready.wait()
+
+
+def _who(entry: ProcessEntry) -> str:
+    """One process and no other: after a reboot another may have its key."""
+    return f"{clock.boot_id()} {entry.pid} {entry.start_ticks}"
 
 
 class Processes:
@@ -230,9 +235,10 @@ class Processes:
         """Of an uncommitted instance READY=1 is stored: it comes once, and the agent may die before the commit."""
         service = self._host.services.get(name)
         generation = service.generation(place[0]) if service else None
-        if generation is not None and generation.state is not GenerationState.COMMITTED:
+        live = self.get(name, place)
+        if live is not None and generation is not None and generation.state is not GenerationState.COMMITTED:
             try:
-                self._host.store.set_meta(f"ready.{self._host.key(name, place)}", "1")
+                self._host.store.set_meta(f"ready.{self._host.key(name, place)}", _who(live.entry))
             except HostError:
                 pass  # then it is proven again after a crash
 
@@ -241,4 +247,5 @@ class Processes:
         if committed is not None and committed.number == seen.generation:
             return True
         key = self._host.key(name, (seen.generation, seen.slot, seen.attempt))
-        return self._host.store.meta(f"ready.{key}") == "1"
+        live = self.get(name, (seen.generation, seen.slot, seen.attempt))
+        return live is not None and self._host.store.meta(f"ready.{key}") == _who(live.entry)

@@ -26,7 +26,7 @@ class Truth:
     generation: int = 0  # the last number given
     committed: int = 0
     release: str = ""
-    words: frozenset[Key] = frozenset()  # READY=1 of uncommitted processes
+    words: frozenset[tuple[Key, int]] = frozenset()  # READY=1 of uncommitted processes, with their pids
 
 
 @dataclass

@@ -133,7 +133,8 @@ class Shell:
             live = tuple(Spawned(*item.key[1:], pid=item.process.pid) for item in mine if item.running)
             ended = tuple(_ended(item) for item in mine if not item.running)
             after, more = restore(durable(service), live, ended, self.world.now_s)
-            self.heard |= {item.key for item in mine if item.key in words or item.key in keeper.notices}
+            said = {item.key for item in mine if (item.key, item.process.pid) in words}
+            self.heard |= said | {item.key for item in mine if item.key in keeper.notices}
             self._keep(name, service, after)
             effects += [(name, effect) for effect in more]
         keeper.notices.clear()
@@ -400,7 +401,7 @@ class Shell:
             self.heard.add(key)
             if key[0] in self.services and self._provisional(key):
                 try:
-                    self.world.disk.write(words=self.world.disk.truth.words | {key})
+                    self.world.disk.write(words=self.world.disk.truth.words | {(key, process.pid)})
                 except DiskFull:
                     pass
         effect = self.watched.get(key)
