@@ -102,7 +102,7 @@ def _app(settings: Settings, source: interpreter.Source, account: RunAs) -> Iter
 
 
 def _ask_child(settings: Settings, source: interpreter.Source, account: RunAs) -> dict[str, Any]:
-    env = interpreter.environment(os.environ, settings, source, 0)
+    env = interpreter.environment(os.environ, settings, source)
     if account.name:
         env |= {"USER": account.name, "LOGNAME": account.name, "HOME": account.home}
     more: dict[str, Any] = {}
