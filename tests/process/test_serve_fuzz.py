@@ -32,21 +32,73 @@ BUDGET_S = float(os.environ.get("MIDSTREAM_FUZZ_S", "8"))
 Seen = tuple[str, str, list[tuple[str, str]], bytes]
 
 names = st.sampled_from(
-    ["Host", "X-A", "x-a", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Upgrade", "Cookie", "X_A", "TE"]
-    + ["Content-Length ", " X", "X\t", "X\0", "Trailer", "Content-length", "HOST", ""]
+    [
+        "Host",
+        "X-A",
+        "x-a",
+        "Content-Length",
+        "Transfer-Encoding",
+        "Connection",
+        "Expect",
+        "Upgrade",
+        "Cookie",
+        "X_A",
+        "TE",
+        "Content-Length ",
+        " X",
+        "X\t",
+        "X\x00",
+        "Trailer",
+        "Content-length",
+        "HOST",
+        "",
+    ]
 )
 values = st.one_of(
     st.sampled_from(
-        ["t", "5", "0", "chunked", "Chunked", "gzip, chunked", "chunked, chunked", "identity", "close", "keep-alive"]
-        + ["upgrade", "websocket", "h2c", "100-continue", "5, 5", "+5", "0x5", "5 ", " 5", "\tchunked", "", "a\r\n b", "é"]
-        + ["chunked\x0b", "1e1", "05", "٥", "a\x00b", "a\x7fb", "a\rb", "a\nX-B: c"]
+        [
+            "t",
+            "5",
+            "0",
+            "chunked",
+            "Chunked",
+            "gzip, chunked",
+            "chunked, chunked",
+            "identity",
+            "close",
+            "keep-alive",
+            "upgrade",
+            "websocket",
+            "h2c",
+            "100-continue",
+            "5, 5",
+            "+5",
+            "0x5",
+            "5 ",
+            " 5",
+            "\tchunked",
+            "",
+            "a\r\n b",
+            "é",
+            "chunked\x0b",
+            "1e1",
+            "05",
+            "a\x00b",
+            "a\x7fb",
+            "a\rb",
+            "a\nX-B: c",
+        ]
     ),
     st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=6),
 )
 ends = st.sampled_from(["\r\n"] * 30 + ["\n", "\r", "\r\r\n", "\n\r\n"])
-targets = st.sampled_from(["/", "/a?b=c", "/%2e%00", "*", "http://t/x?y", "/a b", "//x", "/#f", "", "/é", "\\", "http://u@h/"])
+targets = st.sampled_from(
+    ["/", "/a?b=c", "/%2e%00", "*", "http://t/x?y", "/a b", "//x", "/#f", "", "/é", "\\", "http://u@h/"]
+)
 methods = st.sampled_from(["GET", "POST", "HEAD", "PUT", "OPTIONS", "DELETE", "CONNECT", "get", "BREW", "G T", ""])
-versions = st.sampled_from(["HTTP/1.1"] * 12 + ["HTTP/1.0", "HTTP/1.2", "http/1.1", "HTTP/2.0", "HTTP/1.1 ", "HTTP/11", ""])
+versions = st.sampled_from(
+    ["HTTP/1.1"] * 12 + ["HTTP/1.0", "HTTP/1.2", "http/1.1", "HTTP/2.0", "HTTP/1.1 ", "HTTP/11", ""]
+)
 bodies = st.one_of(
     st.just(""),
     st.just("hello"),
@@ -55,7 +107,23 @@ bodies = st.one_of(
     st.just("GET /evil HTTP/1.1\r\nHost: t\r\n\r\n"),
     st.lists(
         st.sampled_from(
-            ["5\r\n", "hello", "\r\n", "0\r\n", "\r\n\r\n", "a", "5", ";x", "\n", "0", "-1\r\n", " ", "T: x\r\n", "0x5\r\n", "\r"]
+            [
+                "5\r\n",
+                "hello",
+                "\r\n",
+                "0\r\n",
+                "\r\n\r\n",
+                "a",
+                "5",
+                ";x",
+                "\n",
+                "0",
+                "-1\r\n",
+                " ",
+                "T: x\r\n",
+                "0x5\r\n",
+                "\r",
+            ]
         ),
         max_size=8,
     ).map("".join),
@@ -76,7 +144,9 @@ def requests(draw: Any) -> bytes:
 def simple(draw: Any) -> bytes:
     body = draw(st.binary(max_size=20))
     if draw(st.booleans()):
-        framed = b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(b"%x\r\n%b\r\n" % (1, body[n : n + 1]) for n in range(len(body)))
+        framed = b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(
+            b"%x\r\n%b\r\n" % (1, body[n : n + 1]) for n in range(len(body))
+        )
         return b"POST /p HTTP/1.1\r\nHost: t\r\n" + framed + b"0\r\n\r\n"
     return b"POST /p?q HTTP/1.1\r\nHost: t\r\nX-A: 1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 

@@ -185,7 +185,9 @@ def test_body_is_never_taken_for_a_request(client: Client, smuggled: bytes) -> N
 @pytest.mark.parametrize("cut", [1, 3, 7])
 def test_bytes_may_come_in_any_pieces(client: Client, cut: int) -> None:
     client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    stream = POST + TE + b"\r\n5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nT: x\r\n\r\n" + POST + b"Content-Length: 3\r\n\r\nabc"
+    stream = (
+        POST + TE + b"\r\n5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nT: x\r\n\r\n" + POST + b"Content-Length: 3\r\n\r\nabc"
+    )
     for at in range(0, len(stream), cut):
         client.send(stream[at : at + cut])
     assert client.answer().body == b"hello world"

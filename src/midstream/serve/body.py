@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import tempfile
-from typing import IO
+from typing import IO, cast
 
 from midstream.serve.limits import CHUNK_LINE_BYTES, FRAMING_PER_BODY_BYTE, TRAILER_BYTES, Refused, exceeded
 
@@ -68,7 +68,7 @@ class Body:
         taken, self._file = self._file, None
         try:
             taken.seek(0)
-            return io.BufferedReader(taken)  # type: ignore[arg-type]  # FileIO, because of buffering=0
+            return io.BufferedReader(cast(io.RawIOBase, taken))  # a FileIO, because of buffering=0
         except OSError as error:
             taken.close()
             raise _not_stored(error) from error

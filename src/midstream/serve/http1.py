@@ -206,7 +206,9 @@ class Connection(asyncio.Protocol):
             server.settle()
         state = self.state
         if state == WAIT and not self.buffer:
-            if data.find(b"\r\n\r\n") + 4 == len(data) > 4 and data[0] != 0x0D:  # as nearly always: a head, nothing else
+            if (
+                data.find(b"\r\n\r\n") + 4 == len(data) > 4 and data[0] != 0x0D
+            ):  # as nearly always: a head, nothing else
                 self.began_s = time.monotonic()
                 self._head(data)
             else:
@@ -378,6 +380,7 @@ class Connection(asyncio.Protocol):
         coding = environ.get("HTTP_TRANSFER_ENCODING")
         length = environ.get("CONTENT_LENGTH")
         if coding is None:
+            assert length is not None
             if not (length.isascii() and length.isdigit()):
                 raise Refused(400, "Content-Length is no number")
             self.need = int(length)
@@ -528,7 +531,7 @@ class Connection(asyncio.Protocol):
                 return
         server.wake(self)
 
-    def _write(self, data: bytes) -> int:
+    def _write(self, data: bytes | memoryview) -> int:
         """How much the socket took."""
         with self.lock:
             if self.fd < 0:
