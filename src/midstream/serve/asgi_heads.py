@@ -54,7 +54,8 @@ def judge(
             if limit_body_bytes and size > limit_body_bytes:
                 raise exceeded("limit_body_bytes")
         elif name == b"transfer-encoding":
-            size = _encoding(value, version, size)
+            _check_encoding(value, version, size)
+            size = None
         elif name == b"expect":
             if value.strip().lower() != b"100-continue":
                 raise Refused(417, "nothing but 100-continue can be expected")
@@ -99,12 +100,11 @@ def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
     return b"/" + path, query, host
 
 
-def _encoding(value: bytes, version: str, size: int | None) -> None:
+def _check_encoding(value: bytes, version: str, size: int | None) -> None:
     if version == "1.0" or size is None:
         raise Refused(400, "this Transfer-Encoding is not allowed")
     if value.strip().lower() != b"chunked":
         raise Refused(501, "chunked is the only Transfer-Encoding here")
-    return None
 
 
 def _check_host(hosts: list[bytes], version: str, host_allowed: Callable[[str], bool]) -> None:
