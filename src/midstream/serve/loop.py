@@ -11,11 +11,13 @@ import os
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable
 
 from midstream.serve.channel import Channel, Message
 
 _LONGEST_WAIT_S = 3600.0
+_FAILURES_MAX = 10
 
 
 class Timer:
@@ -42,6 +44,7 @@ class Loop:
         self._numbers = itertools.count()
         self._signals: tuple[int, int] | None = None
         self._handled: tuple[int, ...] = ()
+        self._failures: dict[int, int] = {}
         self.after_turn = after_turn
         self.done = False
 
@@ -62,6 +65,7 @@ class Loop:
         """Before it is closed. One that is not watched is no error."""
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
+        self._failures.pop(fd, None)
         self._register(fd)
 
     def _register(self, fd: int) -> None:
@@ -108,15 +112,26 @@ class Loop:
         """Waits for the next event or deadline and deals with all there are."""
         for fd, events in self._epoll.poll(self._wait_s()):
             if events & ~select.EPOLLOUT and (act := self._readers.get(fd)):
-                act()
+                self._survives(act, fd)
             if events & ~select.EPOLLIN and (act := self._writers.get(fd)):
-                act()
+                self._survives(act, fd)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             act_now = heapq.heappop(self._timers)[2].act
             if act_now is not None:
-                act_now()
-        self.after_turn()
+                self._survives(act_now)
+        self._survives(self.after_turn)
+
+    def _survives(self, act: Callable[[], None], fd: int = -1) -> None:
+        """A bug in one action must not end what others depend on: it is logged and the loop goes on. A descriptor whose
+        action always fails would be readable for ever, so it is left alone then."""
+        try:
+            act()
+        except Exception:
+            traceback.print_exc()
+            self._failures[fd] = self._failures.get(fd, 0) + 1
+            if fd >= 0 and self._failures[fd] >= _FAILURES_MAX:
+                self.forget(fd)
 
     def _wait_s(self) -> float:
         while self._timers and self._timers[0][2].act is None:

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import faulthandler
 import importlib
+import logging
 import os
 import random
 import signal
@@ -103,6 +104,7 @@ class _Worker:
         """Its exit status."""
         self._title()
         _signals_while_booting(self.settings.signals)
+        _log_to(self.voice)
         faulthandler.register(signals.TRACEBACK, file=2, all_threads=True, chain=True)
         try:
             self.birth.hooks.run("after_fork", self.birth.identity)
@@ -290,6 +292,27 @@ class _Worker:
         more = "draining" if self.ending else "parked" if self.is_parked else "orphan" if self.line.ended else ""
         role = f"worker {identity.worker}"
         titles.set_title(titles.title(role, self.birth.name, identity.release, identity.generation, more))
+
+
+class _ToVoice(logging.Handler):
+    """What the servers log comes out as every other line does."""
+
+    def __init__(self, voice: Voice) -> None:
+        super().__init__()
+        self._levels = ((logging.ERROR, voice.error), (logging.WARNING, voice.warning), (logging.INFO, voice.info))
+        self._least = voice.debug
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say = next((say for level, say in self._levels if record.levelno >= level), self._least)
+        say(self.format(record))
+
+
+def _log_to(voice: Voice) -> None:
+    """Our own loggers only: the app's are the app's."""
+    logger = logging.getLogger("midstream")
+    logger.handlers[:] = [_ToVoice(voice)]
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
 
 
 def _signals_while_booting(dialect: str) -> None:

@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from midstream.errors import AppError, MidstreamError
 from midstream.serve import application, crew, forking, hooks, signals, titles, worker
@@ -281,26 +282,33 @@ class Zygote:
         talk = Talk(self.loop, channel, lambda message: self._heard(slot, pid, message), lambda: None)
         self._lines[slot] = _Line(pid, talk)
 
-    def _become_worker(self, identity: Identity, line: Channel) -> None:
-        """Does not return. Nothing of the zygote stays open in it: its lines would hide the end of others."""
-        self.loop.leave_in_child()
-        for other in self._lines.values():
-            other.talk.channel.sock.close()
-        for close in self.close_in_child:
-            close()
-        mine = Identity(identity.worker, os.getpid(), identity.release, identity.generation)
-        birth = worker.Birth(
-            self.settings,
-            mine,
-            self.board,
-            line,
-            self.listeners,
-            self._hooks,
-            self._app,
-            self._interface,
-            self.name,
-        )
-        worker.run(birth)
+    def _become_worker(self, identity: Identity, line: Channel) -> NoReturn:
+        """Nothing of the zygote stays open in it: its lines would hide the end of others. Whatever fails here, the zygote's
+        code must not go on in a second process."""
+        try:
+            self.loop.leave_in_child()
+            for other in self._lines.values():
+                other.talk.channel.sock.close()
+            for close in self.close_in_child:
+                close()
+            mine = Identity(identity.worker, os.getpid(), identity.release, identity.generation)
+            worker.run(
+                worker.Birth(
+                    self.settings,
+                    mine,
+                    self.board,
+                    line,
+                    self.listeners,
+                    self._hooks,
+                    self._app,
+                    self._interface,
+                    self.name,
+                )
+            )
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(worker.EXIT_BOOT)
 
     def _did_not_fork(self, slot: int, now: float, error: Exception) -> None:
         self.voice.error(f"no worker could be forked: {error}")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from midstream.errors import EXIT_FAILED, EXIT_OK, AppError, HostError, MidstreamError
+from midstream.errors import EXIT_FAILED, EXIT_OK, AppError, HostError, MidstreamError, OperatorError
 from midstream.linux import prctl, process
 from midstream.serve import account as accounts
 from midstream.serve import channel as messages
@@ -200,8 +200,13 @@ class Master:
 
     # ---- upgrades: events and effects
 
-    def _ask(self, who: str) -> None:
-        """An upgrade is wanted. Several at once are one."""
+    def _ask(self, who: str, recover: bool = False) -> None:
+        """An upgrade is wanted. Several at once are one. recover: to the committed release again; whoever asks for more
+        than that while it waits gets more."""
+        if self.phase is Phase.STEADY:
+            self._recovering = recover
+        elif self.phase is Phase.WAITING:
+            self._recovering = self._recovering and recover
         if not self._first:
             self.voice.info(f"upgrade asked for by {who}")
         self._event(Event.ASKED_FULL if len(self.draining) >= upgrade.MAX_DRAINING else Event.ASKED)
@@ -249,7 +254,7 @@ class Master:
         committed = self.committed
         if self._recovering and committed is not None:
             return committed.settings, committed.source
-        settings = self.settings if self._first else self._reread()
+        settings = self.settings if self._first else self._settings_now()
         self._first = False
         if settings.bind != self.settings.bind or (settings.user, settings.group) != (
             self.settings.user,
@@ -267,6 +272,15 @@ class Master:
             )
         self.settings = settings
         return settings, source
+
+    def _settings_now(self) -> Settings:
+        """Read again. Whatever is wrong with them, it must not end a server that serves."""
+        try:
+            return self._reread()
+        except MidstreamError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise OperatorError(f"the settings cannot be read: {type(error).__name__}: {error}") from error
 
     def _make(self, number: int, settings: Settings, source: Source, pid: int, channel: messages.Channel) -> Generation:
         generation: Generation
@@ -476,8 +490,8 @@ class Master:
             self._act(act, f"{message.text('signal')} to the zygote {generation.pid}")
         elif generation is self.committed:
             self.voice.info(f"{message.text('signal')} to the zygote {generation.pid}: it is replaced by a fresh one")
-            self._recovering = self.phase is Phase.STEADY
-            self._ask("a signal to the zygote")
+            if self.phase is Phase.STEADY:  # else what is under way replaces it
+                self._ask("a signal to the zygote", recover=True)
         elif act is Act.QUICK:
             generation.talk.send("stop")
 
@@ -655,8 +669,7 @@ class Master:
         lost = self.committed is not None and self.committed.zygote_lost
         if lost and self.phase is Phase.STEADY and time.monotonic() >= self._recover_at_s:
             self._recover_at_s = time.monotonic() + _RECOVER_LONGEST_S
-            self._recovering = True
-            self._ask("the loss of the zygote")
+            self._ask("the loss of the zygote", recover=True)
 
     def report(self) -> dict[str, Any]:
         return status.report(self)
