@@ -18,6 +18,7 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -77,6 +78,7 @@ class Doors:
         self._watched: set[Listener] = set()
         self._ahead = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._opening: deque[tuple[asyncio.Future[Any], Any]] = deque()
 
     def open(self, *, public: bool) -> None:
         """Accepts on the private listeners, and on the public ones if so. Idempotent; also shuts what is not wanted."""
@@ -170,14 +172,22 @@ class Doors:
             sock.close()  # it was reset before we came to it
             return
         waiter._asyncio_future_blocking = False  # as a Task does when a coroutine yields a future
-        waiter.add_done_callback(lambda _: _finish(coming))
+        self._finish_opened()
+        self._opening.append((waiter, coming))
 
-
-def _finish(coming: Any) -> None:
-    try:
-        coming.send(None)
-    except (StopIteration, OSError, asyncio.CancelledError):
-        return
+    def _finish_opened(self) -> None:
+        """Lets the coroutines of earlier connections end, now that these are open: a callback for each would be a turn of
+        the loop for each."""
+        opening = self._opening
+        for _ in range(len(opening)):
+            waiter, coming = opening.popleft()
+            if not waiter.done():
+                opening.append((waiter, coming))
+                continue
+            try:
+                coming.send(None)
+            except (StopIteration, OSError, asyncio.CancelledError):
+                continue
 
 
 async def _handshake(coming: Any) -> None:
