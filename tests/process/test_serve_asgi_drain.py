@@ -119,10 +119,11 @@ def test_what_takes_too_long_is_cut_and_counted() -> None:
 def test_a_late_request_has_the_whole_graceful_time() -> None:
     with Running() as server, server.connect() as kept:
         kept.ask()
-        server.ask("drain", 1, 30)
-        assert kept.is_open(1.2)
+        server.ask("drain", 1.5, 30)
+        assert kept.is_open(1.6)
         kept.send("/wait")
         server.until("traffic.in_flight", 1)
+        assert kept.is_open(1.1)  # a second is what the drain looks again after
         server.ask("set", "go")
         assert kept.answer().body == b"waited"
 
