@@ -173,7 +173,9 @@ class FleetHost:
     def kill_midstream(self) -> None:
         """kill -9 of keeper and agent at the same moment: nobody answers until `start_agent`. Services go on."""
         status = self.status()
-        self.box.run("kill", "-9", str(status["keeper"]["pid"]), str(status["agent"]["pid"]))
+        keeper, agent = str(status["keeper"]["pid"]), str(status["agent"]["pid"])
+        self.box.run("kill", "-STOP", agent)  # else it may have started the next keeper before its turn comes
+        self.box.run("kill", "-9", keeper, agent)
         if self.agent is not None:
             self.agent.wait(20.0)
 
