@@ -16,8 +16,9 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    with new_machine() as started:
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """Its parameter, where it has one: MIDSTREAM_LEASE_S."""
+    with new_machine(**({"MIDSTREAM_LEASE_S": request.param} if hasattr(request, "param") else {})) as started:
         yield started
 
 

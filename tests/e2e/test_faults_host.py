@@ -37,6 +37,7 @@ def test_second_deploy_is_refused_with_who_and_since_when(project: Project, mach
     assert machine.app()["deploy"] is None
 
 
+@pytest.mark.parametrize("machine", ["", "2"], indirect=True, ids=["as it is", "as it is set"])
 def test_killed_deployer_leaves_a_lease_that_runs_out(project: Project, machine: Machine) -> None:
     """No `resume`, no `abort`: the agent puts it back by itself, and nothing stays locked."""
     good = project.deployed()
