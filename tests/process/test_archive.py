@@ -91,36 +91,36 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        tar_of((member("/etc/evil"), b"x")),
-        tar_of((member("../evil"), b"x")),
-        tar_of((member("a/../../evil"), b"x")),
-        tar_of((member("b"), b"x")),
-        tar_of((member("ab"), b"x")),
-        tar_of((member("a", tarfile.SYMTYPE, "/etc"), b"")),
-        tar_of((member("a", tarfile.SYMTYPE, ".."), b""), (member("a/evil"), b"x")),
-        tar_of((member("a/x"), b"x"), (member("a/y", tarfile.LNKTYPE, "a/x"), b"")),
-        tar_of((member("a", tarfile.CHRTYPE), b"")),
-        tar_of((member("a", tarfile.FIFOTYPE), b"")),
-        tar_of((member("a/x"), b"x"), (member("a/x"), b"y")),
-        tar_of((member("a"), b"x"), (member("a/x"), b"y")),
-        tar_of((member("a/x/y"), b"x"), (member("a/x"), b"y")),
-        tar_of((member("a/./x"), b"x")),
-        tar_of((member("a//x"), b"x")),
-        tar_of(),
-        tar_of((member("a"), b"x"), label={"tree": "0" * 40, "files": ["a"]}),
-        tar_of((member("a"), b"x"), label={"tree": TREE, "files": ["a", "b"]}),
-        tar_of((member("a"), b"x"), label=["nonsense"]),
-        tar_of((member("a"), b"x" * 5000))[:-40],
-        tar_of((member("a"), os.urandom(5000)))[:2000],
-        b"not an archive at all",
-        b"",
-        gzip.compress(b"x" * 3000),
-        gzip.compress(b""),
-    ],
-)
+DAMAGED = [
+    tar_of((member("/etc/evil"), b"x")),
+    tar_of((member("../evil"), b"x")),
+    tar_of((member("a/../../evil"), b"x")),
+    tar_of((member("b"), b"x")),
+    tar_of((member("ab"), b"x")),
+    tar_of((member("a", tarfile.SYMTYPE, "/etc"), b"")),
+    tar_of((member("a", tarfile.SYMTYPE, ".."), b""), (member("a/evil"), b"x")),
+    tar_of((member("a/x"), b"x"), (member("a/y", tarfile.LNKTYPE, "a/x"), b"")),
+    tar_of((member("a", tarfile.CHRTYPE), b"")),
+    tar_of((member("a", tarfile.FIFOTYPE), b"")),
+    tar_of((member("a/x"), b"x"), (member("a/x"), b"y")),
+    tar_of((member("a"), b"x"), (member("a/x"), b"y")),
+    tar_of((member("a/x/y"), b"x"), (member("a/x"), b"y")),
+    tar_of((member("a/./x"), b"x")),
+    tar_of((member("a//x"), b"x")),
+    tar_of(),
+    tar_of((member("a"), b"x"), label={"tree": "0" * 40, "files": ["a"]}),
+    tar_of((member("a"), b"x"), label={"tree": TREE, "files": ["a", "b"]}),
+    tar_of((member("a"), b"x"), label=["nonsense"]),
+    tar_of((member("a"), b"x" * 5000))[:-40],
+    tar_of((member("a"), os.urandom(5000)))[:2000],
+    b"not an archive at all",
+    b"",
+    gzip.compress(b"x" * 3000),
+    gzip.compress(b""),
+]
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=[str(number) for number in range(len(DAMAGED))])
 def test_whatever_is_in_it_nothing_lands_outside_and_it_is_refused(data: bytes, tmp_path: Path) -> None:
     out = tmp_path / "deep/out"
     out.mkdir(parents=True)
