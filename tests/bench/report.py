@@ -77,6 +77,7 @@ def page(record: Record) -> str:
     """`docs/benchmarks.md`."""
     machine = record["machine"]
     quick = ["**A quick run: it shows that the benchmarks work; do not quote its numbers.**", ""]
+    runs = "one run" if record["runs"] == 1 else f"medians of {record['runs']} runs"
     return "\n".join(
         [
             "# Benchmarks",
@@ -85,7 +86,7 @@ def page(record: Record) -> str:
             "",
             *(quick if record["quick"] else []),
             f"{record['date']}, {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, "
-            f"Linux {machine['kernel']}, Python {machine['python']}; medians of {record['runs']} runs"
+            f"Linux {machine['kernel']}, Python {machine['python']}; {runs}"
             f" (lowest-highest), load before: {machine['load']}.",
             "",
             *_markdown([HEAD, *rows(record, "<br>")]),

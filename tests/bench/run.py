@@ -138,7 +138,7 @@ def _machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "memory_gb": round(pages / 1e9),
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
         "load": " ".join(f"{number:.2f}" for number in os.getloadavg()),
     }
