@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from midstream.cli.demo import picture, report
+from midstream.cli.demo import own_wheel, picture, report
 from midstream.cli.demo.board import Board, Handover, Kill
 from midstream.cli.demo.clients import Sample, Seen
 from midstream.cli.demo.evidence import Began, Fact, Job, Verdict, judge, read_log, reigns
@@ -226,6 +229,11 @@ def begun(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.kill()
         process.wait()
         process.stdout.close()
+        if lines and (folder := folder_of(lines)):
+            gone(folder, 60.0)
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # of the demo that was killed: outside tmp_path where that is long
 
 
 def test_an_interrupt_leaves_nothing(begun: tuple[subprocess.Popen[str], str]) -> None:
@@ -405,6 +413,22 @@ def test_the_small_project_is_a_project_of_one_file_each() -> None:
         Prospect.DOES_NOT_BOOT,
         Prospect.ANSWERS_500,
     ]
+
+
+def test_releases_get_the_midstream_that_runs_the_demo(tmp_path: Path) -> None:
+    """Its wheel can be installed, is a program, and asks the index for what pyproject.toml asks for."""
+    wheel = own_wheel.build(tmp_path / "wheels")
+    home = tmp_path / "venv"
+    venv.create(home)
+    pip = [sys.executable, "-m", "pip", "--python", str(home), "install", "-q", "--no-index", "--no-deps"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    told = subprocess.run([home / "bin" / "midstream", "serve", "--help"], capture_output=True, text=True, check=True)
+    assert "--workers" in told.stdout
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert list(own_wheel.SERVE) == project["optional-dependencies"]["serve"]
+    [metadata] = home.glob("lib/python3*/site-packages/midstream-*.dist-info/METADATA")
+    needed = [line for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist: ")]
+    assert needed == [f'Requires-Dist: {one}; extra == "serve"' for one in own_wheel.SERVE]
 
 
 def test_only_other_languages_go_out_of_a_wheel(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ Here: files and commits, nothing else. What runs them is the demo's private agen
 
 from __future__ import annotations
 
+from midstream.cli.demo.own_wheel import REQUIREMENT
 from midstream.cli.demo.process_log import PROCESSES
 from midstream.cli.demo.project_kind import Change, ProjectKind, Prospect, Traffic
 
 HOST = "shop.example.com"
-REQUIREMENTS = "Django==5.2.*\ngunicorn==27.0.1\nwhitenoise==6.*\n"
+REQUIREMENTS = f"Django==5.2.*\n{REQUIREMENT}\nwhitenoise==6.*\n"
 
 _TOML = """\
 app = "shop"
@@ -34,7 +35,7 @@ run = [
 run = "python manage.py migrate --noinput"
 
 [services.web]
-command = "gunicorn shop.wsgi:application --workers 2 --worker-class gthread --threads 4"
+command = "midstream serve shop.wsgi:application --workers 2 --hooks hooks.py"
 listen = ["tcp://127.0.0.1:${port}"]
 health = { http = "/up", host = "shop.example.com" }
 
@@ -59,7 +60,7 @@ ROOT_URLCONF = "shop.urls"
 WSGI_APPLICATION = "shop.wsgi.application"
 INSTALLED_APPS = ["django.contrib.staticfiles", "shop"]
 MIDDLEWARE = [
-    "shop.middleware.name_the_release",
+    # middleware
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -86,36 +87,15 @@ STORAGES = {
 }
 """
 
-_MIDDLEWARE = """\
-from processes import RELEASE_FOLDER
-
-
-def name_the_release(get_response):
-    release = RELEASE_FOLDER.rpartition("/")[2]
-
-    def middleware(request):
-        response = get_response(request)
-        response["X-Release"] = release
-        return response
-
-    return middleware
-"""
-
 _MIDDLEWARE_500 = """\
 from django.conf import settings
 
-from processes import RELEASE_FOLDER
 
-
-def name_the_release(get_response):
-    release = RELEASE_FOLDER.rpartition("/")[2]
-
+def close_the_shop(get_response):
     def middleware(request):
         if settings.MAINTENANCE:  # nobody has set it: each page is now an AttributeError
             request.path_info = "/sorry"
-        response = get_response(request)
-        response["X-Release"] = release
-        return response
+        return get_response(request)
 
     return middleware
 """
@@ -221,14 +201,12 @@ processes.began()
 application = get_wsgi_application()
 """
 
-_GUNICORN = """\
+_HOOKS = """\
 import processes
 
-control_socket_disable = True  # it would be one for all generations, in the home folder
 
-
-def on_starting(server):
-    processes.began()  # the master; each worker says so itself when it loads the app
+def after_fork(worker):
+    processes.began()  # each worker; the process that loads the app for all of them says so itself
 """
 
 _WORK = '''\
@@ -303,12 +281,11 @@ def _first() -> dict[str, str]:
         "midstream.toml": _TOML,
         "requirements.txt": REQUIREMENTS,
         "manage.py": _MANAGE,
-        "gunicorn.conf.py": _GUNICORN,
+        "hooks.py": _HOOKS,
         "processes.py": PROCESSES,
         ".gitignore": "/.venv/\n/static/\n__pycache__/\n",
         "shop/__init__.py": "",
-        "shop/settings.py": _SETTINGS,
-        "shop/middleware.py": _MIDDLEWARE,
+        "shop/settings.py": _SETTINGS.replace("    # middleware\n", ""),
         "shop/models.py": _MODELS.replace("{more}", ""),
         "shop/views.py": _VIEWS,
         "shop/urls.py": _URLS,
@@ -332,7 +309,7 @@ def _migration(after: str, field: str, kind: str) -> str:
 
 
 DJANGO = ProjectKind(
-    name="a Django shop: gunicorn, SQLite, a job worker",
+    name="a Django shop: midstream serve, SQLite, a job worker",
     wheels=REQUIREMENTS,
     changes=(
         Change("Open the shop", Prospect.GOOD, _first()),
@@ -365,7 +342,11 @@ DJANGO = ProjectKind(
         Change(
             "Read a setting that nobody has set",
             Prospect.ANSWERS_500,
-            {"shop/wsgi.py": _WSGI, "shop/middleware.py": _MIDDLEWARE_500},
+            {
+                "shop/wsgi.py": _WSGI,
+                "shop/middleware.py": _MIDDLEWARE_500,
+                "shop/settings.py": _SETTINGS.replace("# middleware", '"shop.middleware.close_the_shop",'),
+            },
         ),
     ),
     traffic=Traffic(host=HOST, page="/", slow_page="/report", order="/order"),

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from midstream.cli.demo import own_wheel
 from midstream.errors import HostError
 
 _TRANSLATION = re.compile(r"/locale/(?!en/)[A-Za-z_]+/")
@@ -35,10 +36,12 @@ async def installer(folder: Path, tell: Callable[[str], None]) -> list[str]:
 
 
 async def fetch(pip: list[str], requirements: str, folder: Path) -> list[str]:
-    """Downloads wheels of `requirements` and all they need; returns their file names. Raises HostError."""
+    """Downloads wheels of `requirements` and all they need; returns their file names. Midstream itself is this very copy,
+    whatever the index has under its name. Raises HostError."""
     folder.mkdir(parents=True, exist_ok=True)
+    own = await asyncio.to_thread(own_wheel.build, folder / "own")
     wanted = folder / "requirements.txt"
-    wanted.write_text(requirements, encoding="ascii")
+    wanted.write_text(requirements.replace(own_wheel.REQUIREMENT, f"{own}[serve]"), encoding="utf-8")
     await _run(
         *(*pip, "download", "-q", "--disable-pip-version-check", "--only-binary", ":all:", "-d", str(folder)),
         *("-r", str(wanted)),
