@@ -27,7 +27,7 @@ from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.names import parse_key
 from midstream.core.phases import Phase
 from midstream.core.service import Service
-from midstream.core.turn import goes_cold, goes_quiet
+from midstream.core.wanted import goes_cold, goes_quiet
 from midstream.errors import AppError, HostError, MidstreamError
 from midstream.linux import clock
 

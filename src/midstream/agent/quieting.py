@@ -1,6 +1,6 @@
 """`quiet` on request: workers begin no further job for a while, and fetch again when it ends, whatever happens meanwhile.
 
-What lives here: the order of asking, waiting and telling. What must not: when a quiet ends (`core/turn.py`: at its
+What lives here: the order of asking, waiting and telling. What must not: when a quiet ends (`core/succession.py`: at its
 deadline, by `Waken`, with a handover, with a start or stop). Runs in the agent's loop.
 """
 

@@ -41,7 +41,7 @@ leads back to the old release, after it forward to the new one.
 
 _PHASES = """## Phases of a handover
 
-Where a candidate stands (`core/phases.py`); `core/turn.py` moves it on when what its phase waits for has come. Any
+Where a candidate stands (`core/phases.py`); `core/handover.py` moves it on when what its phase waits for has come. Any
 failure before the commit ends the handover: the candidate is failed, and the old generation serves as before; or, when
 its workers were told to be quiet, which cannot be undone, a fresh generation of the old release does.
 

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-TURN, SERVICE, GENERATION, INTENT = "turn.py", "service.py", "generation.py", "intent.py"
+CONVERGING = "converging.py"
+GENERATION = "generation.py"
+HANDOVER = "handover.py"
+INSTANCES = "instances.py"
+INTENT = "intent.py"
+READOPTING = "readopting.py"
+SERVICE = "service.py"
+SUCCESSION = "succession.py"
+TURN = "turn.py"
+WANTED = "wanted.py"
 
 
 @dataclass(frozen=True)
@@ -28,52 +37,52 @@ MUTANTS = (
         "commit before proven",
         (
             (GENERATION, "(_S.PREPARED, _E.COMMIT): None,", "(_S.PREPARED, _E.COMMIT): _S.COMMITTED,"),
-            (TURN, "not in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED):", "in ():"),
+            (HANDOVER, "not in (Phase.PROVEN, Phase.SOAKING, Phase.SOAKED):", "in ():"),
             (INTENT, "_S.PUBLISHING: {", "_S.PUBLISHING: {_E.COMMIT: _S.COMMITTED, "),
         ),
     ),
-    _one("one healthy slot proves all", TURN, "return slots <= healthy", "return bool(slots & healthy)"),
+    _one("one healthy slot proves all", WANTED, "return slots <= healthy", "return bool(slots & healthy)"),
     _one(
         "ready counts as healthy",
-        TURN,
+        INSTANCES,
         "if generation.state in PROVISIONAL and (generation.plan.confirm or instance.is_throwaway):",
         "if False:",
     ),
     _one(
         "a draining generation is started again",
-        TURN,
-        "        if generation.state not in PROVISIONAL:\n            return frozenset()\n        handover",
-        "        if generation.state is GenerationState.DRAINING:\n            return slots\n        handover",
+        WANTED,
+        "    if generation.state not in PROVISIONAL:\n        return frozenset()\n    handover",
+        "    if generation.state is GenerationState.DRAINING:\n        return slots\n    handover",
     ),
-    _one("forget to wake the parked", TURN, "old.plan.unpark_signal))", "''))"),
+    _one("forget to wake the parked", CONVERGING, "old.plan.unpark_signal))", "''))"),
     _one(
         "wake the parked after the new one stops",
-        TURN,
-        "        self._wake()\n        self._tell_quiet()\n        self._progress()",
-        "        self._progress()\n"
-        "        for item in self.service.generations:\n"
-        "            if item.state in ENDING:\n"
-        "                self._stop_surplus(item, frozenset())\n"
-        "        self._wake()",
+        CONVERGING,
+        "    _wake(turn)\n    tell_quiet(turn)\n    progress(turn)",
+        "    progress(turn)\n"
+        "    for item in turn.service.generations:\n"
+        "        if item.state in ENDING:\n"
+        "            _stop_surplus(turn, item, frozenset())\n"
+        "    _wake(turn)",
     ),
     _one(
         "waking is stored before it is done",
-        TURN,
+        CONVERGING,
         "if not asleep and not any(item.signalled_s for item in mine):",
         "if True:",
         often=False,
     ),
     _one(
         "the soak drains the old",
-        TURN,
-        "        self._advance(generation, GenerationEvent.SOAK)\n",
-        "        self._advance(generation, GenerationEvent.SOAK)\n        self._supersede_committed()\n",
+        HANDOVER,
+        "    turn.advance(generation, GenerationEvent.SOAK)\n",
+        "    turn.advance(generation, GenerationEvent.SOAK)\n    supersede_committed(turn)\n",
     ),
     _one(
         "a crash is made good from the new release",
-        TURN,
-        "instance.generation,\n                instance.slot,\n                InstanceState.WAITING,",
-        "self.service.generations[-1].number,\n                instance.slot,\n                InstanceState.WAITING,",
+        INSTANCES,
+        "instance.generation,\n            instance.slot,\n            InstanceState.WAITING,",
+        "turn.service.generations[-1].number,\n            instance.slot,\n            InstanceState.WAITING,",
     ),
     _one(
         "replace: the old comes back beside the failed",
@@ -83,23 +92,25 @@ MUTANTS = (
     ),
     _one(
         "replace: the new starts beside the old",
-        TURN,
+        WANTED,
         'return candidate.plan.policy == "replace" and any(',
         "return any([]) and any(",
     ),
-    _one("stopped and wanted again stays down", TURN, "again=found.again or again or stopped", "again=not stopped"),
+    _one(
+        "stopped and wanted again stays down", INSTANCES, "again=found.again or again or stopped", "again=not stopped"
+    ),
     _one(
         "a crash of the candidate is passed over",
-        TURN,
+        INSTANCES,
         "if not stopped and wanted and generation.state in PROVISIONAL:",
         "if not stopped and wanted and generation.state is GenerationState.PREPARED:",
     ),
-    _one("a lost proof is filled up", TURN, "    turn.miss()\n", "", often=False),
-    _one("a hold is passed over", TURN, "return self.service.hold is None or instance", "return True or instance"),
+    _one("a lost proof is filled up", TURN, "    miss(turn)\n", "", often=False),
+    _one("a hold is passed over", WANTED, "return service.hold is None or instance", "return True or instance"),
     Mutant(
         "a hold never expires",
         (
-            (TURN, "            self.service = replace(self.service, hold=None)", "            pass"),
+            (TURN, "        turn.service = replace(turn.service, hold=None)", "        pass"),
             (SERVICE, "        times.append(service.hold.deadline_s)", "        pass"),
         ),
     ),
@@ -118,19 +129,32 @@ MUTANTS = (
     ),
     _one(
         "a restored committed process must be ready in time",
-        TURN,
-        "deadline_s=self.now_s + generation.plan.start_timeout_s if prepared else 0.0,",
-        "deadline_s=self.now_s + generation.plan.start_timeout_s,",
+        READOPTING,
+        "deadline_s=turn.now_s + generation.plan.start_timeout_s if prepared else 0.0,",
+        "deadline_s=turn.now_s + generation.plan.start_timeout_s,",
     ),
-    _one("attempts are named twice", TURN, "attempt=last + 1, last_exit=last_exit", "attempt=0, last_exit=last_exit"),
     _one(
-        "a drain has no end", TURN, "deadline_s=max(deadline, self.now_s), signalled_s", "deadline_s=0.0, signalled_s"
+        "attempts are named twice",
+        CONVERGING,
+        "attempt=last + 1, last_exit=last_exit",
+        "attempt=0, last_exit=last_exit",
     ),
-    _one("a stop is never followed by a kill", TURN, "deadline_s=self.now_s + plan.stop_timeout_s)", "deadline_s=0.0)"),
+    _one(
+        "a drain has no end",
+        INSTANCES,
+        "deadline_s=max(deadline, turn.now_s), signalled_s",
+        "deadline_s=0.0, signalled_s",
+    ),
+    _one(
+        "a stop is never followed by a kill",
+        INSTANCES,
+        "deadline_s=turn.now_s + plan.stop_timeout_s)",
+        "deadline_s=0.0)",
+    ),
     _one(
         "the dead are not swept",
-        TURN,
-        "self.effects.append(Sweep(event.generation, event.slot, event.attempt))\n        if instance is None or",
+        INSTANCES,
+        "turn.effects.append(Sweep(event.generation, event.slot, event.attempt))\n    if instance is None or",
         "if instance is None or",
     ),
     _one(
@@ -141,29 +165,29 @@ MUTANTS = (
     ),
     _one(
         "a failed generation is forgotten at once",
-        TURN,
-        "if generation.state in ENDING and not self.service.of(generation.number):",
+        CONVERGING,
+        "if generation.state in ENDING and not turn.service.of(generation.number):",
         "if generation.state in ENDING:",
     ),
-    _one("surge stops what it started", TURN, " | {item.slot for item in mine}", ""),
+    _one("surge stops what it started", WANTED, " | {item.slot for item in mine}", ""),
     _one(
         "the commit leaves the old one committed",
-        TURN,
-        "        self._supersede_committed()\n        self._advance(generation, GenerationEvent.COMMIT)",
-        "        self._advance(generation, GenerationEvent.COMMIT)",
+        HANDOVER,
+        "    supersede_committed(turn)\n    turn.advance(generation, GenerationEvent.COMMIT)",
+        "    turn.advance(generation, GenerationEvent.COMMIT)",
     ),
     _one(
         "commit beside workers that fetch",
-        TURN,
-        "if old is not None and goes_quiet(old, generation):\n            self",
-        "if False:\n            self",
+        HANDOVER,
+        "if old is not None and goes_quiet(old, generation):\n        turn.service",
+        "if False:\n        turn.service",
     ),
-    _one("told to be quiet is quiet", TURN, "if not item.quiet]", "if not item.quieted]"),
+    _one("told to be quiet is quiet", HANDOVER, "if not item.quiet]", "if not item.quieted]"),
     _one(
         "a quiet worker that ended is started again",
-        TURN,
-        "return judged if self.service.want_up else frozenset()",
-        "return slots if self.service.want_up else frozenset()",
+        WANTED,
+        "return judged if service.want_up else frozenset()",
+        "return slots if service.want_up else frozenset()",
     ),
     _one(
         "orders stand while it is quiet",
@@ -172,34 +196,39 @@ MUTANTS = (
         "    if False:\n        return {}",
         often=False,
     ),
-    _one("a quiet is woken by nobody", TURN, "        if not old.quieted and not told:\n", "        if True:\n"),
+    _one("a quiet is woken by nobody", SUCCESSION, "    if not old.quieted and not told:\n", "    if True:\n"),
     Mutant(
         "a quiet never expires",
         (
-            (TURN, "if quiet is not None and quiet.deadline_s and quiet.deadline_s <= self.now_s:", "if False:"),
+            (TURN, "if quiet is not None and quiet.deadline_s and quiet.deadline_s <= turn.now_s:", "if False:"),
             (SERVICE, "        times.append(service.quiet.deadline_s)", "        pass"),
         ),
         often=False,
     ),
-    _one("a quiet one is told again", TURN, "if not instance.quieted:  # else", "if True:  # else"),
+    _one("a quiet one is told again", INSTANCES, "if not instance.quieted:  # else", "if True:  # else"),
     _one(
         "each agent quiets again",
-        TURN,
-        "known = replace(known, quieted=quieted, unsure=quieted, told_s=self.now_s if quieted else 0.0)",
+        READOPTING,
+        "known = replace(known, quieted=quieted, unsure=quieted, told_s=turn.now_s if quieted else 0.0)",
         "pass",
     ),
-    _one("a booting worker is told to be quiet", TURN, "draining = draining and instance.quieted  # it", "pass  # it"),
+    _one(
+        "a booting worker is told to be quiet",
+        CONVERGING,
+        "draining = draining and instance.quieted  # it",
+        "pass  # it",
+    ),
     _one(
         "what ended for good is forgotten",
-        TURN,
-        "self._put_generation(replace(generation, finished=(*generation.finished, instance.slot)))",
+        INSTANCES,
+        "turn.put_generation(replace(generation, finished=(*generation.finished, instance.slot)))",
         "pass",
     ),
     _one(
         "a removed service goes on",
-        TURN,
-        "        self._supersede_committed()\n        self.service = replace(self.service, want_up=False, quiet=None)",
-        "        pass",
+        HANDOVER,
+        "    supersede_committed(turn)\n    turn.service = replace(turn.service, want_up=False, quiet=None)",
+        "    pass",
     ),
     _one(
         "an adopted process is taken for a stray",
@@ -207,23 +236,23 @@ MUTANTS = (
         "if generation is None or last[seen.generation, seen.slot] != seen.attempt:",
         "if generation is None or seen.attempt > 0:",
     ),
-    _one("each agent drains again", TURN, "if generation.state in ENDING and told:", "if False:"),
+    _one("each agent drains again", READOPTING, "if generation.state in ENDING and told:", "if False:"),
     _one(
         "what was told to stop is taken on",
-        TURN,
+        READOPTING,
         "if seen.pid and generation.state is GenerationState.COMMITTED and told:",
         "if False:",
     ),
     _one(
         "an end that was asked for is the last",
-        TURN,
+        INSTANCES,
         " or (event.slot, event.attempt) in generation.told\n",
         "\n",
         often=False,
     ),
     _one(
         "a failed fork is the last end",
-        TURN,
+        INSTANCES,
         "again = again or not event.ran or",
         "again = again or",
         often=False,
