@@ -1,94 +1,219 @@
-"""Upgrade after upgrade of a standalone `midstream serve` under load: code and virtualenv change, the pid does not.
+"""Upgrade after upgrade of a standalone `midstream serve`, WSGI and ASGI, under every kind of client: code and virtualenv
+change, no request fails, the pid stays. And the same load against `--linger 0`, which must fail: else it proves nothing.
 
-MIDSTREAM_SERVE_UPGRADES says how many (4). MIDSTREAM_OTHER_VENV names a virtualenv of another Python version with
+MIDSTREAM_SERVE_UPGRADES says how many (3). MIDSTREAM_OTHER_VENV names a virtualenv of another Python version with
 `midstream[serve]` in it; the releases then alternate between the two versions.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from distance import away
+from nginx_haproxy import IDLE_S, proxy
+from streams import ASGI_APP, WSGI_APP, Streaming, Streams, app_of, streams
 from tests.process.serving import Server, point, running
-from traffic import Clients, traffic
+from traffic import Clients, Traffic, record, traffic
 
-UPGRADES = int(os.environ.get("MIDSTREAM_SERVE_UPGRADES", "4"))
+UPGRADES = int(os.environ.get("MIDSTREAM_SERVE_UPGRADES", "3"))
 OTHER = os.environ.get("MIDSTREAM_OTHER_VENV", "")
+LINGER_S = 2 * IDLE_S
+DISTANCE_S = 0.03
+GRACEFUL_S = 6  # WebSockets and event streams end within 0.6 of it
+NAMES = ("one", "two")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 10 * UPGRADES)]
-
-APP = """
-import os, sys, time
-RELEASE = {release!r}
-def app(environ, start_response):
-    if environ["PATH_INFO"] == "/slow":
-        time.sleep(0.2)
-    body = environ["wsgi.input"].read() if environ["REQUEST_METHOD"] == "POST" else RELEASE.encode()
-    python = "%d.%d" % sys.version_info[:2]
-    start_response("200 OK", [("Content-Length", str(len(body))), ("X-Prefix", sys.prefix), ("X-Python", python)])
-    return [body]
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180 + 20 * UPGRADES), pytest.mark.server("nginx", "haproxy")]
 
 
-def release(folder: Path, name: str, virtualenv: str = "") -> Path:
-    """A release with a virtualenv of its own, which borrows the packages of ours."""
-    made = folder / "releases" / name
-    made.mkdir(parents=True)
-    (made / "app.py").write_text(APP.format(release=name))
-    if virtualenv:
-        (made / ".venv").symlink_to(virtualenv)
-        return made
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made / ".venv")], check=True)
+def virtualenv(folder: Path) -> Path:
+    """One of its own, which borrows the packages of ours."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     import midstream
 
     packages = [str(Path(str(module.__file__)).parents[1]) for module in (midstream, pytest)]
-    (next((made / ".venv/lib").iterdir()) / "site-packages/ours.pth").write_text("\n".join(packages) + "\n")
-    return made
+    (next((folder / "lib").iterdir()) / "site-packages/ours.pth").write_text("\n".join(packages) + "\n")
+    return folder
 
 
-def one_upgrade(server: Server, folder: Path, to: Path) -> None:
-    point(folder, to)
-    answer = server.reload()
-    assert answer.ok, answer.text
-    reply = server.get()
-    assert reply.body == to.name
-    assert Path(reply.headers["X-Prefix"]) == (to / ".venv").resolve()
+@dataclass(frozen=True)
+class Site:
+    """Two servers: `pages` is WSGI, `live` ASGI, each with the releases `one` and `two`."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Site:
+        virtualenvs = (virtualenv(folder / "one.venv"), Path(OTHER) if OTHER else virtualenv(folder / "two.venv"))
+        for server, app in (("pages", WSGI_APP), ("live", ASGI_APP)):
+            for name, made in zip(NAMES, virtualenvs, strict=True):
+                release = folder / server / "releases" / name
+                release.mkdir(parents=True)
+                (release / "app.py").write_text(app_of(app, name))
+                (release / ".venv").symlink_to(made)
+        site = cls(folder)
+        for server in ("pages", "live"):
+            site.point(server, "one")
+        return site
+
+    def point(self, server: str, name: str) -> Path:
+        release = self.folder / server / "releases" / name
+        point(self.folder / server, release)
+        return release
+
+    def unix(self, server: str) -> str:
+        return f"unix://{self.folder}/{server}.sock"
+
+    @property
+    def answered(self) -> Path:
+        """What the ASGI app notes there: `streams.py`."""
+        return self.folder / "answered"
+
+    @contextlib.contextmanager
+    def servers(self, linger_s: int) -> Iterator[tuple[Server, Server]]:
+        words = ("--linger", str(linger_s), "--graceful-timeout", str(GRACEFUL_S))
+        with (
+            running(self.folder / "pages", "--bind", self.unix("pages"), *words) as pages,
+            running(
+                self.folder / "live",
+                *("--bind", self.unix("live")),
+                *words,
+                environment={"ANSWERED": str(self.answered)},
+            ) as live,
+        ):
+            yield pages, live
+
+    def upgrade(self, server: Server, name: str) -> str:
+        """To that release, which answers then. The version of its Python."""
+        release = self.point(server.folder.name, name)
+        answer = server.reload()
+        assert answer.ok, answer.text
+        reply = server.get()
+        assert reply.body == name
+        assert Path(reply.headers["X-Prefix"]) == (release / ".venv").resolve()
+        return str(reply.headers["X-Python"])
+
+
+@contextlib.contextmanager
+def load(site: Site, pages: Server, live: Server) -> Iterator[tuple[Traffic, Streaming]]:
+    """Every kind of client, over TCP and unix, from a distance, behind nginx and HAProxy (which stand at a distance too, keep
+    their connections to the server alive and try nothing again)."""
+    near = {"pages": pages.bind, "live": live.bind}
+    with (
+        away(near, DISTANCE_S) as far,
+        proxy("nginx", site.folder / "nginx", far) as nginx,
+        proxy("haproxy", site.folder / "haproxy", far) as haproxy,
+        traffic(
+            site.folder,
+            *(
+                one
+                for name, address in (("tcp", pages.bind), ("unix", site.unix("pages")))
+                for one in (
+                    Clients(f"{name} pages", address, keep_alive=2, closing=1, pause_s=0.02),
+                    Clients(f"{name} slow", address, path="/slow", timed=False, keep_alive=1, closing=1),
+                    Clients(
+                        f"{name} uploads",
+                        address,
+                        method="POST",
+                        body_bytes=50_000,
+                        upload_s=0.05,
+                        timed=False,
+                        keep_alive=1,
+                        closing=1,
+                    ),
+                )
+            ),
+            Clients("tcp live", live.bind, keep_alive=1, closing=1, pause_s=0.02),
+            Clients("far pages", far["pages"], keep_alive=3, timed=False),
+            Clients("far live", far["live"], keep_alive=3, timed=False),
+            *(
+                one
+                for name, front in (("nginx", nginx), ("haproxy", haproxy))
+                for one in (
+                    Clients(f"{name} pages", front["pages"], keep_alive=2, timed=False),
+                    Clients(f"{name} POST", front["pages"], method="POST", body_bytes=1000, keep_alive=2, timed=False),
+                    Clients(f"{name} live", front["live"], keep_alive=1, timed=False),
+                )
+            ),
+        ) as requests,
+        streams(
+            site.folder,
+            *(
+                Streams(kind, f"{kind} {name}", address)
+                for kind, server in (
+                    ("pipelined", "pages"),
+                    ("download", "pages"),
+                    ("websocket", "live"),
+                    ("events", "live"),
+                )
+                for name, address in (("tcp", near[server]), ("unix", site.unix(server)), ("far", far[server]))
+                if (kind, name) != ("download", "far")
+            ),
+            Streams("websocket", "websocket haproxy", haproxy["live"]),
+            Streams("events", "events nginx", nginx["live"]),
+            Streams("events", "events haproxy", haproxy["live"]),
+        ) as streaming,
+    ):
+        yield requests, streaming
+
+
+def is_alone(server: Server) -> bool:
+    """Whether one generation is left."""
+    generations = server.status()["generations"]
+    assert isinstance(generations, list)
+    return len(generations) == 1
 
 
 def test_upgrades_lose_nothing_and_keep_the_pid(tmp_path: Path) -> None:
-    releases = [release(tmp_path, "one"), release(tmp_path, "two", OTHER)]
-    point(tmp_path, releases[0])
-    unix = tmp_path / "web.sock"
-    with running(tmp_path, "--bind", f"unix:{unix}", "--linger", "2") as server:
-        addresses = (f"tcp://127.0.0.1:{server.port}", f"unix://{unix}")
-        kinds = {"keep_alive": 3, "closing": 2}
-        clients = [
-            one
-            for name, address in zip(("tcp", "unix"), addresses, strict=True)
-            for one in (
-                Clients(f"{name} pages", address, **kinds),
-                Clients(f"{name} slow", address, path="/slow", timed=False, **kinds),
-                Clients(
-                    f"{name} uploads", address, method="POST", body_bytes=50_000, upload_s=0.05, timed=False, **kinds
-                ),
-            )
-        ]
-        pid, seen_prefixes = server.pid, {server.get().headers["X-Python"]}
-        with traffic(tmp_path, *clients) as load:
+    site = Site.make(tmp_path)
+    with site.servers(LINGER_S) as (pages, live):
+        pids, pythons = (pages.pid, live.pid), {str(pages.get().headers["X-Python"])}
+        with load(site, pages, live) as (requests, streaming):
             for number in range(1, UPGRADES + 1):
-                with load.handover():
-                    one_upgrade(server, tmp_path, releases[number % 2])
-                    seen_prefixes.add(server.get().headers["X-Python"])
-            seen = load.stop()
-        assert load.failed == 0, load.failures
-        assert server.pid == pid and server.process.poll() is None
-        assert server.serving()["number"] == UPGRADES + 1
-        assert all(one.requests > UPGRADES for one in seen.values())
-        assert len(seen_prefixes) == (2 if OTHER else 1)
-        server.signal(signal.SIGTERM)
-        assert server.ends() == 0
-        assert server.left() == []
+                with requests.handover():
+                    pythons |= {site.upgrade(server, NAMES[number % 2]) for server in (pages, live)}
+            for server in (pages, live):
+                server.until("all but the last have drained", functools.partial(is_alone, server))
+            seen, streamed = requests.stop(), streaming.stop()
+        assert (requests.failures, streaming.failures) == ({}, {})
+        assert requests.failed == 0
+        assert (pages.pid, live.pid) == pids
+        assert [server.serving()["number"] for server in (pages, live)] == [UPGRADES + 1] * 2
+        releases = {name: set(one.releases) for name, one in seen.items()}
+        releases |= {name: set(one.releases) for name, one in streamed.items()}
+        assert all(met == set(NAMES) for met in releases.values()), releases
+        assert len(pythons) == (2 if OTHER else 1)
+        for server in (pages, live):
+            server.signal(signal.SIGTERM)
+            assert server.ends() == 0
+            assert server.left() == []
+        ends = streaming.figures()["ends"]
+        assert ends["1012"] and ends["between two events"], "the upgrades ended WebSockets and streams"
+        assert streaming.lost(site.answered) == []
+        record(
+            "midstream serve, upgrades under every kind of client",
+            requests.figures() | {"streams": streaming.figures()},
+        )
+
+
+def test_without_linger_the_same_load_fails(tmp_path: Path) -> None:
+    site = Site.make(tmp_path)
+    with site.servers(0) as (pages, live):
+        with load(site, pages, live) as (requests, streaming):
+            for name in ("two", "one"):
+                for server in (pages, live):
+                    site.upgrade(server, name)
+            seen = requests.stop()
+        failed = {name: one.failed for name, one in seen.items()}
+        assert failed["far pages"] + failed["far live"] > 0, failed
+        assert sum(number for name, number in failed.items() if name.startswith(("nginx", "haproxy"))) > 0, failed
+        assert all(one.failed == one.failed_keep_alive for one in seen.values()), "only kept-alive connections can"
+        record("midstream serve, --linger 0", requests.figures() | {"streams": streaming.figures()})
