@@ -25,6 +25,7 @@ from midstream.serve.signals import Act
 from midstream.serve.zygote import Release, Zygote
 
 _STATUS_S = 1.0
+_FEEDS = 3  # within the time-out of a watchdog that we announce ourselves
 _WORDS = {Aim.PROVE: "booting", Aim.SERVE: "serving", Aim.PARK: "parked", Aim.LEAVE: "draining"}
 
 
@@ -80,6 +81,8 @@ class _Alone:
             return 1
         if self.notifier.watchdog_s:
             self._every(self.notifier.watchdog_s, self._feed_watchdog)
+        elif self.settings.timeout_s:
+            self._every(self.settings.timeout_s / _FEEDS, self._feed_own_watchdog)
         zygote.loop.run()
         return zygote.status if zygote.status else EXIT_OK
 
@@ -156,6 +159,11 @@ class _Alone:
 
     def _feed_watchdog(self) -> None:
         self.notifier.send("WATCHDOG=1", self._status_line())
+
+    def _feed_own_watchdog(self) -> None:
+        """Where the service has none: a zygote that hangs is noticed as one of its workers would be. A master asks instead."""
+        if self.is_ready:
+            self.notifier.send("WATCHDOG=1", f"WATCHDOG_USEC={int(self.settings.timeout_s * 1_000_000)}")
 
     def _status_line(self) -> str:
         return f"STATUS={_WORDS[self.zygote.crew.aim]}; {traffic_text(self.zygote.board.traffic())}"

@@ -5,8 +5,8 @@ on and waits for the next master on its takeover socket; one that was never prov
 (`zygote.py`).
 
 Messages, all by `channel.py`. To us: `boot` (settings, generation, release, listeners; descriptors of the listeners), then
-`serve`, `park`, `leave`, `stop`, `workers`, `reopen`. From us: `hello`, then `proven` (with the board), `serving`, `parked`,
-`workers`, `failed`, `asked` (somebody signalled us), `ended`.
+`serve`, `park`, `leave`, `stop`, `workers`, `reopen`, `ask` (whether our loop turns: we say `here`). From us: `hello`, then
+`proven` (with the board), `serving`, `parked`, `workers`, `failed`, `asked` (somebody signalled us), `ended`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> int:
         midstream=midstream.__version__,
         python=platform.python_version(),
         pid=os.getpid(),
+        answers=True,
     )
     boot = _wait_for_boot(channel)
     if boot is None:
@@ -165,6 +166,8 @@ class _Below:
                 zygote.count(message.number("count", zygote.crew.count))
             case "reopen":
                 zygote.reopen()
+            case "ask":
+                self.talk.send("here")
 
     def _master_gone(self) -> None:
         """What serves goes on, and so does what drains; what is not yet needed ends."""
@@ -233,6 +236,7 @@ class _Below:
             leaving=zygote.crew.aim is Aim.LEAVE,
             count=zygote.crew.count,
             pids=list(zygote.pids()),
+            answers=True,
         )
         zygote.title()
 

@@ -18,6 +18,7 @@ from midstream.serve.board import Board
 from midstream.serve.contract import Traffic
 from midstream.serve.interpreter import Source
 from midstream.serve.loop import Loop, Talk, Timer
+from midstream.serve.master.beat import Beat
 from midstream.serve.master.spawning import Spawned
 from midstream.serve.settings import Settings
 
@@ -60,6 +61,8 @@ class Generation:
     cuts: tuple[int, int] = (0, 0)  # requests, WebSockets
     leaving_since_s: float = 0.0
     zygote_lost: bool = False
+    answers: bool = False  # a zygote of this version: it says whether its loop turns
+    beat: Beat | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +84,22 @@ class Generation:
             self.timer.cancel()
             self.timer = None
 
+    def watch(self, loop: Loop, hangs: Callable[[float], None]) -> None:
+        """From when it is there to do things; not while it loads the app. Idempotent."""
+        if self.answers and self.beat is None and self.pid:
+            self.beat = Beat(loop, self.settings.timeout_s, lambda: self.talk.send("ask"), hangs)
+
+    def close_beat(self) -> None:
+        if self.beat is not None:
+            self.beat.close()
+
+    def kill_zygote(self) -> None:
+        """It alone: its workers serve on."""
+        if self.pidfd >= 0:
+            process.send_by_pidfd(self.pidfd, signal.SIGKILL)
+        elif self.pid:
+            os.kill(self.pid, signal.SIGKILL)  # our child, not reaped yet: the number is its own
+
     def close_private(self) -> None:
         """The health check is over: nobody else was told the address."""
         if self.private is not None:
@@ -101,6 +120,7 @@ class Generation:
     def orphaned(self) -> list[Orphan]:
         """After the zygote's death: its workers that live. A number that is somebody else's by now is not of its session."""
         zygote, self.pid = self.pid, 0
+        self.close_beat()
         for pid in self.worker_pids:
             pidfd = process.open_pidfd(pid)
             stat = process.read_stat(pid)
@@ -117,6 +137,7 @@ class Generation:
         """When it is gone."""
         self.state = State.GONE
         self.cancel_timer()
+        self.close_beat()
         self.close_private()
         self.talk.close()
         if self.board is not None:

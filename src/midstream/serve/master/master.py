@@ -137,7 +137,11 @@ class Master:
         try:
             pid_file.write(self.settings.pid_file)
         except OSError as error:
-            raise HostError(f"{self.settings.pid_file} cannot be written: {error.strerror}", where="--pid") from error
+            raise HostError(
+                f"{self.settings.pid_file} cannot be written: {error.strerror}",
+                where="--pid",
+                remedy="name a file in a folder that the server's user may write in",
+            ) from error
 
     def _remove_unix_paths(self, given: list[tuple[str, socket.socket]]) -> None:
         """Only when the last of ours has ended: what outlives us still serves there."""
@@ -167,6 +171,8 @@ class Master:
         generation.pidfd = pidfd
         generation.worker_pids = words.numbers("pids")
         generation.board = self._board(taken.board_fd)
+        generation.answers = bool(words.body.get("answers"))
+        self._watch(generation)
         self.loop.watch(pidfd, lambda: self._adopted_ended(generation))
         self.voice.info(f"took over {generation.name}, zygote {taken.pid}, from a master that is gone")
         self._is_ours(generation, bool(words.body.get("leaving")))
@@ -237,7 +243,12 @@ class Master:
             self._fail(error)
             return
         except OSError as error:
-            self._fail(HostError(f"no process could be started: {error.strerror}"))
+            self._fail(
+                HostError(
+                    f"no process could be started: {error.strerror}",
+                    remedy="see the limits of its user (`ulimit -u`) and the memory that is left",
+                )
+            )
             return
         new = self._make(self._number, settings, source, spawned.pid, spawned.channel)
         new.spawned = spawned
@@ -280,7 +291,10 @@ class Master:
         except MidstreamError:
             raise
         except (Exception, SystemExit) as error:
-            raise OperatorError(f"the settings cannot be read: {type(error).__name__}: {error}") from error
+            raise OperatorError(
+                f"the settings cannot be read: {type(error).__name__}: {error}",
+                remedy="mend the file of --config; the server goes on with the old ones",
+            ) from error
 
     def _make(self, number: int, settings: Settings, source: Source, pid: int, channel: messages.Channel) -> Generation:
         generation: Generation
@@ -381,7 +395,9 @@ class Master:
             self._retire(new)
 
     def _tell_failed(self) -> None:
-        failure = self._failure or AppError("the release did not start")
+        failure = self._failure or AppError(
+            "the release did not start", remedy="look in the log for what its last process said"
+        )
         self._failure = None
         if self.committed is not None and not failure.serving:
             failure.serving = f"{self.committed.name}, as before"
@@ -432,6 +448,7 @@ class Master:
                 generation.board = self._board(message.fds[0]) if message.fds else None
                 generation.state = State.PROVEN
                 generation.cancel_timer()
+                self._watch(generation)
                 self._event(Event.PROVEN)
             case "serving" if generation is self.new:
                 self._event(Event.SERVING)
@@ -450,6 +467,8 @@ class Master:
                 self._asked_by_zygote(generation, message)
             case "left":
                 self._has_left(generation)
+            case "here" if generation.beat is not None:
+                generation.beat.heard()
             case "ended":
                 generation.cuts = (message.number("requests"), message.number("websockets"))
 
@@ -468,6 +487,7 @@ class Master:
             )
             return
         assert generation.private is not None
+        generation.answers = bool(message.body.get("answers"))
         listeners = [*self.listeners, (listening.PRIVATE_NAME, generation.private)]
         spawning.boot(
             generation.talk.channel, generation.settings, generation.source, generation.number, self.count, listeners
@@ -495,6 +515,19 @@ class Master:
         elif act is Act.QUICK:
             generation.talk.send("stop")
 
+    # ---- zygotes that hang
+
+    def _watch(self, generation: Generation) -> None:
+        generation.watch(self.loop, partial(self._zygote_hangs, generation))
+
+    def _zygote_hangs(self, generation: Generation, seconds: float) -> None:
+        """Its workers are none the worse, but nobody replaces one that dies, and nobody tells them to drain."""
+        self.voice.error(
+            f"{generation.name}: the zygote {generation.pid} hangs: it has not answered for {seconds:g} s; it is killed, "
+            "and its workers go on without it"
+        )
+        generation.kill_zygote()
+
     # ---- generations end
 
     def _retire(self, generation: Generation) -> None:
@@ -519,6 +552,9 @@ class Master:
         generation.set_timer(self.loop, max(graceful_s, linger_s) + _SPARE_S, generation.kill_all)
         if generation not in self.draining:
             self.draining.append(generation)
+        self._watch(generation)
+        if generation.beat is not None:
+            generation.beat.hurry(_LEFT_S)  # one that hangs would tell its workers nothing, until all are killed
         self._see_whether_gone(generation)
         self._tick()
 
@@ -562,6 +598,8 @@ class Master:
             )
             generation.zygote_lost = True
             self._lost()
+        elif generation in self.draining:
+            self._leave_orphans(generation)  # what it had not told them, or could not
         self._see_whether_gone(generation)
 
     def _lost(self) -> None:
