@@ -117,7 +117,11 @@ def gid_named(name: str, where: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise OperatorError(f"there is no group {name!r} on this host", where=where) from None
+        raise OperatorError(
+            f"there is no group {name!r} on this host",
+            where=where,
+            remedy="make it (groupadd), or name one that this host has",
+        ) from None
 
 
 def grants_folder() -> str:
@@ -135,7 +139,11 @@ def read_grant(app: str, folder: str = "") -> Grant | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise NotAllowedError(f"the grant cannot be read: {error.strerror}", where=path) from error
+        raise NotAllowedError(
+            f"the grant cannot be read: {error.strerror}",
+            where=path,
+            remedy="the file has to be root's, and readable by the agent: look at its permissions",
+        ) from error
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(file.fileno())
         _require_roots(found, path)
@@ -148,11 +156,19 @@ def read_grant(app: str, folder: str = "") -> Grant | None:
         try:
             body = tomllib.load(file)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise NotAllowedError(f"the grant is not valid TOML: {error}", where=path) from error
+            raise NotAllowedError(
+                f"the grant is not valid TOML: {error}",
+                where=path,
+                remedy="mend it, or have it written anew: midstream agent allow --help",
+            ) from error
     try:
         return from_wire(Grant, body)
     except WireError as error:
-        raise NotAllowedError(f"the grant is not valid: {error}", where=path) from error
+        raise NotAllowedError(
+            f"the grant is not valid: {error}",
+            where=path,
+            remedy="mend it, or have it written anew: midstream agent allow --help",
+        ) from error
 
 
 def _require_roots(found: os.stat_result, path: str) -> None:
@@ -190,7 +206,10 @@ def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = "
     """
     if agent_uid != 0:
         if peer.uid not in (0, agent_uid):
-            raise NotAllowedError(f"this agent serves {account_of_uid(agent_uid).name} only")
+            raise NotAllowedError(
+                f"this agent serves {account_of_uid(agent_uid).name} only",
+                remedy="name your own agent's socket (--socket), or ask root to install one for all: midstream agent install",
+            )
         return agent_uid
     if peer.uid == 0:
         if spec.user:
@@ -205,6 +224,8 @@ def owner_for_new_app(peer: Peer, spec: AppSpec, agent_uid: int, folder: str = "
             f"the grant of app {spec.app!r} is for {grant.owner} in {grant.deploy_to}, not for {peer.name} in"
             f" {spec.deploy_to}",
             where=f"{folder}/{spec.app}.toml",
+            remedy=f"as root: midstream agent allow {peer.name}:{spec.app}:{spec.deploy_to}; "
+            f"or deploy as {grant.owner} to {grant.deploy_to}",
         )
     if _owner_of(spec.deploy_to) == peer.uid:
         return peer.uid

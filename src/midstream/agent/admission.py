@@ -16,6 +16,7 @@ import signal
 from typing import Any
 
 from midstream.agent.accounts import account_of_uid
+from midstream.agent.params import OF_THE_CLIENT
 from midstream.agent.plans import plan_of, profile_of
 from midstream.agent.spawning import (
     Listeners,
@@ -65,7 +66,9 @@ def read_spec(body: Any) -> AppSpec:
     try:
         spec = from_wire(AppSpec, body, "spec")
     except (WireError, OverflowError, RecursionError) as error:
-        raise OperatorError(f"the configuration that was sent does not fit this agent: {error}") from error
+        raise OperatorError(
+            f"the configuration that was sent does not fit this agent: {error}", remedy=OF_THE_CLIENT
+        ) from error
     _check_names(spec)
     _check_values(spec, "")
     for service in spec.services.values():
@@ -82,13 +85,23 @@ def _check_names(spec: AppSpec) -> None:
     names = [spec.app, *spec.services]
     bad = next((name for name in names if not is_name(name)), None)
     if bad is not None:
-        raise OperatorError(f"{bad!r} is no name: lower case, digits, - and _, a letter first", where="app")
+        raise OperatorError(
+            f"{bad!r} is no name: lower case, digits, - and _, a letter first",
+            where="app",
+            remedy="rename it in midstream.toml",
+        )
     for name, service in spec.services.items():
         if service.name != name:
-            raise OperatorError(f"service {name!r} calls itself {service.name!r}", where=f"services.{name}")
+            raise OperatorError(
+                f"service {name!r} calls itself {service.name!r}", where=f"services.{name}", remedy=OF_THE_CLIENT
+            )
     path = spec.deploy_to
     if not path.startswith("/") or os.path.normpath(path) != path or path == "/" or path.startswith("//"):
-        raise OperatorError(f"{path!r} is not an absolute, plain path", where="deploy_to")
+        raise OperatorError(
+            f"{path!r} is not an absolute, plain path",
+            where="deploy_to",
+            remedy="write it in full, without .. and //: /srv/shop",
+        )
     _require(len(path) <= 1024, "deploy_to", "has more than 1024 characters")
 
 
@@ -118,7 +131,7 @@ def _check_values(value: Any, where: str) -> None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _require(-1 <= value <= 2**63, where, "is no number that makes sense")  # rlimits: -1 is unlimited
     elif not (value is None or isinstance(value, bool | enum.Enum)):
-        raise OperatorError(f"is a {type(value).__name__}", where=where)
+        raise OperatorError(f"is a {type(value).__name__}", where=where, remedy=OF_THE_CLIENT)
 
 
 def _is_text(value: str) -> bool:
@@ -131,7 +144,7 @@ def _is_text(value: str) -> bool:
 
 def _require(holds: bool, where: str, what: str) -> None:
     if not holds:
-        raise OperatorError(f"{where or 'the configuration'} {what}", where=where)
+        raise OperatorError(f"{where or 'the configuration'} {what}", where=where, remedy=OF_THE_CLIENT)
 
 
 def _check_service(spec: AppSpec, service: ServiceSpec) -> None:
@@ -153,7 +166,11 @@ def _check_service(spec: AppSpec, service: ServiceSpec) -> None:
         try:
             listen.parse(address_of(spec, item))
         except (ValueError, KeyError) as error:
-            raise OperatorError(f"{item.address!r} is no address: {error}", where=place) from None
+            raise OperatorError(
+                f"{item.address!r} is no address: {error}",
+                where=place,
+                remedy="tcp://HOST:PORT, unix:///PATH, or unix://{run}/NAME",
+            ) from None
         _require(
             not item.name or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,47}", item.name) is not None, place, "has no good name"
         )
@@ -166,7 +183,11 @@ def _check_service(spec: AppSpec, service: ServiceSpec) -> None:
     except MidstreamError:
         raise
     except Exception as error:  # whatever it is: later it would be raised in the agent's own loop
-        raise OperatorError(f"{where} cannot be started: {type(error).__name__}: {error}", where=where) from error
+        raise OperatorError(
+            f"{where} cannot be started: {type(error).__name__}: {error}",
+            where=where,
+            remedy="mend this service in midstream.toml: midstream check tells what of it is wrong",
+        ) from error
 
 
 def check_hold(hold: HoldSpec, where: str) -> None:
@@ -218,7 +239,11 @@ def _check_step(spec: AppSpec, step: CommandStep) -> None:
     try:
         command_spec(record, step, SpawnKey(spec.app, "+build", 1, 0, 0), Place("/run", os.getuid()), os.getuid())
     except KeyError as error:
-        raise OperatorError(f"{where}: {error.args[0]} is nothing that is known there", where="run") from None
+        raise OperatorError(
+            f"{where}: {error.args[0]} is nothing that is known there",
+            where="run",
+            remedy="docs/configuration.md has a list of the placeholders; a brace of its own is written twice",
+        ) from None
 
 
 def _check_environment(spec: AppSpec) -> None:
@@ -229,4 +254,8 @@ def _check_environment(spec: AppSpec) -> None:
         account = account_of_uid(os.getuid())
         environment(GenerationRecord(1, _SOME_RELEASE, spec), account, Place("/run", account.uid), None, {})
     except KeyError as error:
-        raise OperatorError(f"env uses {error.args[0]}, which is nothing that is known there", where="env") from None
+        raise OperatorError(
+            f"env uses {error.args[0]}, which is nothing that is known there",
+            where="env",
+            remedy="docs/configuration.md has a list of the placeholders; a brace of its own is written twice",
+        ) from None

@@ -106,7 +106,11 @@ class ControlServer:
             os.rename(temporary, path)  # never a moment without a socket to connect to
         except OSError as error:
             listener.close()
-            raise HostError(f"the control socket cannot be made: {error.strerror}", where=path) from error
+            raise HostError(
+                f"the control socket cannot be made: {error.strerror}",
+                where=path,
+                remedy="name a folder that this user may write in: --socket or --runtime",
+            ) from error
         listener.setblocking(False)
         self._path = path
         self._server = await asyncio.start_unix_server(
@@ -236,7 +240,11 @@ def translate(error: Exception) -> MidstreamError:
     if isinstance(error, KeeperLost):
         return HostError("the keeper is away; it is being started again", remedy="try again in a moment")
     if isinstance(error, KeeperRefused):
-        return HostError(f"the keeper refused: {error.what}", detail=error.holder)
+        return HostError(
+            f"the keeper refused: {error.what}",
+            detail=error.holder,
+            remedy="midstream why SERVICE shows what led here; `midstream doctor` looks at the host",
+        )
     if isinstance(error, MidstreamError):
         return error
     if isinstance(error, IllegalTransition):
@@ -245,7 +253,10 @@ def translate(error: Exception) -> MidstreamError:
         import traceback
 
         return BugError(f"{type(error).__name__}: {error}", detail=traceback.format_exc())
-    return HostError(f"{type(error).__name__}: {error}")
+    return HostError(
+        f"{type(error).__name__}: {error}",
+        remedy="mend what is named (disk, permissions, limits), then repeat the command: `midstream doctor` looks at the host",
+    )
 
 
 def _peer_of(connection: socket.socket) -> Peer:

@@ -141,7 +141,11 @@ class CurrentLink:
             program = step_program(key, "switch", account, host.uid, 1)
             outcome = await host.one_shots.run(program, fds=(body,), timeout_s=_TIMEOUT_S, on_line=lambda line: None)
         if not outcome.result:
-            raise HostError(f"step switch gave no answer: {outcome.text}", detail="\n".join(outcome.tail))
+            raise HostError(
+                f"step switch gave no answer: {outcome.text}",
+                detail="\n".join(outcome.tail),
+                remedy="midstream resume: it is switched as soon as that works",
+            )
         return steps.read_result(outcome.result)
 
     async def _end_leftovers(self, app: str) -> None:
@@ -154,7 +158,10 @@ class CurrentLink:
         for key in running():
             await self._host.one_shots.stop(key)
         if not await self._host.until(lambda: not running(), _STOP_S):
-            raise HostError(f"an earlier attempt to switch `current` of {app!r} does not end")
+            raise HostError(
+                f"an earlier attempt to switch `current` of {app!r} does not end",
+                remedy="look at the file system of deploy_to (a dead NFS server?), then: midstream resume",
+            )
 
 
 def not_switched(record: AppRecord, error: MidstreamError) -> AttentionError:

@@ -420,7 +420,10 @@ class Externals:
         record = self.host.apps[app]
         stored = self.host.record(app, record.committed_generation)
         if stored is None:
-            raise OperatorError(f"nothing of {app!r} is deployed here")
+            raise OperatorError(
+                f"nothing of {app!r} is deployed here",
+                remedy="midstream status lists the apps of this host; midstream deploy brings the first release",
+            )
         # Only looked at; what was allowed when it was deployed may be looked at.
         return accounts.account_for_hold(stored.spec, spec, record.owner_uid, Peer(0, 0, 0), self.host.uid).uid
 

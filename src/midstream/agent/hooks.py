@@ -18,6 +18,7 @@ from typing import Any
 from midstream.agent import crashpoint
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
+from midstream.agent.params import OF_THE_CLIENT
 from midstream.agent.spawning import Place, command_spec
 from midstream.agent.store import GenerationRecord
 from midstream.agent.updating import read_env_files
@@ -65,23 +66,33 @@ class Command:
         """Raises OperatorError for what could not be started."""
         words = (*self.argv, *self.undo, *self.env, *self.env.values(), self.cwd)
         if not self.argv or not self.argv[0]:
-            raise OperatorError("a command has at least one word", where="argv")
+            raise OperatorError(
+                "a command has at least one word", where="argv", remedy="write the program into `run` of that hook"
+            )
         if any("\0" in word for word in words):
-            raise OperatorError("a NUL byte cannot be passed to a process", where="argv")
+            raise OperatorError(
+                "a NUL byte cannot be passed to a process", where="argv", remedy="take it out of `run` of that hook"
+            )
         if any(not name or "=" in name for name in self.env):
-            raise OperatorError("that is no name of a variable", where="env")
+            raise OperatorError(
+                "that is no name of a variable", where="env", remedy="letters, digits and _, not a digit first"
+            )
         for one in (found for word in words for found in placeholders.find(word)):
             if one.word not in placeholders.IN_ENV or one.name:
                 raise OperatorError(
-                    f"unknown placeholder {one}; write {{{one}}} if it is meant as it stands", where="argv"
+                    f"unknown placeholder {one}; write {{{one}}} if it is meant as it stands",
+                    where="argv",
+                    remedy="docs/configuration.md has a list of them",
                 )
         if self.where not in _WHERE:
-            raise OperatorError(f"where is one of {', '.join(_WHERE)}", where="where")
+            raise OperatorError(f"where is one of {', '.join(_WHERE)}", where="where", remedy=OF_THE_CLIENT)
         if len((self.stdin or "").encode()) > STDIN_MAX_BYTES:
             raise OperatorError(f"stdin has at most {STDIN_MAX_BYTES} bytes", where="stdin", remedy="upload a file")
         for seconds in (self.timeout_s, self.undo_timeout_s):
             if not 0 < seconds <= 1e7:
-                raise OperatorError("a time-out is a number of seconds above 0", where="timeout_s")
+                raise OperatorError(
+                    "a time-out is a number of seconds above 0", where="timeout_s", remedy='timeout = "5m" in that hook'
+                )
 
 
 async def run(work: Work, command: Command) -> dict[str, Any]:
@@ -90,7 +101,9 @@ async def run(work: Work, command: Command) -> dict[str, Any]:
     command.refuse_nonsense()
     if not command.name.startswith(_NAMES) or not command.name.isprintable() or len(command.name) > 200:
         raise OperatorError(
-            "name is missing, or not `hook …` or `task …`: a repeated call is known by it", where="name"
+            "name is missing, or not `hook …` or `task …`: a repeated call is known by it",
+            where="name",
+            remedy=OF_THE_CLIENT,
         )
     if work.over:
         return {"code": 0, "text": "was passed over: this deploy has ended here", "ok": True, "output": ""}
@@ -145,7 +158,11 @@ async def _begin(work: Work, command: Command) -> CommandRecord:
     files = await _env_files(work, command) if command.undo else {}
     slot = len(work.intent.commands)
     if slot >= COMMANDS_MAX:
-        raise OperatorError(f"a deploy runs at most {COMMANDS_MAX} commands on a host", where=command.name)
+        raise OperatorError(
+            f"a deploy runs at most {COMMANDS_MAX} commands on a host",
+            where=command.name,
+            remedy="put commands together in a script, and run that",
+        )
     undo = None
     if command.undo:
         step = CommandStep(command.undo, shell=command.undo_shell, env=command.env)

@@ -158,7 +158,11 @@ def _translated(error: KeeperRefused, listener: ListenerSpec, service: str) -> H
             where=where,
             remedy="use a port of 1024 or more, or run the agent as root",
         )
-    return HostError(f"{listener.address} cannot be bound: {error.what}", where=where)
+    return HostError(
+        f"{listener.address} cannot be bound: {error.what}",
+        where=where,
+        remedy="free the address, or choose another one in `listen`",
+    )
 
 
 def _wants_second(service: ServiceSpec) -> bool:

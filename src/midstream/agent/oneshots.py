@@ -188,7 +188,7 @@ class OneShots:
         """After the new keeper's table was read: whoever waits for a process that is in no table learns so."""
         for key, waiting in self._waiting.items():
             if waiting.spawned and key not in self._known and not waiting.ended.done():
-                waiting.ended.set_exception(HostError(f"the end of {key} is unknown: the keeper died meanwhile"))
+                waiting.ended.set_exception(_unknown_end(key))
 
     async def run(
         self,
@@ -306,6 +306,13 @@ _OF_NO_DEPLOY = frozenset({"+run", "+console", "+check", "+look", "+trash", "+ex
 def is_of_deploy(key: SpawnKey) -> bool:
     """Whether a one-shot belongs to a deploy: then its key has the intent's number."""
     return key.service not in _OF_NO_DEPLOY
+
+
+def _unknown_end(key: str) -> HostError:
+    return HostError(
+        f"the end of {key} is unknown: the keeper died meanwhile",
+        remedy="midstream resume, or deploy again: what was begun is looked at, or made anew",
+    )
 
 
 def _is_over(entry: ProcessEntry) -> bool:

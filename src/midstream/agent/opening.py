@@ -15,6 +15,7 @@ from midstream.agent import accounts
 from midstream.agent.accounts import Peer
 from midstream.agent.host import Host
 from midstream.agent.locks import lock_of
+from midstream.agent.params import OF_THE_CLIENT
 from midstream.agent.selecting import proven_here
 from midstream.agent.store import AppRecord, aside_name
 from midstream.agent.work import Progress, Work
@@ -65,7 +66,7 @@ def authorise(host: Host, peer: Peer, spec: AppSpec) -> int:
 def refuse_used_id(host: Host, deploy_id: str, app: str) -> None:
     """An id names one app's deploy for ever: with another's, his record would be replaced and his journal shown."""
     if len(deploy_id) > 100 or not deploy_id.isascii() or not deploy_id.isprintable():
-        raise OperatorError("not an id for a deploy", where="deploy_id")
+        raise OperatorError("not an id for a deploy", where="deploy_id", remedy=OF_THE_CLIENT)
     intent = host.store.intent(deploy_id)
     if intent is not None and intent.app != app:
         raise OperatorError("this deploy_id was used already", where="deploy_id", remedy="begin again")
@@ -184,7 +185,11 @@ def _make_folder(peer: Peer, work: Work) -> None:
         return
     except PermissionError as error:
         if not accounts.may_make_as_root(peer, work.spec, owner):
-            raise HostError(f"{path} cannot be made: {error.strerror}", where="deploy_to") from error
+            raise HostError(
+                f"{path} cannot be made: {error.strerror}",
+                where="deploy_to",
+                remedy="as root: midstream setup STAGE makes it; or give its parent folder to the app's user",
+            ) from error
     except OSError:
         return  # the step that prepares it will say what is wrong there
     try:

@@ -13,7 +13,7 @@ from midstream.core.wire import WireError, from_wire
 from midstream.errors import OperatorError
 
 SECONDS_MAX = 1e7
-_OF_THE_CLIENT = (
+OF_THE_CLIENT = (
     "that is a mistake of the program that asked: docs/control-protocol.md says what is expected; where it was "
     "`midstream`, bring it and the agent to one version (midstream agent upgrade)"
 )
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 def refused(what: str, where: str = "") -> OperatorError:
     """What no command of ours would send, unless it is of another version."""
-    return OperatorError(what, where=where, remedy=_OF_THE_CLIENT)
+    return OperatorError(what, where=where, remedy=OF_THE_CLIENT)
 
 
 def text(params: dict[str, Any], name: str) -> str:

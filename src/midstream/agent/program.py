@@ -283,7 +283,9 @@ class Program:
             raise HostError("the keeper is away", remedy="try again in a moment")
         version = ""
         if argv and not os.path.exists(argv[0]):
-            raise HostError(f"{argv[0]} is not there", where="agent.upgrade")
+            raise HostError(
+                f"{argv[0]} is not there", where="agent.upgrade", remedy="upload it again: midstream setup STAGE"
+            )
         if keeper_image:  # first: when it is refused, the keeper goes on starting the agent that it knows
             version = await link.upgrade(keeper_image)
         if argv:

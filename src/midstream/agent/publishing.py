@@ -177,7 +177,10 @@ async def _until_proven(work: Work) -> None:
             await work.host.decide([((work.intent.app, name), Go()) for name in going])
         if time.monotonic() > deadline:
             waiting = [name for name in work.intent.services if name not in proven]
-            raise AppError(f"{', '.join(waiting)} made no progress within {work.spec.progress_timeout_s:g} s")
+            raise AppError(
+                f"{', '.join(waiting)} made no progress within {work.spec.progress_timeout_s:g} s",
+                remedy="midstream logs shows what they wait for; progress_deadline may be longer",
+            )
 
         def moved(before: set[str] = proven) -> bool:
             now = turns.proven()

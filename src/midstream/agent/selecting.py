@@ -45,7 +45,11 @@ async def select(work: Work, named: str, force: bool = False) -> dict[str, Any]:
     # It lay in a folder of the owner's: whoever asks for the rollback, these are the owner's words.
     accounts.check_spec(spec, work.app.owner_uid, Peer(0, work.app.owner_uid, 0), work.host.uid)
     if spec.deploy_to != deploy_to or spec.app != work.intent.app:
-        raise OperatorError("the stored configuration belongs to another app", where=target)
+        raise OperatorError(
+            "the stored configuration belongs to another app",
+            where=target,
+            remedy="choose another release: midstream releases",
+        )
     work.spec = spec
     revision = str(stored.get("revision") or inspected.get("revisions", {}).get(target, ""))
     branch = known[target].branch if target in known else ""

@@ -77,7 +77,11 @@ class SupervisorSteps:
         for key in running():
             await self._host.one_shots.stop(key)
         if not await self._host.until(lambda: not running(), _STOP_S):
-            raise HostError(f"a step of {app!r} that speaks to its supervisor does not end", where=", ".join(running()))
+            raise HostError(
+                f"a step of {app!r} that speaks to its supervisor does not end",
+                where=", ".join(running()),
+                remedy="look whether that supervisor still answers on the host, then repeat the command",
+            )
 
     def forget(self, number: int) -> None:
         self._attempts.pop(number, None)

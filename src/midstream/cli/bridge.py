@@ -41,7 +41,10 @@ def bridge(sock: socket.socket, silence_s: float = 0.0) -> None:
     while True:
         left_s = heard_s + silence_s - time.monotonic() if silence_s else None
         if left_s is not None and left_s <= 0:
-            raise HostError(f"nothing was heard of the client for {silence_s:g} s: it is taken for gone")
+            raise HostError(
+                f"nothing was heard of the client for {silence_s:g} s: it is taken for gone",
+                remedy="if it was the network: midstream resume",
+            )
         for key, _ in selector.select(left_s):
             if key.fileobj is sock:
                 data = sock.recv(_PIECE)

@@ -114,7 +114,9 @@ def write_grant(app: str, new: Grant, folder: str) -> str:
             os.fsync(file.fileno())
         os.rename(temporary, path)
     except OSError as error:
-        raise HostError(f"the grant cannot be written: {error.strerror}", where=path) from error
+        raise HostError(
+            f"the grant cannot be written: {error.strerror}", where=path, remedy="run it as root"
+        ) from error
     return path
 
 

@@ -96,7 +96,10 @@ def choose(rows: Sequence[R], only: Only, stage: str) -> tuple[R, ...]:
         and (not only.roles or not row.roles or set(row.roles) & set(only.roles))
     )
     if not left:
-        raise OperatorError(f"no host of stage {stage} is left by --hosts, --roles and --without")
+        raise OperatorError(
+            f"no host of stage {stage} is left by --hosts, --roles and --without",
+            remedy="name hosts and roles that midstream.toml has for the stage, or leave the options out",
+        )
     return left
 
 

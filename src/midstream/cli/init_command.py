@@ -100,4 +100,6 @@ def _write(path: str, text: str, force: bool) -> None:
             "there is a midstream.toml already", where=path, remedy="--force overwrites it, --print only shows"
         ) from None
     except OSError as error:
-        raise HostError(f"midstream.toml cannot be written: {error.strerror}", where=path) from None
+        raise HostError(
+            f"midstream.toml cannot be written: {error.strerror}", where=path, remedy="run it in a folder of yours"
+        ) from None

@@ -59,7 +59,7 @@ def lock(
     try:
         end: dict[str, Any] = {"ttl_s": parse_duration(ttl)} if ttl else {}
     except ValueError as error:
-        raise OperatorError(str(error), where="--for") from None
+        raise OperatorError(str(error), where="--for", remedy="a number with its unit: --for 30m") from None
 
     def take(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)

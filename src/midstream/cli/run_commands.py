@@ -79,7 +79,12 @@ def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, 
         echo_json({"type": "end", **mark, **answer})
     if answer.get("code") == 0:
         return 0
-    raise AppError(f"`{' '.join(argv)}` {answer.get('text') or 'failed'}", where=app, serving="unchanged")
+    raise AppError(
+        f"`{' '.join(argv)}` {answer.get('text') or 'failed'}",
+        where=app,
+        serving="unchanged",
+        remedy="its own lines above say why",
+    )
 
 
 @command(
@@ -139,7 +144,11 @@ def _migrate(aim: Aim, only: Only, config_path: str, socket: str, as_json: bool)
     chosen.close()
     migrate = chosen.stage.app.migrate
     if migrate is None:
-        raise OperatorError("[migrate] is not configured in that release", where=f"release {row.get('release', '')}")
+        raise OperatorError(
+            "[migrate] is not configured in that release",
+            where=f"release {row.get('release', '')}",
+            remedy="write [migrate] run = … into midstream.toml, commit, deploy; or run the command itself: midstream exec",
+        )
     primary = primary_of(migrate.role, chosen.specs)
     with connect(chosen.reach[primary]) as client:
         for step in migrate.run:

@@ -80,7 +80,12 @@ def login_of(address: str, user: str = "") -> str:
     done = subprocess.run([*ssh_words(), "-G", "--", address], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = [line.partition(" ")[2] for line in done.stdout.splitlines() if line.startswith("user ")]
     if done.returncode != 0 or not found:
-        raise OperatorError("ssh does not say whom it would log in as", where=address, detail=done.stderr)
+        raise OperatorError(
+            "ssh does not say whom it would log in as",
+            where=address,
+            detail=done.stderr,
+            remedy="mend ssh_config, or write USER@HOST: `ssh -G HOST` shows what ssh makes of it",
+        )
     return found[0]
 
 

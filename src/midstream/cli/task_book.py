@@ -46,7 +46,10 @@ class Asking:
 
     def __call__(self, question: str, echo: bool) -> str:
         if not sys.stdin.isatty():
-            raise OperatorError("there is no terminal to ask at")
+            raise OperatorError(
+                "there is no terminal to ask at",
+                remedy="run it at a terminal, or give the answer as a setting or an environment variable that deploy.py reads",
+            )
         import termios
 
         self._terminal = termios.tcgetattr(sys.stdin.fileno())
@@ -54,7 +57,7 @@ class Asking:
         try:
             return str(click.prompt(question, default="", show_default=False, hide_input=not echo, err=True))
         except click.Abort:
-            raise OperatorError("the question was not answered") from None
+            raise OperatorError("the question was not answered", remedy="run it again, and answer") from None
         finally:
             self._go_on()
 

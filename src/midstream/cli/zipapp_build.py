@@ -50,7 +50,9 @@ def build(target: str) -> int:
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     except OSError as error:
-        raise HostError(f"{target} cannot be written: {error.strerror}") from None
+        raise HostError(
+            f"{target} cannot be written: {error.strerror}", remedy="name a file in a folder of yours"
+        ) from None
     return len(data)
 
 
@@ -75,7 +77,10 @@ def _distribution_files(name: str) -> Iterator[tuple[str, bytes]]:
         if where.startswith("..") or "__pycache__" in file.parts or not path.is_file():
             continue
         if path.suffix in (".so", ".pyd"):
-            raise OperatorError(f"{name} is not pure Python here: {where}")
+            raise OperatorError(
+                f"{name} is not pure Python here: {where}",
+                remedy=f"install {name} without its compiled part: pip install --no-binary {name} {name}",
+            )
         if _is_wanted(where):
             yield where, path.read_bytes()
 

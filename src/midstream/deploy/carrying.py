@@ -100,7 +100,11 @@ class Carrier:
             def keep(offset: int, answer: dict[str, Any]) -> None:
                 data = base64.b64decode(answer["data"])
                 if len(data) != min(PIECE_BYTES, size - offset) or int(answer["size_bytes"]) != size:
-                    raise HostError("what was built changed while it was fetched", where=carry.builder)
+                    raise HostError(
+                        "what was built changed while it was fetched",
+                        where=carry.builder,
+                        remedy="look for a build that goes on after its command has ended; then deploy again",
+                    )
                 os.pwrite(file.fileno(), data, offset)
 
             async def fetch(offset: int) -> None:
@@ -128,7 +132,11 @@ class Carrier:
         """One for all steps of this deploy: a later one finds what an earlier one made."""
         if self._checkout is None:
             if self._order.checkout is None:
-                raise OperatorError("there is no repository here to build from", where=local_build.WHERE)
+                raise OperatorError(
+                    "there is no repository here to build from",
+                    where=local_build.WHERE,
+                    remedy="run it where midstream.toml and its repository are",
+                )
             folder = os.path.join(self._home(), "checkout")
             spec = self._order.specs[carry.hosts[0]]
             await asyncio.to_thread(self._order.checkout, self._target, folder)

@@ -204,7 +204,13 @@ class AgentClient:
         except MidstreamError as error:
             self._fail_all(error)
         except Exception as error:  # a bug here must fail the deploy, not hang it
-            self._fail_all(HostError(f"the connection broke: {error!r}", where=self.host.name))
+            self._fail_all(
+                HostError(
+                    f"the connection broke: {error!r}",
+                    where=self.host.name,
+                    remedy="midstream resume carries the deploy on",
+                )
+            )
 
     async def _read_until_lost(self, reader: asyncio.StreamReader) -> str:
         while True:

@@ -74,7 +74,11 @@ def open_project(file: str | os.PathLike[str] | None = None, *, folder: Path | N
             remedy="run `midstream init` to have one written, or name the file with -c FILE",
         ) from None
     except OSError as error:
-        raise OperatorError(f"{name} cannot be read: {error.strerror}", where=str(path)) from None
+        raise OperatorError(
+            f"{name} cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="look at its permissions, or name another one: -c FILE",
+        ) from None
     return ProjectFile(name, path, _decoded(data, name), surroundings_of(path.parent))
 
 

@@ -123,7 +123,10 @@ def split_lines(buffer: bytearray) -> Iterator[bytes]:
         if line.strip():
             yield line
     if len(buffer) > LINE_MAX_BYTES:
-        raise HostError(f"the agent sent a line of more than {LINE_MAX_BYTES} bytes")
+        raise HostError(
+            f"the agent sent a line of more than {LINE_MAX_BYTES} bytes",
+            remedy="ask for less (fewer lines of logs), or bring both ends to one version: midstream setup STAGE",
+        )
 
 
 def check_hello(hello: dict[str, Any], where: str) -> None:

@@ -575,7 +575,11 @@ def seat_of(host: HostRun, run: Deployment) -> Seat:
 
     def mark() -> dict[str, Any]:
         if host.token is None:
-            raise HostError(f"the lock of {host.name} is not ours", where=host.name)
+            raise HostError(
+                f"the lock of {host.name} is not ours",
+                where=host.name,
+                remedy=f"midstream status {run.plan.stage} tells who has it",
+            )
         return {"deploy_id": run.order.deploy_id, "token": host.token}
 
     return Seat(host.name, host.spec, host.client, mark, lambda: str(host.updated.get("release") or ""))

@@ -342,7 +342,11 @@ class Source:
     def _gather_submodules(self, sha: str, depth: int) -> Iterator[tuple[list[str], str]]:
         """(commits, objects folder) of each submodule, from a cache of its own."""
         if depth > _DEPTH_MAX:
-            raise OperatorError(f"submodules lie more than {_DEPTH_MAX} deep in each other", where=self.repository)
+            raise OperatorError(
+                f"submodules lie more than {_DEPTH_MAX} deep in each other",
+                where=self.repository,
+                remedy="look for a repository that contains itself in .gitmodules",
+            )
         for module in self._submodules(sha):
             if not module.url:
                 raise OperatorError(

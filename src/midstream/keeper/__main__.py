@@ -59,7 +59,11 @@ def settings_of(options: dict[str, str]) -> Settings:
             raise ValueError("not a list of strings")
         timeout_s = float(options.get("--stop-timeout", "30"))
     except ValueError as error:
-        raise OperatorError(f"keeper: {error}", where="--agent-argv or --stop-timeout") from None
+        raise OperatorError(
+            f"keeper: {error}",
+            where="--agent-argv or --stop-timeout",
+            remedy="--agent-argv takes a JSON list of words, --stop-timeout seconds",
+        ) from None
     return Settings(options["--state"], options["--runtime"], tuple(argv), options.get("--main", ""), timeout_s)
 
 

@@ -115,6 +115,7 @@ class Layout:
                 f"another keeper is running: pid {holder}",
                 where=f"state {self.state}",
                 serving="that keeper and its services, unchanged",
+                remedy="stop that one (midstream agent stop), or give this one folders of its own: --state and --runtime",
             ) from None
         self.write_holder(fd)
         return fd

@@ -46,11 +46,15 @@ def _user(text: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwuid(int(text)) if text.isdecimal() else pwd.getpwnam(text)
     except KeyError:
-        raise OperatorError(f"there is no user {text!r}", where="--user") from None
+        raise OperatorError(
+            f"there is no user {text!r}", where="--user", remedy="name a user of this host: getent passwd"
+        ) from None
 
 
 def _group(text: str) -> int:
     try:
         return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
     except KeyError:
-        raise OperatorError(f"there is no group {text!r}", where="--group") from None
+        raise OperatorError(
+            f"there is no group {text!r}", where="--group", remedy="name a group of this host: getent group"
+        ) from None

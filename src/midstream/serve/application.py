@@ -36,25 +36,42 @@ def load(settings: Settings) -> App:
 
 
 def interface_of(app: App, wanted: str) -> str:
-    """ "wsgi" or "asgi". wanted "auto": an app whose call is a coroutine function, or that is a class of two steps (ASGI 2),
-    is ASGI."""
+    """ "wsgi" or "asgi". wanted "auto": an app whose call is a coroutine function, or that takes the scope alone (ASGI 2), is
+    ASGI."""
     if wanted != "auto":
         return wanted
     call = app if inspect.isroutine(app) or inspect.isclass(app) else type(app).__call__
     if inspect.iscoroutinefunction(inspect.unwrap(call)) or inspect.iscoroutinefunction(app):
         return "asgi"
-    if inspect.isclass(app):
-        return "asgi" if hasattr(app, "__await__") else "wsgi"
-    return "asgi" if _takes_three(call, app) else "wsgi"
+    if inspect.isclass(app) and hasattr(app, "__await__"):
+        return "asgi"
+    return "asgi" if _takes_scope(app) else "wsgi"
 
 
-def _takes_three(call: Any, app: App) -> bool:
-    """scope, receive, send, where a plain function passes the call on to a coroutine."""
+def _takes_scope(app: App) -> bool:
+    """scope, receive, send, where a plain function passes the call on to a coroutine; or one argument, where WSGI has two."""
     try:
-        names = list(inspect.signature(app).parameters)
+        parameters = inspect.signature(app).parameters
     except (TypeError, ValueError):
         return False
-    return names[:3] == ["scope", "receive", "send"]
+    alone = len(parameters) == 1 and all(one.kind is not one.VAR_POSITIONAL for one in parameters.values())
+    return alone or list(parameters)[:3] == ["scope", "receive", "send"]
+
+
+def is_asgi2(app: Any) -> bool:
+    """Whether it takes the scope alone, and gives what takes receive and send."""
+    try:
+        signature = inspect.signature(app)
+        signature.bind(None, None, None)
+    except TypeError:
+        try:
+            inspect.signature(app).bind(None)
+        except TypeError:
+            return False
+        return True
+    except ValueError:
+        return False
+    return False
 
 
 def _import(name: str) -> ModuleType:
@@ -123,7 +140,11 @@ def failed(what: str, error: BaseException) -> AppError:
     """The app's own error, with its traceback from where our frames end."""
     lines = traceback.format_exception(type(error), error, _app_part(error))
     last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    return AppError(f"{what}: {last}", detail="".join(lines))
+    return AppError(
+        f"{what}: {last}",
+        detail="".join(lines),
+        remedy="mend the app: the lines above are its own traceback; `midstream serve --check` tries it without serving",
+    )
 
 
 def _app_part(error: BaseException) -> Any:

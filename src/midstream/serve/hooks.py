@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from midstream.errors import AppError, OperatorError
-from midstream.serve.application import App, failed
+from midstream.serve.application import App, failed, is_asgi2
 from midstream.serve.contract import Identity
 
 Hook = Callable[..., Any]
@@ -62,7 +62,9 @@ def load(path: str) -> Hooks:
     if not path:
         return Hooks()
     if not os.path.isfile(path):
-        raise OperatorError(f"there is no file {path}", where="--hooks")
+        raise OperatorError(
+            f"there is no file {path}", where="--hooks", remedy="name a file by its path from the app's folder"
+        )
     try:
         found = runpy.run_path(path, run_name="midstream_serve_hooks")
     except (KeyboardInterrupt, MemoryError):
@@ -72,7 +74,11 @@ def load(path: str) -> Hooks:
     hooks = {name: found[name] for name in NAMES if name in found}
     wrong = next((name for name, value in hooks.items() if not callable(value)), None)
     if wrong is not None:
-        raise OperatorError(f"{wrong} is no function", where=path)
+        raise OperatorError(
+            f"{wrong} is no function",
+            where=path,
+            remedy="def NAME(…): docs/recipes/serve_hooks.md has each hook with what it is given",
+        )
     if not hooks:
         raise AppError(f"{path} has no hook", remedy=f"define one of: {', '.join(NAMES)}")
     return Hooks(**hooks)
@@ -123,13 +129,19 @@ class _Body:
 
 
 def _around_asgi(app: App, before: Hook, after: Hook, worker: Identity) -> App:
+    """Of either version of ASGI; what comes of it is of version 3."""
+    of_two_steps = is_asgi2(app)
+
+    async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await (app(scope)(receive, send) if of_two_steps else app(scope, receive, send))
+
     async def call(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await app(scope, receive, send)
+            await answer(scope, receive, send)
             return
         await _awaited(before(worker, scope))
         try:
-            await app(scope, receive, send)
+            await answer(scope, receive, send)
         finally:
             await _awaited(after(worker, scope))
 

@@ -43,7 +43,10 @@ class Lifespan(LifespanOn):
             return
         await self.startup()
         if self.startup_failed:
-            raise AppError(f"the app's start-up (lifespan) failed: {self.said or 'it gave no reason'}")
+            raise AppError(
+                f"the app's start-up (lifespan) failed: {self.said or 'it gave no reason'}",
+                remedy="mend the app's start-up; --lifespan off leaves it out",
+            )
         knows_none = self.wanted == "auto" and (self.spoke_otherwise or not self.took_startup)
         if self.error is not None and not knows_none:
             error = failed("the app's start-up (lifespan) failed", self.error)

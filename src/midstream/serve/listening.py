@@ -63,10 +63,14 @@ def bind(address: str, backlog: int, account: Account) -> socket.socket:
         parsed = listen.parse(address)
         return listen.bind_listener(parsed, backlog, uid=account.uid, gid=account.gid)
     except ValueError as error:
-        raise OperatorError(str(error), where="--bind") from error
+        raise OperatorError(str(error), where="--bind", remedy="--bind HOST:PORT, unix:PATH or fd://N") from error
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise HostError(f"{address} cannot be bound: {error.strerror}", where="--bind") from error
+            raise HostError(
+                f"{address} cannot be bound: {error.strerror}",
+                where="--bind",
+                remedy="stop what has it (`ss -ltnp`), or bind another address",
+            ) from error
         holder = listen.holder_of(parsed)
         by = f" by {holder}" if holder else ""
         raise HostError(
@@ -81,7 +85,11 @@ def _of_descriptor(address: str) -> socket.socket:
         sock = socket.socket(fileno=os.dup(int(address.removeprefix("fd://"))))
         sock.getsockname()
     except (OSError, ValueError) as error:
-        raise OperatorError(f"{address} is no open socket", where="--bind") from error
+        raise OperatorError(
+            f"{address} is no open socket",
+            where="--bind",
+            remedy="bind an address, or have the parent pass the socket: it has to be open in this process",
+        ) from error
     return sock
 
 

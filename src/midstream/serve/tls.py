@@ -33,6 +33,7 @@ def context(settings: Settings) -> ssl.SSLContext:
             raise OperatorError(
                 f"{settings.ca_certs} holds no certificates of authorities: {error.strerror or error}",
                 where="--ca-certs",
+                remedy="name a PEM file of authorities",
             ) from error
     return made
 
@@ -50,7 +51,11 @@ def _error(settings: Settings, error: OSError) -> OperatorError:
             )
     reason = getattr(error, "reason", "") or ""
     if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
-        return OperatorError(f"the key does not belong to the certificate {settings.certfile}", where="--keyfile")
+        return OperatorError(
+            f"the key does not belong to the certificate {settings.certfile}",
+            where="--keyfile",
+            remedy="name the key that the certificate was made with",
+        )
     if not settings.keyfile and "PRIVATE KEY" not in _text(settings.certfile):
         return OperatorError(
             f"{settings.certfile} holds no private key", where="--certfile", remedy="name it: --keyfile"

@@ -315,9 +315,9 @@ class Zygote:
         crew.began(self.crew, slot, 0, now)
         crew.ended(self.crew, slot, now)
         if not self.crew.was_proven:
-            self._give_up(
-                error if isinstance(error, MidstreamError) else AppError(f"no worker could be forked: {error}")
-            )
+            limits = "see the limits of its user (`ulimit -u`) and the memory that is left"
+            failed = AppError(f"no worker could be forked: {error}", remedy=limits)
+            self._give_up(error if isinstance(error, MidstreamError) else failed)
 
     def _heard(self, slot: int, pid: int, message: Message) -> None:
         now = time.monotonic()

@@ -30,7 +30,11 @@ def claimed_release(place: Place, deploy_id: str) -> str:
             release = name.removesuffix(".json")
             if is_release(release) and claimed_by(claims, releases, release, deploy_id):
                 return release
-    raise OperatorError(f"deploy {deploy_id} has made no release here", where=place.layout.releases)
+    raise OperatorError(
+        f"deploy {deploy_id} has made no release here",
+        where=place.layout.releases,
+        remedy="begin again: midstream deploy",
+    )
 
 
 def read_claim(claims: Folder, name: str) -> dict[str, Any]:

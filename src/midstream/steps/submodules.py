@@ -38,7 +38,11 @@ def commits(repo: str, revision: str) -> list[str]:
 def walk(repo: str, revision: str, inside: str = "", depth: int = 0) -> Iterator[tuple[str, Submodule]]:
     """(path from the top, submodule), outer ones first."""
     if depth > _DEPTH_MAX:
-        raise AppError(f"submodules lie more than {_DEPTH_MAX} deep in each other", where=inside)
+        raise AppError(
+            f"submodules lie more than {_DEPTH_MAX} deep in each other",
+            where=inside,
+            remedy="look for a repository that contains itself in .gitmodules",
+        )
     for module in of(repo, revision):
         path = posixpath.join(inside, module.path)
         if not git.has_commit(repo, module.sha):

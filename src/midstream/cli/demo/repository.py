@@ -53,5 +53,10 @@ class Repository:
             raise HostError("there is no git here", remedy="install git, and start the demo again") from None
         out, err = await process.communicate()
         if process.returncode:
-            raise HostError(f"git {args[0]} failed", where=str(self.folder), detail=err.decode(errors="replace"))
+            raise HostError(
+                f"git {args[0]} failed",
+                where=str(self.folder),
+                detail=err.decode(errors="replace"),
+                remedy="the lines above are git's own; `midstream doctor` looks for git and its version",
+            )
         return out.decode().strip()

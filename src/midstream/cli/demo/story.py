@@ -258,7 +258,11 @@ class Story:
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
         while any(one.state != "committed" for one in self._board.processes) or not self._board.processes:
             if time.monotonic() > deadline:
-                raise HostError(f"an old generation still drains after {DRAIN_TIMEOUT_S:g} s", where="the demo's agent")
+                raise HostError(
+                    f"an old generation still drains after {DRAIN_TIMEOUT_S:g} s",
+                    where="the demo's agent",
+                    remedy="midstream demo again, on a machine with less to do",
+                )
             await asyncio.sleep(0.2)
 
     def _mark_drains(self, facts: list[Fact]) -> None:

@@ -53,7 +53,11 @@ def make_folder(path: str, owner: str) -> None:
             remedy=f"make it by hand, for {owner}: {path}",
         ) from error
     except OSError as error:
-        raise HostError(f"the folder cannot be made: {error.strerror}", where=path) from error
+        raise HostError(
+            f"the folder cannot be made: {error.strerror}",
+            where=path,
+            remedy="run it as root, or choose other folders: midstream agent install --help",
+        ) from error
 
 
 def _make_as_root(path: str, entry: pwd.struct_passwd) -> None:

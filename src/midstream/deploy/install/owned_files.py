@@ -52,7 +52,9 @@ def found_at(path: str, wanted: str) -> Found:
     except FileNotFoundError:
         return Found.ABSENT
     except OSError as error:
-        raise HostError(f"it cannot be read: {error.strerror}", where=path) from error
+        raise HostError(
+            f"it cannot be read: {error.strerror}", where=path, remedy="run it as root, or look at its permissions"
+        ) from error
     if text == wanted:
         return Found.SAME
     marker = _MARKER.search(text)

@@ -190,7 +190,9 @@ class Runit:
             time.sleep(0.1)
         done = run_command(["sv", "up", path])
         if done.returncode != 0:
-            raise HostError("sv up failed", where=path, detail=done.stdout)
+            raise HostError(
+                "sv up failed", where=path, detail=done.stdout, remedy="`sv status` and the service's log say why"
+            )
 
     def last_words(self) -> str:
         return tail(f"{self._log}/current")
@@ -225,7 +227,11 @@ class Plain:
             os.makedirs(self.site.state, mode=0o700, exist_ok=True)
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise HostError(f"it cannot be written: {error.strerror}", where=self._log) from error
+            raise HostError(
+                f"it cannot be written: {error.strerror}",
+                where=self._log,
+                remedy="give the state folder to this user, or choose another one: --state DIR",
+            ) from error
         argv = [word for word in self.site.run_argv() if word != "--stand-by"]
         try:
             subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True)

@@ -49,7 +49,11 @@ def convert(folder: Path) -> Conversion:
         tree = read_tree(folder)
         files = _capistrano_files(folder, tree)
     except OSError as error:
-        raise OperatorError(f"the folder cannot be read: {error.strerror}", where=str(folder)) from None
+        raise OperatorError(
+            f"the folder cannot be read: {error.strerror}",
+            where=str(folder),
+            remedy="run it in the folder of the project, with the rights to read it",
+        ) from None
     if not any(name in files for name in (*CAPFILES, "config/deploy.rb")):
         raise OperatorError(
             "there is no Capfile and no config/deploy.rb",

@@ -24,7 +24,11 @@ def propose(folder: Path) -> Proposal:
     try:
         tree = read_tree(folder)
     except OSError as error:
-        raise OperatorError(f"the folder cannot be read: {error.strerror}", where=str(folder)) from None
+        raise OperatorError(
+            f"the folder cannot be read: {error.strerror}",
+            where=str(folder),
+            remedy="run it in the folder of the project, with the rights to read it",
+        ) from None
     return propose_for(tree)
 
 

@@ -28,7 +28,9 @@ def load_tasks(folder: str) -> tuple[Registry, str]:
     except FileNotFoundError:
         return Registry(), ""
     except (OSError, UnicodeDecodeError) as error:
-        raise OperatorError(f"cannot be read: {error}", where=path) from error
+        raise OperatorError(
+            f"cannot be read: {error}", where=path, remedy="look at its permissions, or move it away: it is optional"
+        ) from error
     if not _is_ours(text, path):
         return Registry(), f"{path} does not import midstream: it is taken for something else, and not run"
     registry = _run(text, path, folder)
@@ -44,7 +46,10 @@ def _is_ours(text: str, path: str) -> bool:
         if "midstream" not in text:
             return False
         raise OperatorError(
-            f"is no valid Python: {error.msg}", where=f"{path}:{error.lineno}", detail=(error.text or "").rstrip()
+            f"is no valid Python: {error.msg}",
+            where=f"{path}:{error.lineno}",
+            detail=(error.text or "").rstrip(),
+            remedy="mend that line: python -m py_compile deploy.py",
         ) from None
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

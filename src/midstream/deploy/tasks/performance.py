@@ -28,6 +28,8 @@ from midstream.errors import AppError, InterruptedDeploy, MidstreamError, Operat
 # task, phase, kind, text, seconds
 Tell = Callable[[str, str, EventKind, str, float | None], None]
 
+_MEND = "mend the task in deploy.py; the lines above are its traceback"
+
 
 class Performance:
     """`perform` and `undo` from the event loop; everything else from the tasks' threads."""
@@ -87,7 +89,7 @@ class Performance:
             except MidstreamError as failed:
                 error = failed
             except BaseException as bug:  # SystemExit in a deploy.py ends the task, not the deployer
-                error = AppError(f"{type(bug).__name__}: {bug}", detail=traceback.format_exc())
+                error = AppError(f"{type(bug).__name__}: {bug}", detail=traceback.format_exc(), remedy=_MEND)
             try:
                 loop.call_soon_threadsafe(finish, error)
             except RuntimeError:
@@ -187,7 +189,12 @@ class Performance:
             if name not in own:
                 if default is missing:
                     known = ", ".join(sorted({*self.settings, *self.book.registry.settings})) or "none"
-                    raise OperatorError(f"there is no setting {name!r}", where=run.task, detail=f"there are: {known}")
+                    raise OperatorError(
+                        f"there is no setting {name!r}",
+                        where=run.task,
+                        detail=f"there are: {known}",
+                        remedy='registry.set("NAME", …) in deploy.py, or name one that there is',
+                    )
                 return default
             value = own[name]
             if isinstance(value, Question):
@@ -234,4 +241,6 @@ def placed_error(entry: TaskEntry, error: BaseException) -> MidstreamError:
             error.where = f"{error.where}, {where}" if error.where else where
         return error
     detail = "".join(traceback.format_exception(error)[-6:])
-    return AppError(f"task {entry.name} failed: {type(error).__name__}: {error}", where=where, detail=detail)
+    return AppError(
+        f"task {entry.name} failed: {type(error).__name__}: {error}", where=where, detail=detail, remedy=_MEND
+    )

@@ -68,14 +68,21 @@ class Registry:
 
         def make(work: F) -> F:
             if not _is_task_name(name):
-                raise OperatorError(f"{name!r} is no name for a task: words of letters, digits, _ and -", where=where)
+                raise OperatorError(
+                    f"{name!r} is no name for a task: words of letters, digits, _ and -",
+                    where=where,
+                    remedy="rename it in deploy.py",
+                )
             if point_of(name) is not None or name.startswith("deploy:"):
                 raise OperatorError(
                     f"{name!r} is a task of Midstream itself", where=where, remedy="choose another name"
                 )
             if name in self.tasks:
                 raise OperatorError(
-                    f"there are two tasks called {name!r}", where=where, detail=f"the other: {self.tasks[name].where}"
+                    f"there are two tasks called {name!r}",
+                    where=where,
+                    detail=f"the other: {self.tasks[name].where}",
+                    remedy="rename one, or put it into a namespace",
                 )
             text = description or (inspect.getdoc(work) or "").partition("\n")[0]
             back = self._name_of(undo, where) if undo else ""
@@ -188,13 +195,21 @@ def _is_task_name(name: str) -> bool:
 
 def _parameters(work: Callable[..., Any], where: str) -> int:
     if inspect.iscoroutinefunction(work):
-        raise OperatorError("a task is a plain function, not an `async def`", where=where)
+        raise OperatorError(
+            "a task is a plain function, not an `async def`",
+            where=where,
+            remedy="write `def`: tasks run in a thread of their own and may block",
+        )
     try:
         needed = [p for p in inspect.signature(work).parameters.values() if p.default is p.empty]
     except (TypeError, ValueError):
         needed = []
     if len(needed) not in (1, 2):
-        raise OperatorError("a task takes (run), or (run, host)", where=where)
+        raise OperatorError(
+            "a task takes (run), or (run, host)",
+            where=where,
+            remedy="def name(run), or def name(run, host) for one that runs once for each host",
+        )
     return len(needed)
 
 

@@ -147,7 +147,11 @@ class RemoteHost:
                 with open(source, "rb") as file:
                     data = file.read()
             except OSError as error:
-                raise OperatorError(f"cannot be uploaded: {error.strerror}", where=str(source)) from error
+                raise OperatorError(
+                    f"cannot be uploaded: {error.strerror}",
+                    where=str(source),
+                    remedy="name a file that is there and may be read",
+                ) from error
         self._desk.wait_for(self._seat.write(os.path.join(self._base(), path), data, mode))
 
     def download(self, path: str, target: str | os.PathLike[str] | None = None) -> bytes:
@@ -159,7 +163,11 @@ class RemoteHost:
                 with open(target, "wb") as file:
                     file.write(data)
             except OSError as error:
-                raise OperatorError(f"cannot be written: {error.strerror}", where=str(target)) from error
+                raise OperatorError(
+                    f"cannot be written: {error.strerror}",
+                    where=str(target),
+                    remedy="name a file in a folder that is there and may be written",
+                ) from error
         return data
 
     def _base(self) -> str:
@@ -188,7 +196,11 @@ class RemoteHost:
         answer = self._desk.wait_for(self._seat.command(self._desk.next_name(self.name), {**wanted, "check": False}))
         result = Result(answer.get("code"), str(answer.get("text", "")), str(answer.get("output", "")))
         if check and not result.ok:
-            raise AppError(f"`{' '.join(argv)}` {result.text} on {self.name}", where=self.name)
+            raise AppError(
+                f"`{' '.join(argv)}` {result.text} on {self.name}",
+                where=self.name,
+                remedy="its own lines above say why; host.test(…) takes a failure for an answer",
+            )
         return result
 
 
@@ -203,7 +215,7 @@ def words_of(command: Sequence[str | Sequence[str]], shell: bool, user: str, env
         except ValueError as error:
             raise OperatorError(f"{command[0]!r}: {error}", remedy="mend the quotes, or give a list of words") from None
     if not parts:
-        raise OperatorError("a command has at least one word")
+        raise OperatorError("a command has at least one word", remedy='host.run("PROGRAM", "ARGUMENT")')
     if not user:
         return [" ".join(parts)] if shell else parts
     inner = ["/bin/sh", "-c", " ".join(parts)] if shell else parts

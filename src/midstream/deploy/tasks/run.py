@@ -46,7 +46,11 @@ class TaskRun:
         for seat in self._performance.seats:
             if role in seat.spec.roles:
                 return RemoteHost(seat, self)
-        raise OperatorError(f'no host of the stage has role "{role}"', where=self.task)
+        raise OperatorError(
+            f'no host of the stage has role "{role}"',
+            where=self.task,
+            remedy="give a host of the stage that role in midstream.toml, or name another one in deploy.py",
+        )
 
     def _any(self) -> RemoteHost:
         return RemoteHost(self._performance.seats[0], self)

@@ -71,7 +71,11 @@ class Seat:
             )
             data += base64.b64decode(answer["data"])
             if len(data) > limit_bytes:
-                raise HostError(f"{path} has more than {limit_bytes} bytes", where=self.name)
+                raise HostError(
+                    f"{path} has more than {limit_bytes} bytes",
+                    where=self.name,
+                    remedy="fetch a file of that size by scp or rsync",
+                )
             if answer["last"]:
                 return bytes(data)
 
