@@ -148,6 +148,30 @@ def test_each_hook_runs_where_and_when_it_says(app: Path) -> None:
         ]
 
 
+ASGI_2 = """
+class app:
+    def __init__(self, scope): self.scope = scope
+    async def __call__(self, receive, send):
+        if self.scope["type"] != "http": raise RuntimeError("no lifespan")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"asgi 2 " + self.scope["path"].encode()})
+"""
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_an_app_of_asgi_2_is_served_with_and_without_hooks(app: Path, hooked: bool) -> None:
+    point(app, make_release(app, "two_steps", app=ASGI_2))
+    notes, hooks = app / "notes", app / "hooks.py"
+    hooks.write_text(
+        f"def pre_request(worker, request): open({str(notes)!r}, 'a').write('before ' + request['path'])\n"
+        f"async def post_request(worker, request): open({str(notes)!r}, 'a').write(' after')\n"
+    )
+    with running(app, *(("--hooks", str(hooks)) if hooked else ())) as server:
+        assert server.get("/hello").body == "asgi 2 /hello"
+        if hooked:
+            server.until("both are noted", lambda: notes.read_text() == "before /hello after")
+
+
 def test_an_asgi_app_is_recognised_and_served(app: Path) -> None:
     code = (
         "import os\nasync def app(scope, receive, send):\n"

@@ -7,7 +7,6 @@ What lives here: what concerns all connections together. What must not: one conn
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import socket
 import ssl
@@ -18,6 +17,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.middleware.asgi2 import ASGI2Middleware
 
+from midstream.serve.application import is_asgi2
 from midstream.serve.asgi_answer import Exchange
 from midstream.serve.asgi_http import HttpConnection
 from midstream.serve.asgi_premises import Drain, Premises
@@ -250,19 +250,3 @@ def uvicorn_config(app: Any, settings: Settings) -> Config:
     )
     config.load()
     return config
-
-
-def is_asgi2(app: Any) -> bool:
-    """Whether it takes the scope alone, and gives what takes receive and send."""
-    try:
-        signature = inspect.signature(app)
-        signature.bind(None, None, None)
-    except TypeError:
-        try:
-            inspect.signature(app).bind(None)
-        except TypeError:
-            return False
-        return True
-    except ValueError:
-        return False
-    return False
