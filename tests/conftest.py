@@ -1,6 +1,8 @@
 """What every folder of tests uses: the mark `server(name)`, which skips where that real program is missing, and how
 hypothesis looks for examples: the same ones each time, so that a run says something about the change at hand. With
 MIDSTREAM_EXPLORE=1 it looks for new ones, and so do the random histories of the simulation.
+
+A run that leaves processes, mounts or files behind fails (leftovers.py), with an exit code of its own.
 """
 
 from __future__ import annotations
@@ -8,16 +10,41 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+import leftovers
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", str(Path(sys.executable).parent)])
 
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", print_blob=True)
 settings.load_profile("explore" if os.environ.get("MIDSTREAM_EXPLORE") else "same")
+
+_LEFT_BEHIND = 8  # exit code; see tools/run_tests.py
+_folder = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that the run began with, not those of pytest-xdist
+        config.stash[_folder] = leftovers.begin()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    yield
+    folder = session.config.stash.get(_folder, None)
+    if folder is None:
+        return
+    left = leftovers.found(folder)
+    leftovers.clear(folder)
+    if left:
+        session.exitstatus = _LEFT_BEHIND
+        session.config.get_terminal_writer().line("\n".join(["left behind by these tests:", *left]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

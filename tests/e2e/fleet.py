@@ -15,21 +15,18 @@ nothing of Midstream is there, only sshd and python3. All ends with the fixture;
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machine import Project, Result, wait_for
+from machine import Project, Result, once, short_folder, wait_for
 from netns import PYTHON, Box, Switch, mount_lines, why_not
 
 from midstream.cli import zipapp_build
@@ -71,13 +68,9 @@ def why_no_fleet() -> str:
     return why_not()
 
 
-@functools.cache
-def _pyz() -> str:
-    """Built once in a run of tests: it takes longer than many a test."""
-    folder = tempfile.mkdtemp(prefix="mspyz-")
-    atexit.register(shutil.rmtree, folder)
-    zipapp_build.build(f"{folder}/midstream.pyz")
-    return f"{folder}/midstream.pyz"
+def built_pyz() -> Path:
+    """`midstream.pyz` of this very copy. Built once in a run of tests: it takes longer than many a test."""
+    return once("midstream.pyz", lambda path: zipapp_build.build(str(path)))
 
 
 @dataclass
@@ -219,7 +212,7 @@ class Fleet:
         """`midstream.pyz` of this very copy."""
         target = self.root / "midstream.pyz"
         if not target.exists():
-            shutil.copy(_pyz(), target)
+            shutil.copy(built_pyz(), target)
         return target
 
     @property
@@ -426,7 +419,7 @@ def new_fleet_project(fleet: Fleet, name: str, roles: dict[str, list[str]]) -> F
 @contextlib.contextmanager
 def new_fleet(count: int = 2, *, agents: bool = True, names: list[str] | None = None) -> Iterator[Fleet]:
     """A fleet of `web1` … `webN`, or of hosts with those names."""
-    fleet = Fleet(Path(tempfile.mkdtemp(prefix="msf-", dir="/tmp")))
+    fleet = Fleet(short_folder("msf-"))
     try:
         fleet.start(names or [f"web{number}" for number in range(1, count + 1)], agents=agents)
         yield fleet

@@ -7,7 +7,10 @@ what it saw last.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
 import json
 import os
 import random
@@ -384,10 +387,37 @@ def new_project(machine: Machine, app: str = "shop", name: str = "project") -> P
     return project
 
 
+def short_folder(prefix: str) -> Path:
+    """A new one: in that of the run of tests (leftovers.py), or below /tmp, as the path of a unix socket has 107 bytes."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=parent if len(parent) < 20 else "/tmp"))
+
+
+@functools.cache
+def _shared() -> Path:
+    """The folder of what the processes of one run of tests share; else one of this process."""
+    if given := os.environ.get("MIDSTREAM_RUN_SHARED"):
+        return Path(given)
+    folder = tempfile.mkdtemp(prefix="midstream-shared-")
+    atexit.register(shutil.rmtree, folder)
+    return Path(folder)
+
+
+def once(name: str, make: Callable[[Path], object]) -> Path:
+    """`name` in the folder that all processes of a run share; `make(path)` makes it for the first that asks."""
+    target = _shared() / name
+    with (_shared() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            make(target.with_name(f"{name}.new"))
+            target.with_name(f"{name}.new").rename(target)
+    return target
+
+
 @contextlib.contextmanager
 def new_machine(**env: str) -> Iterator[Machine]:
-    """A started machine in a short folder (the path of a unix socket has 107 bytes)."""
-    machine = Machine(Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp")), dict(env))
+    """A started machine in a folder of its own."""
+    machine = Machine(short_folder("ms-"), dict(env))
     try:
         machine.start()
         yield machine

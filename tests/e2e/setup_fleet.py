@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import Fleet, FleetHost
+from fleet import Fleet, FleetHost, built_pyz
 from machine import Result, wait_for
 from netns import cgroup_mount
-
-from midstream.cli import zipapp_build
 
 PREFIX = "opt/midstream"
 
 
 @pytest.fixture(scope="session")
-def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pyz() -> Path:
     """This version. All tests of a run use one file, whoever edits the sources meanwhile."""
-    target = tmp_path_factory.mktemp("pyz") / "midstream.pyz"
-    zipapp_build.build(str(target))
-    return target
+    return built_pyz()
 
 
 def another_version(

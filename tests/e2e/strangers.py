@@ -14,7 +14,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import click
 import pytest
-from machine import Machine, Project, Result, free_port, wait_for
+from machine import Machine, Project, Result, free_port, short_folder, wait_for
 
 import midstream
 from midstream.deploy.sync_client import SyncClient, connect
@@ -260,7 +259,7 @@ def new_owned_project(person: Person, app: str = "shop") -> OwnedProject:
 
 @contextlib.contextmanager
 def guarded_machine() -> Iterator[GuardedMachine]:
-    machine = GuardedMachine(Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp")))
+    machine = GuardedMachine(short_folder("ms-"))
     try:
         machine.start()
         yield machine

@@ -25,7 +25,7 @@ MIB = 1 << 20
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """Its state is on a disk of 24 MiB."""
-    disk = Path(tempfile.mkdtemp(prefix="msd-", dir="/tmp"))
+    disk = Path(tempfile.mkdtemp(prefix="msd-"))
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)], capture_output=True).returncode:
         disk.rmdir()
         pytest.skip("a tmpfs cannot be mounted here")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fleet import built_pyz
 from machine import Machine, Project, free_port, new_project, wait_for
 
 from midstream.cli import zipapp_build
@@ -24,10 +25,8 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 @pytest.fixture(scope="module")
-def pyz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("pyz") / "midstream.pyz"
-    zipapp_build.build(str(target))
-    return target
+def pyz() -> Path:
+    return built_pyz()
 
 
 def run(pyz: Path, *args: str, python: str = sys.executable, **kwargs: object) -> subprocess.CompletedProcess[str]:
@@ -163,7 +162,7 @@ def user(pyz: Path) -> Iterator[User]:
     python = next((p for p in ("/usr/bin/python3", sys.executable) if _fits(p)), None)
     if python is None:
         pytest.skip("no Python 3.11 that an unprivileged user may run")
-    root = Path(tempfile.mkdtemp(prefix="msu-", dir="/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="msu-"))
     root.chmod(0o755)
     shutil.copy(pyz, root / "midstream.pyz")
     user = User(root, python, root / "midstream.pyz")

@@ -252,7 +252,7 @@ def small_disk() -> Iterator[Path]:
     """A file system of a few megabytes, for a machine that runs out of space."""
     import tempfile
 
-    folder = Path(tempfile.mkdtemp(prefix="msd-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="msd-"))
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)], capture_output=True)
     if mounted.returncode:
         folder.rmdir()

@@ -36,7 +36,7 @@ USER = Peer(1, NOBODY, NOBODY)
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp"))
+    made = Path(tempfile.mkdtemp(prefix="ms-"))
     made.chmod(0o755)
     yield made
     shutil.rmtree(made)

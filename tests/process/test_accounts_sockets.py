@@ -32,7 +32,7 @@ def nobody() -> FileUser:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp"))
+    made = Path(tempfile.mkdtemp(prefix="ms-"))
     made.chmod(0o755)
     yield made
     shutil.rmtree(made)

@@ -102,7 +102,7 @@ class Served:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """All clients are one ordinary user."""
-    folder = Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="ms-"))
     monkeypatch.setattr(control, "_peer_of", lambda sock: Peer(1, 65534, 65534))
     made = Served(folder / "a.sock")
     try:
