@@ -11,6 +11,7 @@ import pytest
 
 from midstream.core.plan import deploy_plan, rollback_plan
 from midstream.core.spec import AppSpec, CommandStep, HealthSpec, ListenSpec, MigrateSpec, ServiceSpec, Source
+from midstream.deploy import host_run
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, Outcome
 from midstream.deploy.runner import Deployment, Order, Pack, Target
@@ -134,6 +135,21 @@ def test_only_what_the_host_lacks_is_sent_in_pieces_and_the_update_says_so(tmp_p
         assert agents["here"].apps["shop"].uploads == [pack.read_bytes()] * 2
         assert asked == [(SHA1, []), (SHA2, [SHA1]), (SHA2, [SHA1, SHA2])]
         assert agents["here"].params_of("deploy.update")["pack"] is False
+
+
+def test_objects_that_do_not_get_through_end_the_deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_run, "PIECE_S", 0.1)
+    pack = tmp_path / "pack"
+    pack.write_bytes(b"x" * (host_run.PIECE_BYTES + 1))
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].script("deploy.upload", Say(()), Wait())
+        outcome = await deploy(agents, {"here": app_spec()}, pack=lambda sha, have: Pack(str(pack), 1_048_577))
+        assert isinstance(outcome.error, HostError)
+        assert "1048576 of 1048577 bytes were taken, and then none for 0.1 s" in outcome.error.what
+        assert "deploy.update" not in agents["here"].methods()
+        assert_nothing_left(agents)
 
 
 def test_a_host_that_fetches_is_sent_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -246,6 +247,23 @@ class TestPack:
         with Source(str(repository.path)) as source:
             assert source.pack(first, [second]) is None
             assert source.pack(first, [first]) is None
+
+    def test_one_that_takes_for_ever_is_given_up(
+        self, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow = tmp_path / "slow" / "git"
+        slow.parent.mkdir()
+        real = shutil.which("git")
+        slow.write_text(f'#!/bin/sh\ncase " $* " in *" pack-objects "*) exec sleep 600;; esac\nexec {real} "$@"\n')
+        slow.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+        monkeypatch.setattr("midstream.deploy.source.PACK_S", 0.2)
+        with (
+            Source(str(repository.path)) as source,
+            pytest.raises(HostError, match=r"did not end within 0\.2 s") as failed,
+        ):
+            source.pack(source.resolve("main").sha, [])
+        assert 'source = "fetch"' in failed.value.remedy
 
     def test_it_brings_the_objects_of_submodules(self, repository: Repository, tmp_path: Path) -> None:
         """So a host needs no key for them either."""

@@ -17,6 +17,7 @@ from midstream.errors import HostError
 
 BUSY_MAX = 16  # threads of one user at a time
 LIST_S = 20.0  # for a folder's list, or a few small files
+PIECE_S = 60.0  # for a MiB of a file
 
 T = TypeVar("T")
 

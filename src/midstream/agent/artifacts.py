@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from midstream.agent import packs
-from midstream.agent.apart import apart
+from midstream.agent.apart import PIECE_S, apart, within
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
 from midstream.agent.params import data as read_data
@@ -30,6 +30,7 @@ PIECE_MAX_BYTES = 1 << 20
 ARTIFACT_MAX_BYTES = 8 << 30
 _FILES_MAX = 100
 _NUMBER_MAX = 1000
+_SUM_S = 900.0  # to read the largest archive once
 
 WorkOf = Callable[[Connection, dict[str, Any]], Work]
 TellerOf = Callable[[Connection], Callable[[Progress], None]]
@@ -64,7 +65,7 @@ class Artifacts:
 
             await self._deploys.call(work, label, pack, self._teller(connection))
         try:
-            return await apart(work.app.owner_uid, _read_piece, path, offset, size)
+            return await within(apart(work.app.owner_uid, _read_piece, path, offset, size), PIECE_S, path)
         except OSError as error:
             raise _disk(work, path, error) from error
 
@@ -77,7 +78,7 @@ class Artifacts:
         path = _path(work, "in", number)
         packs.refuse_full_disk(work, len(data))
         try:
-            await apart(work.app.owner_uid, write_piece, path, data, offset, last)
+            await within(apart(work.app.owner_uid, write_piece, path, data, offset, last), PIECE_S, path)
         except OSError as error:
             raise _disk(work, path, error) from error
         if not last:
@@ -90,7 +91,7 @@ class Artifacts:
 
         async def unpack() -> dict[str, Any]:
             with work.step(label):
-                found = await apart(work.app.owner_uid, _sha256, path)
+                found = await within(apart(work.app.owner_uid, _sha256, path), _SUM_S, path)
                 if found != wanted:
                     raise HostError(
                         "the files of the build arrived damaged",

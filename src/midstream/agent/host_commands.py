@@ -17,7 +17,7 @@ from typing import Any
 
 from midstream.agent import hooks
 from midstream.agent.accounts import account_of_uid
-from midstream.agent.apart import apart
+from midstream.agent.apart import PIECE_S, apart, within
 from midstream.agent.control import Connection, Method
 from midstream.agent.deploys import Deploys
 from midstream.agent.host import Host
@@ -100,7 +100,7 @@ class HostCommands:
         path, user = self._path(record, params), self._user(record)
         offset, size = whole(params, "offset", 0, _FILE_MAX_BYTES, 0), whole(params, "size", 1, PIECE_MAX_BYTES, 1)
         try:
-            return await apart(record.owner_uid, _read_piece, path, user, offset, size)
+            return await within(apart(record.owner_uid, _read_piece, path, user, offset, size), PIECE_S, path)
         except OSError as error:
             raise _refused("read", path, error) from error
 
@@ -118,7 +118,8 @@ class HostCommands:
         folder, base = os.path.split(path)
         beside = os.path.join(folder, f".{base[:100]}.midstream-{name}")
         try:
-            await apart(record.owner_uid, _write_piece, path, beside, user, data, offset, mode if last else None)
+            piece = (data, offset, mode if last else None)
+            await within(apart(record.owner_uid, _write_piece, path, beside, user, *piece), PIECE_S, path)
         except OSError as error:
             raise _refused("written", path, error) from error
         if last:

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from midstream.agent.apart import apart
+from midstream.agent.apart import PIECE_S, apart, within
 from midstream.agent.piece_files import write_piece
 from midstream.agent.work import Work
 from midstream.errors import HostError, OperatorError
@@ -22,7 +22,8 @@ _SPARE_BYTES = 256 << 20
 
 
 async def upload(work: Work, offset: int, raw: bytes, last: bool) -> dict[str, Any]:
-    """Appends to the pack; a repeated part is written over itself."""
+    """Appends to the pack; a repeated part is written over itself. Raises HostError when the disk is full, broken or does not
+    answer."""
     if offset < 0 or offset + len(raw) > _PACK_MAX_BYTES:
         raise OperatorError(
             f"the objects that the deploy sends are more than {_PACK_MAX_BYTES >> 30} GiB",
@@ -31,7 +32,8 @@ async def upload(work: Work, offset: int, raw: bytes, last: bool) -> dict[str, A
             remedy='have the host fetch them itself: source = "fetch"',
         )
     try:
-        await apart(work.app.owner_uid, _write, work, raw, offset, last)
+        writing = apart(work.app.owner_uid, _write, work, raw, offset, last)
+        await within(writing, PIECE_S, work.pack_path)
     except OSError as error:
         raise HostError(
             f"the objects could not be stored: {error.strerror}",

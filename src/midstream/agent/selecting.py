@@ -8,7 +8,7 @@ from typing import Any
 from midstream.agent import accounts
 from midstream.agent.accounts import Peer
 from midstream.agent.admission import read_spec
-from midstream.agent.apart import apart
+from midstream.agent.apart import read_apart
 from midstream.agent.store import ReleaseRecord
 from midstream.agent.work import Work
 from midstream.core import releases, steps
@@ -69,7 +69,7 @@ async def proven_here(work: Work, on_disk: list[str]) -> list[str]:
 async def _proven(work: Work, known: dict[str, ReleaseRecord]) -> set[str]:
     """Those that were committed here once, and those of other tools."""
     good = {release for release, record in known.items() if record.state == "good"}
-    log = await apart(work.app.owner_uid, _revisions_log, work)
+    log = await read_apart(work.app.owner_uid, work.spec.deploy_to, _revisions_log, work)
     return good | (set(releases.deployed_releases(log)) - set(known))
 
 

@@ -20,9 +20,10 @@ from midstream.core.wire import to_wire
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, EventKind, HostOutcome
 from midstream.deploy.order import Order, Pack, Target
-from midstream.errors import LockedError, MidstreamError
+from midstream.errors import HostError, LockedError, MidstreamError
 
 PIECE_BYTES = 1024 * 1024
+PIECE_S = 600.0  # 2 kB/s; a connection that is dead is noticed long before, by ssh and by the agent's pings
 
 Tell = Callable[[Event], None]
 
@@ -276,11 +277,23 @@ class HostRun:
             while True:
                 following = file.read(PIECE_BYTES)
                 data = base64.b64encode(piece).decode("ascii")
-                await self._call("deploy.upload", offset=offset, data=data, last=not following)
+                try:
+                    async with asyncio.timeout(PIECE_S):
+                        await self._call("deploy.upload", offset=offset, data=data, last=not following)
+                except TimeoutError:
+                    raise self._too_slow(offset, pack.size_bytes) from None
                 if not following:
                     return
                 offset += len(piece)
                 piece = following
+
+    def _too_slow(self, offset: int, size_bytes: int) -> HostError:
+        return HostError(
+            f"the objects do not get through: {offset} of {size_bytes} bytes were taken, and then none for {PIECE_S:g} s",
+            where=self.name,
+            serving=f"release {self.before}" if self.before else "",
+            remedy='look at the line to that host, or have it fetch them itself: source = "fetch"',
+        )
 
     async def _call(self, method: str, **params: Any) -> dict[str, Any]:
         return await self.client.call(method, deploy_id=self.order.deploy_id, token=self.token, **params)

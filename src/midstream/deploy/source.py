@@ -29,6 +29,7 @@ from midstream.errors import HostError, MidstreamError, OperatorError
 _HEX = re.compile(r"[0-9a-f]{4,64}\Z")
 _FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _ALL_REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+PACK_S = 3600.0  # to find and compress what a host lacks
 _FETCH = ("fetch", "--quiet", "--force", "--no-write-fetch-head", "--no-tags")
 _DROPPED = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
 _DEPTH_MAX = 10
@@ -304,7 +305,7 @@ class Source:
             bases = self._known_of(have, env)
             revisions = "".join(f"{wish}\n" for wish in wanted) + "".join(f"^{base}\n" for base in bases)
             with open(path, "wb") as file:
-                _call(args, cwd=self.path, stdin=revisions.encode(), stdout=file.fileno(), env=env)
+                _call(args, cwd=self.path, stdin=revisions.encode(), stdout=file.fileno(), env=env, timeout_s=PACK_S)
             with open(path, "rb") as file:
                 count = int.from_bytes(file.read(12)[8:], "big")
         except _GitFailed as error:
@@ -394,6 +395,7 @@ def _call(
     stdout: int = subprocess.PIPE,
     network: bool = False,
     env: dict[str, str] | None = None,
+    timeout_s: float | None = None,
 ) -> bytes:
     """git's stdout. Somebody at a terminal may be asked for a passphrase (git asks on /dev/tty); nobody else is."""
     try:
@@ -405,7 +407,14 @@ def _call(
             stdout=stdout,
             stderr=subprocess.PIPE,
             check=False,
+            timeout=timeout_s,
         )
+    except subprocess.TimeoutExpired:
+        raise HostError(
+            f"git {args[0]} did not end within {timeout_s:g} s",
+            where=f"{cwd} on the machine that deploys",
+            remedy='look at the disk it is on; hosts can fetch so large a repository themselves: source = "fetch"',
+        ) from None
     except FileNotFoundError:
         raise HostError(
             "git is not installed", where="the machine that deploys", remedy="install git (apt-get install git)"
