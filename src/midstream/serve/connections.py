@@ -14,6 +14,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import select
 import socket
 import ssl
@@ -60,6 +61,7 @@ class Doors:
         listeners: Sequence[Listener],
         make: Make,
         *,
+        take: Callable[[int, Any, Listener], None] | None = None,
         tls: ssl.SSLContext | None = None,
         rivals: int = 0,
         full: Callable[[], bool] = lambda: False,
@@ -69,6 +71,7 @@ class Doors:
         self._listeners = list(listeners)
         self._kinds = {listener: _kind_of(listener.sock) for listener in self._listeners}
         self._make = make
+        self._take = take
         self._tls = tls
         self._rivals = rivals
         self._full = full
@@ -135,7 +138,11 @@ class Doors:
             return
         if self._rivals:
             self._ahead += 1.0
-        self._enter(self._kinds[listener](fd), address, listener)
+        if self._take is None or (listener.tls and self._tls is not None):
+            self._enter(self._kinds[listener](fd), address, listener)
+        else:
+            os.set_blocking(fd, False)
+            self._take(fd, address, listener)
 
     def _yields(self, listener: Listener) -> bool:
         """Once for each connection at most: nobody waits for ever because all workers are busy."""

@@ -13,11 +13,11 @@ would go on with the next request in the same call. So one request is in hand at
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import os
 import select
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from midstream.serve.connections import NEVER
 from midstream.serve.environ import DROPPED, Environ, Keys, add_target, believe, join
 from midstream.serve.limits import DISCARD_BYTES, DISCARD_S, PIPELINED_BYTES, REASONS, Refused, exceeded
 from midstream.serve.output import TURN_BYTES, ClientGone, Tail
+from midstream.serve.wire import Wire, has_sent, reset_at_close, shut
 
 if TYPE_CHECKING:
     from midstream.serve.wsgi import WsgiServer
@@ -51,7 +52,6 @@ _KEYS = Keys()
 _METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 }
-_RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 
 class Fields:
@@ -129,7 +129,6 @@ class Connection(asyncio.Protocol):
         "room",
         "scanned",
         "server",
-        "sock",
         "state",
         "tail",
         "target",
@@ -137,17 +136,18 @@ class Connection(asyncio.Protocol):
         "transport",
         "trusted",
         "waiters",
+        "wire",
     )
 
-    def __init__(self, server: WsgiServer, sock: socket.socket, base: Environ, peer: str, trusted: bool) -> None:
+    def __init__(self, server: WsgiServer, base: Environ, peer: str, trusted: bool) -> None:
         self.server = server
-        self.sock = sock
         self.base = base  # the environ of this connection
         self.peer = peer
         self.trusted = trusted
         self.private = False
         self.tls = False
         self.transport: Any = None
+        self.wire: Wire | None = None  # None: TLS
         self.fd = -1
         self.lock = threading.Lock()  # held while `fd` is used outside the loop's thread, and while it is taken away
         self.state = WAIT
@@ -172,9 +172,20 @@ class Connection(asyncio.Protocol):
 
     # ---- what the loop calls
 
+    def opened(self, fd: int) -> None:
+        """A plain connection. Its first request has come mostly: a client sends it as soon as it is connected."""
+        self.fd = fd
+        self.transport = self.wire = wire = Wire(self.server.readables, self, fd)
+        self.deadline_s = time.monotonic() + self.server.keep_alive_s
+        self.server.connections.add(self)
+        wire.read()
+        if self.keep or self.state == HEAD or self.state == BODY:  # else the app has it, or had it and has closed it
+            wire.resume_reading()
+
     def connection_made(self, transport: Any) -> None:
+        """TLS: by the loop's transport."""
         self.transport = transport
-        self.fd = self.sock.fileno()
+        self.fd = transport.get_extra_info("socket").fileno()
         self.deadline_s = time.monotonic() + self.server.keep_alive_s
         self.server.connections.add(self)
 
@@ -444,8 +455,10 @@ class Connection(asyncio.Protocol):
     def _dispatch(self) -> None:
         self.state = BUSY
         self.deadline_s = NEVER
-        server = self.server
+        server, wire = self.server, self.wire
         server.begun += 1
+        if wire is not None and wire.watched and not self.keep:
+            wire.pause_reading()
         server.give(self)
 
     # ---- answers out: called by whoever runs the app
@@ -514,7 +527,7 @@ class Connection(asyncio.Protocol):
     def ended(self, broken: bool, keep: bool) -> None:
         """The app has no part in this request any more. After this the connection is the loop's again."""
         server = self.server
-        self.keep = keep
+        wanted, self.keep = self.keep, keep
         if broken:
             self.state = BROKEN
         elif self.tail is not None:
@@ -525,11 +538,31 @@ class Connection(asyncio.Protocol):
             self.state = WAIT  # from here on the loop may begin the next request
             if not (self.buffer or self.eof or server.draining):
                 return
+        elif self._left_by_the_loop(wanted) and self._close_here():
+            server.closed.append(self)
+            return
         else:
             self._shut()
-            if not (self.buffer or self.eof or self.tls or server.draining):
+            if not (self.buffer or self.eof or server.draining) and self.wire is not None and self.wire.watched:
                 return
         server.wake(self)
+
+    def _left_by_the_loop(self, wanted: bool) -> bool:
+        """Whether the loop has no eye on this connection. wanted: whether the client wanted to keep it; one that did not
+        sends nothing more, so nothing is to be discarded."""
+        server, wire = self.server, self.wire
+        return not (wanted or wire is None or wire.watched or self.buffer or server.draining or server.crowded)
+
+    def _close_here(self) -> bool:
+        """In the thread that ran the app: through the loop it would cost half as much again. False: it is closed."""
+        assert self.wire is not None
+        with self.lock:
+            if self.fd < 0:
+                return False
+            self.fd = -1
+            self.state = GONE
+            os.close(self.wire.take())
+        return True
 
     def _write(self, data: bytes | memoryview) -> int:
         """How much the socket took."""
@@ -727,7 +760,7 @@ class Connection(asyncio.Protocol):
             with self.lock:
                 if self.fd >= 0:
                     try:
-                        self.sock.shutdown(socket.SHUT_WR)
+                        shut(self.fd)
                     except OSError:
                         pass  # the peer has closed
         self.state = DISCARD
@@ -737,6 +770,8 @@ class Connection(asyncio.Protocol):
         self._read_on()
         if self.tls or self.eof:
             self.transport.close()
+        elif self.wire is not None:
+            self.wire.resume_reading()
 
     def _read_on(self) -> None:
         if self.paused and self.transport is not None:
@@ -765,29 +800,21 @@ class Connection(asyncio.Protocol):
 
     def retire(self) -> bool:
         """Closes an idle connection. False: there is something to read yet, or it is closing already."""
-        if self.state != WAIT or self.buffer or (not self.tls and self._has_sent()):
+        if self.state != WAIT or self.buffer or (not self.tls and has_sent(self.fd)):
             return False
         self._shut()
         self._discard()
         return True
 
-    def _has_sent(self) -> bool:
-        try:
-            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # an error that the transport will find
-
     def cut(self) -> None:
         """Resets the connection: the peer must not take what it has for a whole answer."""
         if self.transport is None:
             return
-        if not self.tls and self.fd >= 0:
-            try:
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except OSError:
-                pass
+        if not self.tls:
+            with self.lock:
+                if self.fd >= 0:
+                    with contextlib.suppress(OSError):
+                        reset_at_close(self.fd)
         self.transport.abort()
 
 

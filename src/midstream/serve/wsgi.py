@@ -25,6 +25,7 @@ from midstream.serve.output import Writables
 from midstream.serve.proxies import Proxies
 from midstream.serve.response import FileWrapper, Response
 from midstream.serve.settings import Settings
+from midstream.serve.wire import Readables
 
 log = logging.getLogger("midstream.serve")
 
@@ -64,6 +65,8 @@ class WsgiServer:
         self.finished: deque[_Finished] = deque()  # filled by app threads, emptied by `settle`
         self.begun = 0  # requests given to the app, ever
         self._settled = 0  # of these, ended and counted
+        self.closed: deque[Connection] = deque()  # by app threads, emptied by `settle`
+        self.crowded = False  # the doors are shut until a connection is closed
         self._woken: deque[Connection] = deque()
         self._waking = False
         self.draining = False
@@ -92,11 +95,13 @@ class WsgiServer:
     async def start(self, listeners: Sequence[Listener]) -> None:
         self._loop = asyncio.get_running_loop()
         self._bases = {each: template(each, self.settings, FileWrapper) for each in listeners}
+        self.readables = Readables()
         self.writables = Writables()
         self._threads.start()
         self._doors = Doors(
             listeners,
-            self._make,
+            self._encrypted,
+            take=self._take,
             tls=self._tls,
             rivals=self.settings.workers - 1,
             full=self._full,
@@ -129,6 +134,7 @@ class WsgiServer:
         await asyncio.get_running_loop().run_in_executor(None, self._threads.stop, _STOP_S)
         self.settle()
         self._access_log.flush()
+        self.readables.close()
         self.writables.close()
 
     def traffic(self) -> Traffic:
@@ -158,6 +164,8 @@ class WsgiServer:
                 seat.count(request[0], request[1], request[2])
             if access_log.enabled:
                 access_log.write(self._answered(request))
+        while self.closed:
+            self.connections.discard(self.closed.popleft())
 
     def refused(self, connection: Connection, status: int) -> None:
         """A request that the app does not see."""
@@ -232,11 +240,18 @@ class WsgiServer:
 
     # ---- inside
 
-    def _make(self, sock: Any, address: Any, listener: Listener) -> Connection:
+    def _connection(self, address: Any, listener: Listener) -> Connection:
         base, peer = of_peer(self._bases[listener], address)
-        connection = Connection(self, sock, base, peer, self.proxies.trusts(peer))
+        connection = Connection(self, base, peer, self.proxies.trusts(peer))
         connection.private = listener.private
-        connection.tls = listener.tls and self._tls is not None
+        return connection
+
+    def _take(self, fd: int, address: Any, listener: Listener) -> None:
+        self._connection(address, listener).opened(fd)
+
+    def _encrypted(self, _: Any, address: Any, listener: Listener) -> Connection:
+        connection = self._connection(address, listener)
+        connection.tls = True
         return connection
 
     def _run(self, connection: Connection, _: float) -> None:
@@ -300,7 +315,12 @@ class WsgiServer:
         return self.begun - self._settled
 
     def _full(self) -> bool:
-        return len(self.connections) >= self.settings.worker_connections
+        if len(self.connections) < self.settings.worker_connections:
+            self.crowded = False
+        else:
+            self.settle()
+            self.crowded = len(self.connections) >= self.settings.worker_connections
+        return self.crowded
 
     def _busy(self) -> bool:
         """Whether another worker would serve a new connection sooner."""
