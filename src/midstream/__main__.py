@@ -1,8 +1,9 @@
 """`python -m midstream`, `python -I midstream.pyz`, `python -I .../midstream`: the command line and the programs.
 
-The first word may name a program (`agent-process`, `steps`, `install-here`, `serve`), which gets on without click; all else
-is a command. The console script begins here too. Started as a folder, Python puts the package's own folder on the path,
-where its modules would be found under wrong names: the parent takes its place.
+The first word may name a program (`agent-process`, `steps`, `install-here`, `serve`), which gets on without click, as does
+`agent connect` at the far end of an ssh; all else is a command. The console script begins here too. Started as a folder,
+Python puts the package's own folder on the path, where its modules would be found under wrong names: the parent takes its
+place.
 """
 
 import os
@@ -24,6 +25,12 @@ def _mend_path() -> None:
 
 def main() -> int:
     """Runs what the command line names; the exit code."""
+    if sys.argv[1:3] == ["agent", "connect"]:
+        from midstream.cli.straight_connect import connect
+
+        code = connect(sys.argv[3:])
+        if code is not None:
+            return code
     import importlib
 
     program = _PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None

@@ -440,6 +440,7 @@ class Deploys:
         (its lease ran out while somebody said abort) must not touch the next one's."""
         if self._works.get(work.intent.app) is not work:
             return
+        work.end_steps()
         packs.drop(work)
         packs.drop_artifacts(work)
         intent = work.intent

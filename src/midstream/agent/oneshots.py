@@ -19,7 +19,7 @@ from midstream.core.messages import ProcessEntry, ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
 from midstream.errors import HostError
 
-_TAIL_LINES = 40
+TAIL_LINES = 40
 _LINE_MAX_BYTES = 16 * 1024
 RESULT_MARK = "\x1e"
 
@@ -198,9 +198,11 @@ class OneShots:
         timeout_s: float,
         on_line: Callable[[str], None],
         on_end: Callable[[Outcome], None] = lambda outcome: None,
+        on_result: Callable[[str], None] = lambda line: None,
     ) -> Outcome:
         """Starts it (or finds it under its key), streams its lines, and waits for its end. A time-out kills the tree.
-        on_end: told how it ended before the keeper is told to forget it, so that no crash comes in between.
+        on_end: told how it ended before the keeper is told to forget it, so that no crash comes in between. on_result: told
+        of each result line as it comes, where there are several.
 
         Cancelling the caller leaves the process running: `stop` ends it.
         """
@@ -209,9 +211,10 @@ class OneShots:
         def take(line: str) -> None:
             if line.startswith(RESULT_MARK):
                 waiting.result = line
+                on_result(line)
                 return
             waiting.lines.append(line)
-            del waiting.lines[:-_TAIL_LINES]
+            del waiting.lines[:-TAIL_LINES]
             on_line(line)
 
         channel = channel_of(parse_key(spec.key))

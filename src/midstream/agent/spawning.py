@@ -285,8 +285,9 @@ def one_shot(
 
 
 def step_argv(name: str) -> tuple[str, ...]:
-    """How this copy of Midstream runs its step programs: the zipapp or package folder that the agent was started from."""
+    """How this copy of Midstream runs its step programs: the zipapp or package folder that the agent was started from, which
+    needs nothing of what is installed (-S)."""
     copy = os.path.abspath(sys.argv[0])
     if os.path.isfile(os.path.join(copy, "__main__.py")) or copy.endswith(".pyz"):
-        return (sys.executable, "-I", copy, "steps", name)
+        return (sys.executable, "-I", "-S", copy, "steps", name)
     return (sys.executable, "-I", "-m", "midstream.steps", name)

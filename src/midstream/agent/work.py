@@ -20,6 +20,8 @@ from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import Place, account_for, command_spec
 from midstream.agent.step_requests import request_body, request_file, step_program
+from midstream.agent.step_session import SERVICE as SESSION_SERVICE
+from midstream.agent.step_session import StepSession
 from midstream.agent.store import AppRecord, GenerationRecord
 from midstream.core import steps
 from midstream.core.intent import Intent, IntentEvent, advance
@@ -76,6 +78,8 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     trash: bool = False  # something that was removed waits to be deleted (`agent/trash.py`)
     over: bool = False  # it was committed and closed before: its calls are answered, and do nothing
+    session: StepSession | None = None
+    sessions: int = 0  # how many there were
 
     @property
     def app(self) -> AppRecord:
@@ -273,21 +277,40 @@ class Work:
     async def _run_step_once(
         self, name: str, request: object, fds: tuple[int, ...], on_line: Callable[[str], None], file_max_bytes: int
     ) -> Outcome:
-        spec = self._step_spec(name, len(fds))
-        if file_max_bytes:
-            spec = replace(spec, rlimits={"fsize": (file_max_bytes, file_max_bytes)})
+        """In the process that all steps of the deploy share, unless it is busy or the step has a limit of its own."""
         with request_file(name, request) as body:
-            return await self.host.one_shots.run(
-                spec,
-                fds=(body, *fds),
-                timeout_s=STEP_TIMEOUT_S,
-                on_line=on_line,
-            )
+            session = None if file_max_bytes else self._session()
+            if session is not None:
+                return await session.run(name, body, fds, timeout_s=STEP_TIMEOUT_S, on_line=on_line)
+            spec = self._step_spec(self._next_key("+" + name.replace("_", "-"), 0), name, 1 + len(fds))
+            if file_max_bytes:
+                spec = replace(spec, rlimits={"fsize": (file_max_bytes, file_max_bytes)})
+            return await self.host.one_shots.run(spec, fds=(body, *fds), timeout_s=STEP_TIMEOUT_S, on_line=on_line)
 
-    def _step_spec(self, name: str, extra_fds: int) -> SpawnSpec:
-        key = self._next_key("+" + name.replace("_", "-"), 0)
+    def _session(self) -> StepSession | None:
+        """The process for the steps, begun when there is none; None when it is at work."""
+        if self.session is not None and self.session.is_over:
+            self.session = None
+        if self.session is None:
+            self.session = StepSession(self.host.one_shots, self._step_spec(self._session_key(), steps.SESSION, 1))
+            self.host.keep(self.session.life)
+        return self.session if self.session.is_free else None
+
+    def _session_key(self) -> SpawnKey:
+        """Each has a slot of its own, and so a FIFO: what an earlier one still says is not taken for its answers."""
+        known = [key for key in self.host.one_shots.known_of(self.intent.app) if key.service == SESSION_SERVICE]
+        slots = [key.slot for key in known if key.generation == self.intent.number]
+        self.sessions = max([self.sessions, *(slot + 1 for slot in slots)]) + 1
+        return SpawnKey(self.intent.app, SESSION_SERVICE, self.intent.number, self.sessions - 1, 0)
+
+    def end_steps(self) -> None:
+        """No more steps are to come for now: their process ends."""
+        if self.session is not None:
+            self.session.close()
+
+    def _step_spec(self, key: SpawnKey, name: str, passed_fds: int) -> SpawnSpec:
         account = account_for(self.spec, self.app.owner_uid, self.host.uid)
-        return step_program(key, name, account, self.host.uid, 1 + extra_fds)
+        return step_program(key, name, account, self.host.uid, passed_fds)
 
     def _next_key(self, service: str, slot: int) -> SpawnKey:
         last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)

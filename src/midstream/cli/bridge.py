@@ -7,14 +7,11 @@ only after hours, and the lease of a deploy runs out only when the connection en
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import selectors
 import socket
 import time
 
-from midstream.deploy.rpc import NO_AGENT_CODE
 from midstream.errors import HostError, MidstreamError
 
 _PIECE = 65536
@@ -22,6 +19,10 @@ _PIECE = 65536
 
 def no_agent_line(error: MidstreamError) -> bytes:
     """What is said in the agent's place: the answer to whatever the client asks first."""
+    import json  # not for who only copies bytes: each deploy starts a bridge on each host
+
+    from midstream.deploy.rpc import NO_AGENT_CODE
+
     body = {"code": NO_AGENT_CODE, "message": error.what, "data": error.to_wire()}
     return json.dumps({"jsonrpc": "2.0", "id": None, "error": body}, separators=(",", ":")).encode() + b"\n"
 
@@ -67,7 +68,9 @@ class _Lines:
         self._begins = True
 
     def __call__(self, data: bytes) -> bytes:
-        kept = re.sub(rb"\n+", b"\n", data)
+        kept = data
+        while b"\n\n" in kept:
+            kept = kept.replace(b"\n\n", b"\n")
         if self._begins:
             kept = kept.lstrip(b"\n")
         self._begins = data.endswith(b"\n")

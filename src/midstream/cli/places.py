@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SOCKET_NAME = "agent.sock"
-SYSTEM_RUNTIME = "/run/midstream"
+from midstream.cli.straight_connect import SOCKET_NAME, SYSTEM_RUNTIME
+
 SYSTEM_STATE = "/var/lib/midstream"
 
 

@@ -6,6 +6,10 @@ descriptor 3 (read to its end; a seekable one is read from its start), `receive`
 for people go to stdout and stderr; the last line of stdout is `RESULT_MARK` + `{"ok": {...}}` or
 `{"error": MidstreamError.to_wire()}`; the exit code is 0 or the error's. Each step may be killed at any instant and run
 again with the same request. `deploy_to` is absolute, without a trailing slash.
+
+`session` is no step but a process for many: descriptor 3 is then one end of a SOCK_SEQPACKET pair. Each message is the
+name of a step, with the descriptors that the step has as 3 and, where there is one, 4. They are run in their order, each
+with its result line; the process ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ PART_MARK = "\x1f"
 WORKERS_MARK = "\x1d"
 REQUEST_FD = 3
 PACK_FD = 4
+SESSION = "session"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from midstream.core.steps import ALIASES, PACK_FD, REQUEST_FD, REQUESTS, Receive, Several, part_line, result_line
+from midstream.core.steps import (
+    ALIASES,
+    PACK_FD,
+    REQUEST_FD,
+    REQUESTS,
+    SESSION,
+    Receive,
+    Several,
+    part_line,
+    result_line,
+)
 from midstream.core.wire import WireError, from_wire
 from midstream.errors import EXIT_USAGE, BugError, HostError, MidstreamError
 
@@ -54,15 +64,24 @@ def main(argv: Sequence[str]) -> int:
         from midstream.steps import terminal
 
         return terminal.main(argv[1:])
-    pack = _is_pack(PACK_FD)  # before anything else is opened and takes that number
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are bytes, not always UTF-8
+    if list(argv) == [SESSION]:
+        from midstream.steps import session
+
+        return session.main(perform)
     if len(argv) != 1 or argv[0] not in REQUESTS:
         print(f"usage: python -m midstream.steps {{{','.join(REQUESTS)}}} 3<request", file=sys.stderr)
         return EXIT_USAGE
+    return perform(argv[0])
+
+
+def perform(name: str) -> int:
+    """Runs step `name` with the descriptors as they are placed now, and writes its result line; the exit code."""
+    pack = _is_pack(PACK_FD)  # before anything else is opened and takes that number
     try:
-        ok = run(argv[0], _read_request(), pack)
+        ok = run(name, _read_request(), pack)
     except MidstreamError as error:
         return _fail(error)
     except OSError as error:
@@ -70,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         import traceback
 
-        return _fail(BugError(f"step {argv[0]}: {type(error).__name__}: {error}", detail=traceback.format_exc()))
+        return _fail(BugError(f"step {name}: {type(error).__name__}: {error}", detail=traceback.format_exc()))
     print(result_line(ok), flush=True)
     return 0
 

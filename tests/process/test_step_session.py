@@ -1,0 +1,145 @@
+"""The process that the steps of a deploy share: real ones, asked as the agent asks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from midstream.agent.step_requests import request_file
+
+from midstream.core import steps
+from midstream.errors import OperatorError
+
+PATIENCE_S = 60.0
+
+
+class Session:
+    def __init__(self) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PLACE_AND_RUN, str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,  # or select would not see what was read along
+        )
+        theirs.close()
+        self.lines: list[str] = []
+
+    def send(self, name: str, request: object, *fds: int) -> None:
+        with request_file(name, request) as body:
+            socket.send_fds(self.sock, [name.encode()], [body, *fds])
+
+    def result(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], PATIENCE_S)[0]:
+            line = self.process.stdout.readline().decode().rstrip("\n")
+            if line.startswith(steps.RESULT_MARK):
+                return steps.read_result(line)
+            assert line, f"it ended: {self.lines}"
+            self.lines.append(line)
+        raise AssertionError("no answer")
+
+
+_PLACE_AND_RUN = (
+    "import os, sys; from midstream.steps.program import main; os.dup2(int(sys.argv[1]), 3); os.closerange(4, 99);"
+    'sys.exit(main(["session"]))'
+)
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    opened = Session()
+    yield opened
+    opened.sock.close()
+    opened.process.kill()
+    opened.process.wait()
+
+
+def prepare(folder: Path, **more: Any) -> steps.Prepare:
+    return steps.Prepare(str(folder), **more)
+
+
+def test_steps_are_answered_in_their_order_by_one_process(session: Session, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        session.send("prepare", prepare(tmp_path / name))
+    assert [session.result()["current"] for _ in "12"] == [None, None]
+    session.send("inspect", steps.Inspect(str(tmp_path / "one")))
+    assert session.result()["releases"] == []
+    assert (tmp_path / "two/releases").is_dir()
+
+
+def test_a_step_that_fails_leaves_the_process_whole_and_its_lock_free(session: Session, tmp_path: Path) -> None:
+    session.send("prepare", prepare(tmp_path, linked_files=("absent",)))
+    with pytest.raises(OperatorError, match="linked file"):
+        session.result()
+    session.send("cleanup", steps.Cleanup(str(tmp_path), 5))
+    assert session.result()["removed"] == []
+
+
+def test_no_descriptor_stays_open_from_step_to_step(session: Session, tmp_path: Path) -> None:
+    """Some hundred deploys of one second each would else end in EMFILE; and what a step is given, the next must not see."""
+    folder = f"/proc/{session.process.pid}/fd"
+    counts = []
+    for number in range(4):
+        with open(tmp_path / "pack", "wb+") as pack:
+            session.send("prepare", prepare(tmp_path / f"app{number}"), *([pack.fileno()] if number % 2 else []))
+            session.result()
+        session.send("inspect", steps.Inspect(str(tmp_path / f"app{number}")))
+        session.result()
+        counts.append(len(os.listdir(folder)))
+    assert len(set(counts)) == 1
+    open_ones = {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+    assert not any("pack" in target or "memfd" in target for target in open_ones)
+
+
+def test_it_ends_when_the_agent_hangs_up_after_the_step_in_hand(session: Session, tmp_path: Path) -> None:
+    session.send("prepare", prepare(tmp_path / "app"))
+    session.sock.close()
+    assert session.process.wait(PATIENCE_S) == 0
+    assert (tmp_path / "app/releases").is_dir()
+
+
+@pytest.mark.parametrize("name", ["several-of-nothing", "../prepare", ""])
+def test_what_is_no_step_ends_it(session: Session, name: str, tmp_path: Path) -> None:
+    with (tmp_path / "request").open("w+") as file:
+        json.dump({}, file)
+        file.flush()
+        socket.send_fds(session.sock, [name.encode() or b" "], [file.fileno()])
+    assert session.process.wait(PATIENCE_S) == 2
+
+
+def test_programs_that_a_step_starts_get_nothing_of_the_session(session: Session, tmp_path: Path) -> None:
+    """git, and whatever git starts, must not be able to ask for steps, nor read a request."""
+    spy = tmp_path / "bin/git"
+    spy.parent.mkdir()
+    spy.write_text(f"#!/bin/sh\nls -l /proc/self/fd > {tmp_path}/fds\nexit 1\n")
+    spy.chmod(0o755)
+    mine = Session.__new__(Session)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{spy.parent}:{before}"
+    try:
+        mine.__init__()  # type: ignore[misc]
+    finally:
+        os.environ["PATH"] = before
+    try:
+        mine.send("prepare", prepare(tmp_path / "app"))
+        mine.result()
+        (tmp_path / "app/repo").mkdir()
+        mine.send("inspect", steps.Inspect(str(tmp_path / "app")))
+        mine.result()
+        listed = (tmp_path / "fds").read_text()
+        assert "socket:" not in listed and "memfd" not in listed
+    finally:
+        mine.sock.close()
+        mine.process.send_signal(signal.SIGKILL)
+        mine.process.wait()
