@@ -313,6 +313,65 @@ def test_an_upgrade_takes_the_certificate_that_is_there_then_and_refuses_one_tha
         assert _name_shown(server.port) == "second"
 
 
+ASGI = """
+async def app(scope, receive, send):
+    if scope["type"] != "http": raise RuntimeError("no lifespan")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"asgi"})
+"""
+
+
+class Handshake:
+    """A TLS client that has sent its first words and has the server's answer, no more."""
+
+    def __init__(self, port: int) -> None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes)
+        self._sock = socket.create_connection(("127.0.0.1", port), LIMIT_S)
+        with pytest.raises(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+        self._sock.sendall(self._goes.read())
+        self._came.write(self._sock.recv(65536))
+
+    def answer(self) -> bytes:
+        """Ends the handshake, asks, and reads until the server says that it closes."""
+        self._tls.do_handshake()
+        self._tls.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        self._sock.sendall(self._goes.read())
+        came = b""
+        while data := self._sock.recv(65536):
+            self._came.write(data)
+            try:
+                while part := self._tls.read(65536):
+                    came += part
+                break
+            except ssl.SSLWantReadError:
+                continue
+        self._sock.close()
+        return came
+
+
+@pytest.mark.server("openssl")
+@pytest.mark.parametrize("code", [None, ASGI], ids=["wsgi", "asgi"])
+def test_a_drain_waits_for_a_handshake_under_way(app: Path, code: str | None) -> None:
+    _certificate(app, "first")
+    point(app, make_release(app, "served", app=code))
+    with running(app, "--certfile", f"{app}/cert.pem", "--keyfile", f"{app}/key.pem") as server:
+        client = Handshake(server.port)
+        point(app, app / "releases/two")
+        assert server.reload().ok
+        generations = server.status()["generations"]
+        assert isinstance(generations, list)
+        [old] = [one for one in generations if one["state"] == "draining"]
+        server.until("the worker without it has ended", lambda: len(set(old["workers"]) & set(server.left())) == 1)
+        answer = client.answer()
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in answer.lower()
+        assert b"x-release: served" in answer.lower()
+        server.line(r"generation 1 \(served\): has drained")
+
+
 @pytest.mark.server("openssl")
 @pytest.mark.parametrize(
     ("break_it", "part"),

@@ -90,7 +90,7 @@ class AsgiServer:
             exchange.end_soon(drain.jitter_s())
         for websocket in list(premises.websockets):
             websocket.leave_soon(drain.jitter_s())
-        return await _Ending(premises, drain).wait()
+        return await _Ending(premises, drain, self._entering).wait()
 
     async def stop(self) -> None:
         """See `contract.Server`. Idempotent."""
@@ -108,6 +108,9 @@ class AsgiServer:
 
     def traffic(self) -> Traffic:
         return self._premises.traffic()
+
+    def _entering(self) -> int:
+        return self._doors.entering if self._doors is not None else 0
 
     async def _cancel_tasks(self) -> None:
         tasks = dict(self._premises.owners)
@@ -144,11 +147,12 @@ class AsgiServer:
 
 
 class _Ending:
-    """The end of all connections and of the app's tasks, as the drain wants it."""
+    """The end of all connections and of the app's tasks, as the drain wants it. entering: TLS handshakes under way."""
 
-    def __init__(self, premises: Premises, drain: Drain) -> None:
+    def __init__(self, premises: Premises, drain: Drain, entering: Callable[[], int]) -> None:
         self._premises = premises
         self._drain = drain
+        self._entering = entering
         self._news = asyncio.Event()
         self._last_cancel_s = NEVER
         self._requests = self._websockets = self._idle_closed = 0
@@ -173,7 +177,7 @@ class _Ending:
         due_s += [self._look_at_websocket(each, now_s) for each in list(premises.websockets)]
         due_s += [self._look_at_idle(each, now_s) for each in list(premises.http) if each.is_idle]
         due_s += [self._look_at_task(*each, now_s) for each in list(premises.owners.items()) if each[1].is_over]
-        if premises.connections:
+        if premises.connections or (self._entering() and now_s < self._drain.began_s + self._drain.graceful_s):
             return min(due_s)
         if not premises.owners or now_s > self._last_cancel_s + CANCELLED_S:
             return None

@@ -108,6 +108,12 @@ class Doors:
         """Whether a wanted listener is not watched now."""
         return len(self._watched) < len(self._wanted)
 
+    @property
+    def entering(self) -> int:
+        """Connections that were accepted and are still in their TLS handshake: no connection of the server's yet, but a
+        drain has them to answer all the same."""
+        return len(self._tasks)
+
     def waiting(self) -> bool:
         """Whether a connection waits on a public listener, as far as the kernel says now."""
         poll = select.poll()
@@ -264,8 +270,8 @@ class Ending:
     """How a worker's connections come to their end (DESIGN 7): requests in hand have graceful_s, counted from the
     drain's beginning or, for late ones, from their own; idle connections are kept for linger_s, then retired.
 
-    running(): requests that the app has still in hand although their connection may be gone. The server calls `look`
-    whenever a connection closed or a request ended, and the sweep's tick calls it once a second."""
+    running(): what is in hand without a connection: requests of the app's whose client is gone, TLS handshakes. The
+    server calls `look` whenever a connection closed or a request ended, and the sweep's tick calls it once a second."""
 
     def __init__(self, connections: set[Any], running: Callable[[], int], graceful_s: float, linger_s: float) -> None:
         self._connections = connections

@@ -120,7 +120,7 @@ class WsgiServer:
     async def drain(self, graceful_s: float, linger_s: float) -> Cuts:
         self._doors.shut()
         self.draining = True
-        self._ending = Ending(self.connections, self._running, graceful_s, linger_s)
+        self._ending = Ending(self.connections, self._in_hand, graceful_s, linger_s)
         cuts = await self._ending.wait()
         self.settle()
         return cuts
@@ -313,6 +313,9 @@ class WsgiServer:
         """Requests that the app has in hand, their clients gone or not."""
         self.settle()
         return self.begun - self._settled
+
+    def _in_hand(self) -> int:
+        return self._running() + self._doors.entering
 
     def _full(self) -> bool:
         if len(self.connections) < self.settings.worker_connections:
