@@ -13,21 +13,36 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 
+@dataclass
+class Far:
+    """addresses: name -> where to ask. late_s: by how much the relay was late at worst, known at its end: on a machine that is
+    busy it lets no connection live that is not given that time."""
+
+    addresses: Mapping[str, str]
+    late_s: float = 0.0
+
+
 @contextlib.contextmanager
-def away(services: Mapping[str, str], seconds: float) -> Iterator[dict[str, str]]:
-    """name -> address to ask instead of that of `services`. seconds: for one way."""
+def away(services: Mapping[str, str], seconds: float) -> Iterator[Far]:
+    """Far addresses in place of those of `services`. seconds: for one way."""
     named = [f"{name}={address}" for name, address in services.items()]
     process = subprocess.Popen(
         [sys.executable, __file__, str(seconds), *named], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield {name: f"tcp://127.0.0.1:{port}" for name, port in json.loads(process.stdout.readline()).items()}
+        ports = json.loads(process.stdout.readline())
+        far = Far({name: f"tcp://127.0.0.1:{port}" for name, port in ports.items()})
+        yield far
         assert process.poll() is None, "the relay ended"
+        process.stdin.close()
+        far.late_s = float(process.stdout.readline())
     finally:
         process.stdin.close()
         process.stdout.close()
@@ -86,13 +101,27 @@ async def _carry(address: str, seconds: float, reader: asyncio.StreamReader, wri
     far_writer.close()
 
 
+async def _lateness() -> None:
+    """Says by how much a sleep was too long at worst, at the end."""
+    worst_s = 0.0
+    try:
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(0.05)
+            worst_s = max(worst_s, time.monotonic() - began_s - 0.05)
+    finally:
+        print(round(worst_s, 3), flush=True)
+
+
 async def _run(seconds: float, services: Mapping[str, str]) -> None:
+    watch = asyncio.create_task(_lateness())
     ports = {}
     for name, address in services.items():
         server = await asyncio.start_server(partial(_carry, address, seconds), "127.0.0.1", 0)
         ports[name] = server.sockets[0].getsockname()[1]
     print(json.dumps(ports), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    watch.cancel()
 
 
 if __name__ == "__main__":
