@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
-from machine import Machine, Project, wait_for
+from machine import Machine, Project, free_port, wait_for
 from traffic import Clients, traffic
 
 pytestmark = [pytest.mark.timeout(240)]
@@ -32,8 +35,8 @@ def served(project: Project) -> Project:
     return project
 
 
-def config(project: Project, more: str = "") -> str:
-    command = f"{sys.executable} -m midstream serve app:app --workers 2 --linger 2"
+def config(project: Project, more: str = "", options: str = "") -> str:
+    command = f"{sys.executable} -m midstream serve app:app --workers 2 --linger 2 {options}"
     service = f'command = "{command}"\nlisten = "{project.address}"\nhealth = "/"\n{more}'
     return project.config(f"[services.web]\n{service}")
 
@@ -75,3 +78,41 @@ def test_the_story_of_one_instance(served: Project, machine: Machine) -> None:
     before = machine.pids()
     os.kill(before[0], signal.SIGKILL)
     wait_for("another zygote", lambda: machine.pids() and machine.pids() != before and served.get()[0] == 200)
+
+
+def test_metrics_are_of_those_who_accept_and_a_zygote_that_hangs_is_replaced(
+    project: Project, machine: Machine
+) -> None:
+    """The address of the metrics passes from generation to generation; SIGSTOP is noticed without a `watchdog` in the
+    configuration."""
+    metrics = free_port()
+    options = f"--timeout 1 --metrics 127.0.0.1:{metrics}"
+    more = 'drain_timeout = "1s"\nstop_timeout = "1s"\n'
+    project.commit("serve", config=config(project, more, options), **{"app.py": APP})
+    first = project.deployed()
+    for _ in range(3):
+        project.get()
+    wait_for("what was answered", lambda: answered(metrics, first) >= 3)
+    project.commit("next")
+    second = project.deployed()
+    wait_for("the next generation at the address", lambda: answered(metrics, second) >= 0)
+    counted = answered(metrics, second)
+    project.get()
+    wait_for("one answer more", lambda: answered(metrics, second) == counted + 1)
+    wait_for("the old one to be gone", lambda: machine.settled(project.app))
+    assert answered(metrics, first) == -1
+
+    before = machine.pids()
+    os.kill(before[0], signal.SIGSTOP)
+    wait_for("another zygote", lambda: machine.replaced(before) and project.get()[0] == 200)
+    assert "WATCHDOG=1 did not come within 1 s" in project.cli("why", "web").text
+    wait_for("its metrics", lambda: answered(metrics, second) >= 0)
+
+
+def answered(port: int, release: str) -> int:
+    """How many requests that release has answered with 2xx, by the page of metrics; -1: it says nothing of it."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        pattern = rf'requests_total{{release="{release}",generation="\d+",code="2xx"}} (\d+)'
+        if found := re.search(pattern, page.read().decode()):
+            return int(found[1])
+    return -1
