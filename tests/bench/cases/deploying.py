@@ -82,7 +82,9 @@ class Site:
 
     @property
     def env(self) -> dict[str, str]:
-        return self.fleet.env | {"LANG": "C.UTF-8"}
+        """Byte code is kept, as that of an installed package is, but not in the tree that is measured."""
+        kept = {key: value for key, value in self.fleet.env.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        return kept | {"LANG": "C.UTF-8", "PYTHONPYCACHEPREFIX": str(self.folder / "pycache")}
 
     def git(self, *words: str) -> None:
         subprocess.run(["git", "-C", str(self.repository), *words], check=True, capture_output=True, env=self.env)
