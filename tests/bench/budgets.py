@@ -24,6 +24,16 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """Budgets of one unit that make a table of their own, a column a subject; `by_subject`: a line a subject."""
+
+    title: str
+    budgets: tuple[Budget, ...]
+    note: str = ""
+    by_subject: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """`ratio` is what is compared with the limit; None where something was not measured."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from budgets import BUDGETS, OURS, Budget, judge
+from budgets import BUDGETS, OURS, Budget, Section, judge
 from measurement import Measurement, Summary, summed_up
+from server_budgets import SERVER_SECTIONS
 
 Record = dict[str, Any]
 
@@ -22,12 +23,16 @@ def rows(record: Record, between: str = ", ") -> list[list[str]]:
 
 
 def _row(budget: Budget, subjects: dict[str, Summary], between: str) -> list[str]:
-    verdict = judge(budget, subjects)
     others = between.join(f"{name} {value(item, budget.worst)}" for name, item in subjects.items() if name != OURS)
-    ratio = "" if verdict.ratio is None or not budget.beside else f"{verdict.ratio:.2f} of {budget.beside}"
-    word = {True: "pass", False: "OVER", None: ""}[verdict.passed]
     ours = value(subjects[OURS], budget.worst) if OURS in subjects else "not measured"
-    return [budget.title, ours, others, ratio, budget.text, word]
+    return [budget.title, ours, others, *_judged(budget, subjects)]
+
+
+def _judged(budget: Budget, subjects: dict[str, Summary]) -> list[str]:
+    """Ratio, budget, and how it ended."""
+    verdict = judge(budget, subjects)
+    ratio = "" if verdict.ratio is None or not budget.beside else f"{verdict.ratio:.2f} of {budget.beside}"
+    return [ratio, budget.text, {True: "pass", False: "OVER", None: ""}[verdict.passed]]
 
 
 def value(item: Summary, worst: bool = False) -> str:
@@ -69,8 +74,82 @@ def table(record: Record) -> str:
             lines.append(f"    budget {budget}" + (f"  -> {word}" if word else ""))
         if others:
             lines.append(f"    {others}")
+    for section, cells in _sections(record):
+        lines += ["", section.title, *_aligned(cells)]
     missing = {f"{item.subject}: {reason(item)}" for item in measurements(record) if item.missing}
     return "\n".join([*lines, *sorted(missing)])
+
+
+def _sections(record: Record) -> list[tuple[Section, list[list[str]]]]:
+    """The tables of which anything was measured, head first."""
+    found = summed_up(measurements(record))
+    return [
+        (section, by_subject(section, found) if section.by_subject else by_metric(section, found))
+        for section in SERVER_SECTIONS
+        if any(budget.metric in found for budget in section.budgets)
+    ]
+
+
+def by_metric(section: Section, found: Mapping[str, dict[str, Summary]]) -> list[list[str]]:
+    """A row a metric, a column a subject; several budgets of one metric stand in one row."""
+    names = _subjects(section, found)
+    metrics = [metric for metric in dict.fromkeys(budget.metric for budget in section.budgets) if metric in found]
+    table = [["", *names, "ratio", "budget", ""]]
+    for metric in metrics:
+        budgets = [budget for budget in section.budgets if budget.metric == metric]
+        judged = [_judged(budget, found[metric]) for budget in budgets]
+        cells = [_plain(found[metric].get(name)) for name in names]
+        table.append(
+            [budgets[0].title, *cells, *(", ".join(filter(None, column)) for column in zip(*judged, strict=True))]
+        )
+    return _without_empty(table)
+
+
+def by_subject(section: Section, found: Mapping[str, dict[str, Summary]]) -> list[list[str]]:
+    """A row a subject, a column a metric; a last row for the budgets of ours."""
+    budgets = [budget for budget in section.budgets if budget.metric in found]
+    table = [["", *(budget.title for budget in budgets)]]
+    for name in _subjects(section, found):
+        table.append([name, *(_plain(found[budget.metric].get(name), budget.worst) for budget in budgets)])
+    judged = [_judged(budget, found[budget.metric]) for budget in budgets]
+    return [*table, ["budget", *(f"{text} {word}".strip() for _, text, word in judged)]]
+
+
+def _subjects(section: Section, found: Mapping[str, dict[str, Summary]]) -> list[str]:
+    """In the order in which they were measured."""
+    return list(dict.fromkeys(name for budget in section.budgets for name in found.get(budget.metric, ())))
+
+
+def _plain(item: Summary | None, worst: bool = False) -> str:
+    """The number alone: its unit stands above the table."""
+    if item is None:
+        return ""
+    return "-" if item.missing else digits(item.highest if worst else item.median)
+
+
+def _without_empty(table: list[list[str]]) -> list[list[str]]:
+    """Columns in which nothing stands below the head are left out."""
+    kept = [index for index, column in enumerate(zip(*table, strict=True)) if index == 0 or any(column[1:])]
+    return [[row[index] for index in kept] for row in table]
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        ("    " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in table
+    ]
+
+
+def _spread(section: Section, found: Mapping[str, dict[str, Summary]]) -> str:
+    """How far the rounds of the figures lie apart, in one sentence; "" where there was one round only."""
+    items = [item for budget in section.budgets for item in found.get(budget.metric, {}).values() if item.runs > 1]
+    if not items:
+        return ""
+    spans = sorted((item.highest - item.lowest) / item.median * 100 for item in items if item.median)
+    middle, most = spans[len(spans) // 2] if spans else 0.0, spans[-1] if spans else 0.0
+    rounds = max(item.runs for item in items)
+    return f"Medians of {rounds} rounds; highest and lowest are {middle:.0f} % apart (at most {most:.0f} %)."
 
 
 def page(record: Record) -> str:
@@ -89,13 +168,27 @@ def page(record: Record) -> str:
             f"Linux {machine['kernel']}, Python {machine['python']}; {runs}"
             f" (lowest-highest), load before: {machine['load']}.",
             "",
-            *_markdown([HEAD, *rows(record, "<br>")]),
-            "",
+            *_first_table(record),
+            *_further_tables(record),
             "Versions: " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
             "",
             *_not_measured(record),
         ]
     )
+
+
+def _first_table(record: Record) -> list[str]:
+    found = rows(record, "<br>")
+    return [*_markdown([HEAD, *found]), ""] if found else []
+
+
+def _further_tables(record: Record) -> list[str]:
+    found = summed_up(measurements(record))
+    lines = []
+    for section, cells in _sections(record):
+        notes = " ".join(filter(None, [section.note, _spread(section, found)]))
+        lines += [f"## {section.title}", "", *([notes, ""] if notes else []), *_markdown(cells), ""]
+    return lines
 
 
 def _markdown(table: Sequence[Sequence[str]]) -> list[str]:

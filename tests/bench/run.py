@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import report
-from cases import FULL, QUICK, Scale, deploying, handover, supervision
+from cases import FULL, QUICK, Scale, deploying, handover, serving, supervision, upgrading
 from measurement import Measurement
 from peers import Server, Supervisor
+from peers.web import ASGI, RACK, WSGI, WebServer
 from sandbox import become_subreaper
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
@@ -29,7 +30,11 @@ CASES: dict[str, Callable[[Scale, frozenset[str]], Iterator[Measurement]]] = {
     "supervision": supervision.measure,
     "handover": handover.measure,
     "deploying": deploying.measure,
+    "serving": serving.measure,
+    "upgrading": upgrading.measure,
 }
+# They repeat within one run what they measure, subjects taking turns.
+ONCE = frozenset({"serving", "upgrading"})
 
 
 def main() -> int:
@@ -68,7 +73,8 @@ def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _is_complete(options: argparse.Namespace) -> bool:
     """Whether all was measured at full length: then the page is written without asking."""
-    return not (options.names or options.only or options.services or options.quick or options.runs or options.render)
+    chosen = (options.names, options.only, options.services, options.part, options.runs, options.render)
+    return not (options.quick or any(chosen))
 
 
 def _options() -> argparse.Namespace:
@@ -76,6 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(CASES)} (default: all)")
     parser.add_argument("--only", metavar="PROGRAM", action="append", help="measure these programs alone")
     parser.add_argument("--services", metavar="N", action="append", type=int, help="how many services (1, 100, 1000)")
+    parser.add_argument("--part", metavar="PART", action="append", choices=serving.PARTS, help="of serving, this alone")
     parser.add_argument("--quick", action="store_true", help="one short run, to see that it works")
     parser.add_argument("--json", metavar="FILE", help="write what was measured")
     parser.add_argument("--page", metavar="FILE", nargs="?", const=str(PAGE), help="write docs/benchmarks.md")
@@ -96,11 +103,15 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.services:
         scale = replace(scale, counts=tuple(options.services))
     if options.runs:
-        scale = replace(scale, runs=options.runs)
+        scale = replace(scale, runs=options.runs, rounds=options.runs)
+    if options.part:
+        scale = replace(scale, parts=frozenset(options.part))
     machine = _machine()
     found: list[Measurement] = []
     for number in range(scale.runs):
         for name in options.names or CASES:
+            if number and name in ONCE:
+                continue
             for item in CASES[name](scale, frozenset(options.only or ())):
                 print(
                     f"[{number + 1}/{scale.runs}] {item.metric} {item.subject}: "
@@ -120,7 +131,13 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    every: list[Supervisor | Server] = [*supervision.subjects(), *handover.subjects()]
+    every: list[Supervisor | Server | WebServer] = [
+        *supervision.subjects(),
+        *handover.subjects(),
+        *WSGI,
+        *ASGI,
+        *RACK,
+    ]
     return {item.program: item.version() for item in every if not item.missing()}
 
 

@@ -18,7 +18,12 @@ class Scale:
     handovers: int
     steady_s: float  # between two handovers
     deploys: int
+    rounds: int  # of the cases that interleave their subjects themselves
+    upgrades: int
+    load_s: float  # how long latency is measured
+    workers: tuple[int, ...]  # whose memory is measured
+    parts: frozenset[str] = frozenset()  # of `serving`; none: all
 
 
-FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0, 5)
-QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0, 2)
+FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0, 5, 3, 10, 4.0, (1, 2, 4, 8))
+QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0, 2, 1, 2, 1.5, (1, 2))
