@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 
 from midstream.serve.contract import Answered
@@ -26,6 +27,7 @@ BLANK_LINES = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")  # ends of an event; a li
 JOIN_BYTES = 16384  # shorter bodies are copied behind their head, longer ones given to the kernel as they are
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODILESS = (204, 304)
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
 class Exchange(RequestResponseCycle):
@@ -183,12 +185,14 @@ class Exchange(RequestResponseCycle):
         closes = has_date = False
         is_events = is_coded = False
         for name, value in headers:
-            if HEADER_RE.search(name):
+            if _NAME.match(name) is None:
                 raise RuntimeError("Invalid HTTP header name.")
             if HEADER_VALUE_RE.search(value):
                 raise RuntimeError("Invalid HTTP header value.")
             name = name.lower()
             if name == b"content-length":
+                if not value.isdigit() or (length is not None and int(value) != length):
+                    raise RuntimeError("Content-Length is no number, or two.")
                 if length is not None or status == 204:
                     continue
                 length = int(value)
@@ -238,6 +242,8 @@ class Exchange(RequestResponseCycle):
         self.end_if_between_events()
 
     def _send_body(self, body: bytes, more: bool) -> None:
+        if not isinstance(body, bytes | bytearray | memoryview):
+            raise TypeError(f"the body is made of bytes, not {type(body).__name__}")
         head, self.head = self.head or b"", None
         size = len(body)
         if self.bodiless:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from midstream.serve.limits import Refused, exceeded
 
 _REQUEST_LINE = re.compile(rb"^[!-~]+ [!-~]+ HTTP/([0-9]\.[0-9])\r?$", re.MULTILINE)
+_ONCE = frozenset({b"content-type", b"authorization"})  # given twice, one program takes the first, another the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def judge(
     expects = False
     upgrade = b""
     connection: list[bytes] = []
+    once: list[bytes] = []
     for name, value in headers:
         if name == b"host":
             hosts.append(value)
@@ -57,13 +59,17 @@ def judge(
             _check_encoding(value, version, size)
             size = None
         elif name == b"expect":
-            if value.strip().lower() != b"100-continue":
+            if any(word.strip() != b"100-continue" for word in value.lower().split(b",")):
                 raise Refused(417, "nothing but 100-continue can be expected")
             expects = version == "1.1"
         elif name == b"upgrade":
             upgrade = value.strip().lower()
         elif name == b"connection":
             connection += [token.strip() for token in value.lower().split(b",")]
+        elif name in _ONCE:
+            if name in once:
+                raise Refused(400, f"{name.decode().title()} is given twice")
+            once.append(name)
     _check_host(hosts, version, host_allowed)
     websocket = upgrade == b"websocket" and b"upgrade" in connection and version == "1.1"
     if websocket and size != 0:

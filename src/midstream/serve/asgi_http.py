@@ -21,7 +21,16 @@ from midstream.serve.asgi_answer import Exchange
 from midstream.serve.asgi_heads import Verdict, judge, misread, split_target
 from midstream.serve.connections import NEVER
 from midstream.serve.contract import Answered, Listener
-from midstream.serve.limits import CHUNK_LINE_BYTES, DISCARD_BYTES, DISCARD_S, REASONS, TRAILER_BYTES, Refused, exceeded
+from midstream.serve.limits import (
+    CHUNK_LINE_BYTES,
+    DISCARD_BYTES,
+    DISCARD_S,
+    NEVER_TRAILERS,
+    REASONS,
+    TRAILER_BYTES,
+    Refused,
+    exceeded,
+)
 from midstream.serve.websockets import WebSocketConnection
 
 if TYPE_CHECKING:
@@ -85,18 +94,34 @@ class HttpConnection(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. Requests that came whole are answered all the same; the app is told."""
         self.peer_ended = True
-        unanswered = self.unanswered()
-        if self.ends_at_s != NEVER or self.in_head or not unanswered or unanswered[-1].more_body:
+        if self.ends_at_s != NEVER or self.transport.get_extra_info("sslcontext"):
             return False
-        if self.transport.get_extra_info("sslcontext"):
+        self._drop_unfinished()
+        unanswered = self.unanswered()
+        if not unanswered:
             return False
         if not self.held:
             self.is_last = self.is_deaf = True
-            unanswered[-1].keep_alive = False
+            if self.refusal is None:
+                unanswered[-1].keep_alive = False
         for exchange in unanswered:
             exchange.hung_up = True
             exchange.message_event.set()
         return True
+
+    def _drop_unfinished(self) -> None:
+        """The last request, when its body will not come any more. Those before it are answered none the less."""
+        exchange = self.newest
+        if exchange is None or self.held or not exchange.more_body or exchange.response_complete:
+            return
+        if exchange is self.running:
+            self.running = None
+        elif self.pipeline and self.pipeline[0][0] is exchange:
+            self.pipeline.popleft()
+        else:
+            return  # refused
+        exchange.abandon()
+        self.premises.answered(exchange)
 
     def _body_bytes(self) -> int:
         return self.newest.body_bytes if self.newest is not None else 0
@@ -140,10 +165,17 @@ class HttpConnection(HttpToolsProtocol):
 
     def _parse_held(self) -> None:
         held, self.held = self.held, b""
-        if held and not self.transport.is_closing():
-            self._parse(held)
-            if not self.held and not self.pipeline:
-                self.flow.resume_reading()
+        if not held or self.transport.is_closing():
+            return
+        self._parse(held)
+        if self.held:
+            return
+        if self.peer_ended:
+            self._drop_unfinished()
+            if not self.unanswered() and self.ends_at_s == NEVER:
+                self.transport.close()
+        elif not self.pipeline:
+            self.flow.resume_reading()
 
     def _parse_piece(self, data: bytes) -> None:
         head, newest, body_bytes = (self.heads if self.in_head else 0), self.newest, self._body_bytes()
@@ -221,11 +253,15 @@ class HttpConnection(HttpToolsProtocol):
             self.refuse(exceeded("limit_request_line"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.in_head or self.is_deaf:  # a trailer: the app has its headers already
+        if self.is_deaf:
+            return
+        if not self.in_head:  # a trailer: the app has its headers already
+            if name.lower() in NEVER_TRAILERS and not self.replays:
+                self.refuse(Refused(400, "this trailer has no place there"))
             return
         size = len(name) + len(value)
         self.field_bytes += size + 4
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # the parser leaves them (RFC 9110 5.5)
         if size > self.settings.limit_request_field_size:
             self.refuse(exceeded("limit_request_field_size"))
         elif self.field_bytes > self.settings.limit_header_bytes:
@@ -349,10 +385,7 @@ class HttpConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not exchange.keep_alive:
-            if self.is_last and not exchange.more_body:
-                self.transport.close()  # the client has asked for it, and sends nothing more
-            else:
-                self.end()
+            self.end()  # also when the client has asked for it: a stray CR LF of its, unread, would reset the answer
             return
         if self.held:
             self.loop.call_soon(self._parse_held)

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import tempfile
 from typing import IO, cast
 
-from midstream.serve.limits import CHUNK_LINE_BYTES, FRAMING_PER_BODY_BYTE, TRAILER_BYTES, Refused, exceeded
+from midstream.serve.limits import (
+    CHUNK_LINE_BYTES,
+    FRAMING_PER_BODY_BYTE,
+    NEVER_TRAILERS,
+    TRAILER_BYTES,
+    Refused,
+    exceeded,
+)
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FRAMING_FREE_BYTES = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _SIZE_DIGITS = 15  # below 2**60
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_QUOTED = rb'"(?:[\t\x20!#-\[\]-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
+_EXTENSIONS = re.compile(rb"(?:;[\t ]*%b(?:=(?:%b|%b))?)*\Z" % (_TOKEN, _TOKEN, _QUOTED))  # RFC 9112 7.1.1
+_FIELD = re.compile(rb"(%b):[\t\x20-\x7e\x80-\xff]*\Z" % _TOKEN)  # RFC 9110 5.1, 5.5
 
 
 class Body:
@@ -155,16 +167,16 @@ class Chunks:
 
     def _trailer(self, line: bytes) -> None:
         self._trailer_bytes += len(line)
-        name, colon, _ = line.partition(b":")
-        if not colon or not name or name != name.strip() or b"\0" in line or self._trailer_bytes > TRAILER_BYTES:
-            raise Refused(400, "a trailer of the chunked body is malformed")
+        field = _FIELD.match(line)
+        if field is None or field[1].lower() in NEVER_TRAILERS or self._trailer_bytes > TRAILER_BYTES:
+            raise Refused(400, "a trailer of the chunked body is malformed, or has no place there")
 
 
 def _size(line: bytes) -> int:
     """Of a chunk, from its line without CR LF; extensions are passed over."""
-    digits, semicolon, extension = line.partition(b";")
+    digits = line.partition(b";")[0]
     if not digits or len(digits) > _SIZE_DIGITS or not _HEX.issuperset(digits):
         raise Refused(400, "the size of a chunk is no hexadecimal number")
-    if semicolon and any((byte < 0x20 and byte != 0x09) or byte == 0x7F for byte in extension):
+    if _EXTENSIONS.match(line, len(digits)) is None:
         raise Refused(400, "the extension of a chunk is malformed")
     return int(digits, 16)

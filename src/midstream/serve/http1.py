@@ -118,6 +118,7 @@ class Connection(asyncio.Protocol):
         "environ",
         "eof",
         "fd",
+        "forgiven",
         "http11",
         "keep",
         "lock",
@@ -153,6 +154,7 @@ class Connection(asyncio.Protocol):
         self.state = WAIT
         self.buffer = bytearray()  # what has come and is not looked at
         self.scanned = 0  # of the buffer, for the end of a head
+        self.forgiven = False  # an empty line before this request
         self.paused = False  # reading
         self.eof = False
         self.environ: Environ = {}
@@ -280,11 +282,13 @@ class Connection(asyncio.Protocol):
     def _look_for_head(self) -> bool:
         """Takes the next head from the buffer; False: it is not complete, or the request is refused."""
         buffer, server = self.buffer, self.server
+        if not self.forgiven and buffer.startswith(b"\r\n"):  # one empty line before a request is (RFC 9112 2.2)
+            self.forgiven = True
+            self.scanned = 0
+            del buffer[:2]
         if self.state == WAIT:
-            if buffer.startswith(b"\r\n"):  # one empty line before a request is forgiven (RFC 9112 2.2)
-                del buffer[:2]
-                if not buffer:
-                    return False
+            if not buffer:
+                return False
             self.state = HEAD
             self.began_s = time.monotonic()
             self.deadline_s = self.began_s + server.header_timeout_s
@@ -318,6 +322,7 @@ class Connection(asyncio.Protocol):
 
     def _head(self, head: bytes) -> bool:
         """A whole head. False: the request is refused."""
+        self.forgiven = False
         try:
             self._read_head(head)
             environ = self.environ
@@ -359,13 +364,15 @@ class Connection(asyncio.Protocol):
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http11 else "HTTP/1.0"
         server.fields.read(head, environ)
-        add_target(environ, method, target)
         host = environ.get("HTTP_HOST")
         if host is None:
             if self.http11:
                 raise Refused(400, "there is no Host")
         elif not server.host_ok(host):
             raise Refused(400, "the Host is malformed or not served here")
+        add_target(environ, method, target)
+        if target[0] != "/" and not server.host_ok(environ.get("HTTP_HOST", "-")):  # a whole URL's, which counts
+            raise Refused(400, "the host in the request line is malformed or not served here")
         wanted = environ.get("HTTP_CONNECTION")
         self.keep = self.http11 if wanted is None else _keeps(wanted, self.http11)
         if self.trusted:
@@ -413,7 +420,7 @@ class Connection(asyncio.Protocol):
     def _expectation(self, environ: Environ) -> None:
         if not self.http11:
             return
-        if environ["HTTP_EXPECT"].lower() != "100-continue":
+        if any(word.strip() != "100-continue" for word in environ["HTTP_EXPECT"].lower().split(",")):
             raise Refused(417, "of expectations only 100-continue is known")
         if self.body is not None and not self.buffer:
             self._write_now(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -55,6 +55,9 @@ REASONS: dict[int, str] = {
 # What no setting changes.
 CHUNK_LINE_BYTES = 1024  # a chunk's size with its extensions
 TRAILER_BYTES = 8192  # fields after a chunked body; read and forgotten
+NEVER_TRAILERS = frozenset(
+    {b"content-length", b"transfer-encoding", b"host"}
+)  # a reader that believed them (RFC 9110 6.5.1)
 FRAMING_PER_BODY_BYTE = 16  # bytes around the chunks that a client may send for each byte within them, beyond 64 KiB
 PIPELINED_BYTES = 65536  # sent ahead of the answer to the request in hand; beyond it nothing is read
 DISCARD_BYTES = 1 << 20  # read and forgotten after our end is closed, so that the client sees the answer, not a reset

@@ -24,6 +24,7 @@ log = logging.getLogger("midstream.serve")
 _JOIN_BYTES = 65536  # a body up to this goes out in one piece with its head
 _CACHE_MAX = 1024
 _STATUS = re.compile(r"([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 # What a header of the app is to us.
@@ -293,11 +294,17 @@ class Response:
             kind = _names[name]
             if value.__class__ is not str and not isinstance(value, str):
                 raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
+            if not value.isprintable() and _CONTROL.search(value):
+                raise ValueError(
+                    f"the response header {name} contains a line break or NUL, or another control character: {value!r}"
+                )
             if kind:
                 if kind == _LENGTH:
-                    given = _length(value)
-                    if self.code == 204:
+                    if given >= 0 and _length(value) != given:
+                        raise ValueError("the response has two Content-Length")
+                    if given >= 0 or self.code == 204:
                         continue
+                    given = _length(value)
                 elif kind == _CONNECTION:
                     self.keep = self.keep and "close" not in value.lower()
                     continue
@@ -322,12 +329,8 @@ class Response:
             lines.append("Transfer-Encoding: chunked\r\n")
         else:
             self.keep = False  # the end of the connection is the end of the body
-        text = "".join(lines)
-        count = len(lines)
-        if text.count("\n") != count or text.count("\r") != count or "\0" in text:
-            raise ValueError("a response header contains a line break or NUL")
         self.keep, end = connection.head_end(self.keep, own & _DATE, own & _SERVER)
-        return text.encode("latin-1") + end
+        return "".join(lines).encode("latin-1") + end
 
     def _failed(self, error: BaseException) -> None:
         """The app raised, or gave what cannot be sent: 500, or a cut where the head is out already."""
