@@ -88,9 +88,10 @@ SERVER_SECTIONS = (
     Section(
         "Upgrades under load, each by the server's own means",
         (
+            Budget("upgrade_count", "upgrades", ""),
             Budget("upgrade_failed", "failed requests", "0", 0.0, worst=True),
-            Budget("upgrade_requests", "of", ""),
-            Budget("upgrade_gap_ms", "longest time without an answer, ms", ""),
+            Budget("upgrade_requests", "of requests", ""),
+            Budget("upgrade_gap_ms", "longest time without an answer (on new connections, or on kept ones), ms", ""),
             Budget("upgrade_worst_ms", "slowest answer, ms", ""),
             Budget("upgrade_s", "until only new code answers (median), s", ""),
         ),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
+
+# What a peer may do to us: it becomes a row that says so. A mistake of ours, such as a TypeError, ends the run.
+FAILURES = (TimeoutError, RuntimeError, OSError, ValueError, subprocess.SubprocessError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +24,11 @@ class Scale:
     deploys: int
     rounds: int  # of the cases that interleave their subjects themselves
     upgrades: int
+    upgrades_s: float  # for those of one server; after it no further one begins
     load_s: float  # how long latency is measured
     workers: tuple[int, ...]  # whose memory is measured
     parts: frozenset[str] = frozenset()  # of `serving`; none: all
 
 
-FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0, 5, 3, 10, 4.0, (1, 2, 4, 8))
-QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0, 2, 1, 2, 1.5, (1, 2))
+FULL = Scale(False, 3, 10, (1, 100, 1000), 30.0, 10.0, 10, 5.0, 5, 3, 10, 45.0, 4.0, (1, 2, 4, 8))
+QUICK = Scale(True, 1, 3, (1, 100), 5.0, 6.0, 2, 3.0, 2, 1, 2, 12.0, 1.5, (1, 2))

@@ -38,7 +38,7 @@ from peers.web import (
 from sandbox import Sandbox, descendants, sandbox
 from workloads import HELLO, SHOP, WORKLOADS, Workload
 
-from cases import Scale
+from cases import FAILURES, Scale
 
 LOAD = Path(__file__).resolve().parents[1] / "closed_load.py"
 APPS = {
@@ -49,7 +49,6 @@ APPS = {
 }
 SLOW_CLIENTS = {"think_s": 0.075, "slow_share": 0.05}
 STALLED_CLIENTS = {"think_s": 0.04}
-FAILURES = (TimeoutError, RuntimeError, OSError, subprocess.SubprocessError)
 
 
 def measure(scale: Scale, only: frozenset[str]) -> Iterator[Measurement]:

@@ -21,12 +21,13 @@ from peers.upgraded import WAYS, Upgraded, Way
 from peers.web import free_port
 from sandbox import Sandbox, sandbox
 
-from cases import Scale
+from cases import FAILURES, Scale
 
 LOAD = Path(__file__).resolve().parents[1] / "paced_load.py"
 UPGRADE_TIMEOUT_S = 60.0
 BETWEEN_S = 0.3
 METRICS = {
+    "upgrade_count": "count",
     "upgrade_failed": "count",
     "upgrade_requests": "count",
     "upgrade_gap_ms": "ms",
@@ -43,31 +44,48 @@ def measure(scale: Scale, only: frozenset[str]) -> Iterator[Measurement]:
         if not why:
             try:
                 with sandbox() as box:
-                    yield from _judged(way.name, _upgraded(way, box, scale.upgrades))
+                    yield from _judged(way.name, _upgraded(way, box, scale))
                 continue
-            except (TimeoutError, RuntimeError, OSError) as error:
+            except FAILURES as error:
                 why = f"failed: {error}"
         for metric, unit in METRICS.items():
             yield absent(metric, way.name, unit, why)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of `paced_load.py`. `what`: the version, or of a failure its reason; `late_s`: since it was due."""
+
+    due: float
+    late_s: float
+    ok: bool
+    kept: bool
+    what: str
+
+    @property
+    def came(self) -> float:
+        return self.due + self.late_s
+
+
 @dataclass(slots=True)
 class Story:
-    """What the clients saw, when each upgrade was asked for and when only new code answered. `answers`: (when, seconds
-    since it was due, whether it was an answer, or what else)."""
+    """What the clients saw, when each upgrade was asked for and when only new code answered."""
 
     asked: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
-    answers: list[tuple[float, float, bool, str]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
 
 
-def _upgraded(way: Way, box: Sandbox, count: int) -> Story:
+def _upgraded(way: Way, box: Sandbox, scale: Scale) -> Story:
     port = free_port()
     server, story = Upgraded(way, box, port), Story()
     file = box.folder / "samples.json"
     clients = Clients(port, file)
     clients.await_line("only 0")
-    for version in range(1, count + 1):
+    began = time.monotonic()
+    for version in range(1, scale.upgrades + 1):
+        if version > 1 and time.monotonic() - began > scale.upgrades_s:
+            break
         time.sleep(BETWEEN_S)
         old = server.master()
         story.asked.append(server.ask(version))
@@ -76,33 +94,38 @@ def _upgraded(way: Way, box: Sandbox, count: int) -> Story:
             server.retire(old)
             clients.await_line(f"only {version}")
         except TimeoutError as error:
-            raise TimeoutError(f"upgrade {version} of {count}: {error}; {server.said()}") from error
+            raise TimeoutError(f"upgrade {version}: {error}; {server.said()}") from error
         story.done.append(time.monotonic())
     clients.stop()
-    story.answers = [(due + late, late, ok, what) for due, late, ok, _, what in json.loads(file.read_text())]
+    story.answers = [Answer(*item) for item in json.loads(file.read_text())]
     return story
 
 
 def _judged(name: str, story: Story) -> list[Measurement]:
-    failed = [what for _, _, ok, what in story.answers if not ok]
+    failed = [answer.what for answer in story.answers if not answer.ok]
     for reason in sorted(set(failed)):
         print(f"    {name}: {failed.count(reason)} times {reason}", file=sys.stderr)
-    first, last = story.asked[0], story.done[-1]  # behind it the clients stop
-    gap_s = longest_gap_s([when for when, _, ok, _ in story.answers if ok and first <= when <= last])
     lasted = [done - asked for asked, done in zip(story.asked, story.done, strict=True)]
     return [
         Measurement("upgrade_failed", name, len(failed), "count"),
         Measurement("upgrade_requests", name, len(story.answers), "count"),
-        Measurement("upgrade_gap_ms", name, gap_s * 1000, "ms"),
-        Measurement("upgrade_worst_ms", name, max(late for _, late, _, _ in story.answers) * 1000, "ms"),
+        Measurement("upgrade_count", name, len(story.done), "count"),
+        Measurement("upgrade_gap_ms", name, longest_gap_s(story) * 1000, "ms"),
+        Measurement("upgrade_worst_ms", name, max(answer.late_s for answer in story.answers if answer.ok) * 1000, "ms"),
         Measurement("upgrade_s", name, statistics.median(lasted) - ONLY_S, "s"),
     ]
 
 
-def longest_gap_s(moments: list[float]) -> float:
-    """The longest time between two answers, whosoever's."""
-    ordered = sorted(moments)
-    return max((later - former for former, later in pairwise(ordered)), default=0.0)
+def longest_gap_s(story: Story) -> float:
+    """The longest time between two answers on new connections, or on kept ones, whichever is longer: a server that stops
+    listening may go on answering where it was connected. From the first upgrade to the end of the last."""
+    first, last = story.asked[0], story.done[-1]
+    gaps = [0.0]
+    for kept in (True, False):
+        came = sorted(answer.came for answer in story.answers if answer.ok and answer.kept == kept)
+        within = [moment for moment in came if first <= moment <= last]
+        gaps += [later - former for former, later in pairwise([first, *within, last])]
+    return max(gaps)
 
 
 class Clients:

@@ -158,7 +158,11 @@ def free_port() -> int:
 
 def launch(box: Sandbox, server: WebServer, wanted: Wanted, folder: Path) -> subprocess.Popen[bytes]:
     """Start it in `folder`, and wait for its first answer. Raises TimeoutError, RuntimeError with what it said."""
-    environment = {"PYTHONPATH": f"{folder}:{SOURCE}", "WORKERS": str(wanted.workers)}
+    environment = {
+        "PYTHONPATH": f"{folder}:{SOURCE}",
+        "WORKERS": str(wanted.workers),
+        "HOME": str(box.folder),  # gunicorn makes a socket there
+    }
     name = f"{server.interface}{wanted.port}"
     process = box.launch(name, server.argv(wanted), folder, environment)
     deadline = time.monotonic() + BOOT_TIMEOUT_S
