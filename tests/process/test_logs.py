@@ -19,7 +19,19 @@ from pathlib import Path
 import pytest
 
 import midstream
-from midstream.agent.logs import ChannelName, LogEvent, LogLine, Logs, follow, intake, log_file, sink
+from midstream.agent.logs import (
+    ChannelName,
+    LogEvent,
+    LogLine,
+    Logs,
+    follow,
+    intake,
+    log_file,
+    sink,
+    unfinished,
+    writer,
+)
+from midstream.core import logline
 from midstream.core.spec import LogSpec
 from midstream.errors import OperatorError
 from midstream.linux.file_identity import FileUser
@@ -92,7 +104,10 @@ async def _only(lines: AsyncIterator[LogLine], text: str) -> AsyncIterator[LogLi
 
 
 def on_desk(tmp_path: Path, story: Callable[[Desk], Awaitable[None]], **options: object) -> None:
+    failed: list[dict[str, object]] = []  # a callback that failed would else be a line on stderr; a time-out in one, too
+
     async def told() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
         desk = Desk(tmp_path, **options)
         try:
             await story(desk)
@@ -100,6 +115,7 @@ def on_desk(tmp_path: Path, story: Callable[[Desk], Awaitable[None]], **options:
             desk.close()
 
     asyncio.run(told())
+    assert not failed
 
 
 def test_lines_are_stamped_and_tagged_and_an_unfinished_one_waits(tmp_path: Path) -> None:
@@ -602,14 +618,20 @@ def test_a_path_of_the_apps_user_gives_no_rights_of_ours(tmp_path: Path, trap: s
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files below a folder called `dead` are not written before the gate is open: in the thread, as on a dead NFS server."""
-    opened, append = threading.Event(), log_file.LogFile.append
+    opened, append, keep = threading.Event(), log_file.LogFile.append, unfinished.Unfinished.keep
 
     def held(file: log_file.LogFile, block: bytes, now_s: float) -> None:
         if "/dead/" in file.place.path:
             opened.wait()
         append(file, block, now_s)
 
+    def held_keep(file: unfinished.Unfinished, name: ChannelName, data: bytes) -> None:
+        if "/dead/" in file._path:
+            opened.wait()
+        keep(file, name, data)
+
     monkeypatch.setattr(log_file.LogFile, "append", held)
+    monkeypatch.setattr(unfinished.Unfinished, "keep", held_keep)
     yield opened
     opened.set()
 
@@ -650,16 +672,22 @@ def test_a_hanging_file_of_one_service_stops_neither_the_agent_nor_the_service(
     on_desk(tmp_path, story)
 
 
-def test_what_is_not_written_yet_is_not_taken_out_of_the_fifo(tmp_path: Path, gate: threading.Event) -> None:
+@pytest.mark.parametrize("whose", ["the service", "the agent"])
+def test_what_is_not_written_yet_is_not_taken_out_of_the_fifo(
+    tmp_path: Path, gate: threading.Event, whose: str
+) -> None:
     """An agent that is killed now loses nothing: the next one finds it there."""
-    path = tmp_path / "dead" / "web.log"
+    (tmp_path / "dead").mkdir()
 
     async def story(desk: Desk) -> None:
-        desk.logs.configure("shop", "web", LogSpec(path=str(path)))
+        path = desk.file()
+        if whose == "the service":
+            path = tmp_path / "dead" / "web.log"
+            desk.logs.configure("shop", "web", LogSpec(path=str(path)))
         end = desk.open()
         os.write(end, b"one\ntw")
         async with asyncio.timeout(PATIENCE_S):
-            while not threading.active_count() > 1:
+            while desk.logs._channels[WEB].storing is None:
                 await asyncio.sleep(0.01)
         os.write(end, b"o\nthree")
         assert unread(end) == len(b"one\ntwo\nthree")
@@ -672,6 +700,60 @@ def test_what_is_not_written_yet_is_not_taken_out_of_the_fifo(tmp_path: Path, ga
                 await asyncio.sleep(0.01)
         assert [line.split(" ", 2)[2] for line in path.read_text().splitlines()] == ["one", "two", "three"]
         assert desk.events == []
+
+    on_desk(tmp_path if whose == "the service" else tmp_path / "dead", story)
+
+
+def test_the_agents_own_folder_that_hangs_stops_neither_the_agent_nor_a_service(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "HANG_S", 0.2)
+    monkeypatch.setattr(writer, "LATE_S", 0.01)
+    jobs, mail = ChannelName("shop", "jobs", 42, 0), ChannelName("shop", "mail", 42, 0)
+    (tmp_path / "dead").mkdir()
+    elsewhere = tmp_path / "own" / "mail.log"
+
+    async def story(desk: Desk) -> None:
+        desk.logs.configure("shop", "mail", LogSpec(path=str(elsewhere)))
+        end, other, third = desk.open(), desk.open(jobs), desk.open(mail)
+        os.write(end, b"one\nunfinished")
+        os.write(other, b"mine\n")
+        os.write(third, b"sent\n")
+        await desk.settled(mail)
+        assert [line.split(" ", 2)[2] for line in elsewhere.read_text().splitlines()] == ["sent", "marker"]
+        await desk.told("log_losing")
+        for writing in (end, other):
+            async with asyncio.timeout(PATIENCE_S):  # more than the FIFO holds
+                await asyncio.to_thread(os.write, writing, b"0123456789abcde\n" * 20_000)
+        await desk.settled(jobs)
+        assert [line.text async for line in desk.logs.follow("shop", ["web"], 9, follow=False)] == []
+        assert desk.logs.sink("shop", "web").last(9) == []
+        desk.logs.reopen()
+        gate.set()
+        await desk.answers(desk.file())
+        await desk.settled()
+        await desk.settled(jobs)
+        assert desk.stored()[0] == b"one"
+        for service in ("web", "jobs"):
+            assert "bytes lost since" in desk.file(service).read_text()
+            assert desk.stored(service)[-1] == b"marker"
+        assert {event.kind for event in desk.events} == {"log_losing", "log_resumed"}
+        assert {event.service for event in desk.events} == {"web", "jobs"}
+
+    on_desk(tmp_path / "dead", story)
+
+
+def test_the_agents_own_folder_is_written_before_the_loop_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the disk answers, nothing is on its way when an agent is killed."""
+    monkeypatch.setattr(writer, "LATE_S", PATIENCE_S)
+
+    async def story(desk: Desk) -> None:
+        web = desk.logs.sink("shop", "web")
+        for number in range(200):
+            assert web.write([logline.Piece(b"%d" % number)], 42, 0) is None
+            assert desk.stored()[-1] == b"%d" % number
 
     on_desk(tmp_path, story)
 

@@ -26,7 +26,6 @@ from midstream.agent.keeper_link import KeeperLink, KeeperLost, KeeperRefused
 from midstream.agent.keeper_orders import KeeperOrders
 from midstream.agent.listeners import ListenerTable
 from midstream.agent.logs import ChannelName, Logs
-from midstream.agent.logs.follow import last_lines
 from midstream.agent.looking import Looks
 from midstream.agent.oneshots import OneShots, exit_text
 from midstream.agent.processes import Name, Place3, Processes
@@ -681,9 +680,8 @@ class Host:
 
     def last_lines(self, app: str, service: str, generation: int, count: int = 20) -> list[str]:
         """The last lines that a generation wrote."""
-        sink = self.logs.sink(app, service)
         try:
-            lines = list(sink.recent) if sink.is_apart else last_lines(sink.place, service, 400)
+            lines = self.logs.sink(app, service).last(400)
         except (OSError, MidstreamError):
             return []
         return [line.text for line in lines if line.generation == generation][-count:]

@@ -19,14 +19,17 @@ from midstream.agent.apart import read_apart
 from midstream.agent.logs.follow import Follower, last_lines
 from midstream.agent.logs.log_file import LogFile
 from midstream.agent.logs.open_files import LogPlace, OpenFiles
-from midstream.agent.logs.sink import LogEvent, LogSink
+from midstream.agent.logs.sink import LogEvent, LogSink, Storing
 from midstream.agent.logs.unfinished import Unfinished
+from midstream.agent.logs.writer import Late, Writer
 from midstream.core import logline
 from midstream.core.logline import ChannelName, LogLine, Piece, Rest
 from midstream.core.spec import LogSpec
 from midstream.errors import HostError, OperatorError
 from midstream.linux.file_identity import FileUser
 from midstream.linux.pipes import PipePeek, reopen_pipe
+
+_START_S = 5.0  # for what an earlier agent left; it is about to read its database, too
 
 
 @dataclass(slots=True)
@@ -61,7 +64,9 @@ class Logs:
         self._sinks: dict[tuple[str, str], LogSink] = {}
         self._channels: dict[ChannelName, _Channel] = {}
         self._peek = PipePeek()
+        self._writer = Writer()
         self._unfinished = Unfinished(f"{folder}/.unfinished")
+        self._touch(self._unfinished.read_back, wait_s=_START_S)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # -- services ----------------------------------------------------------------------------------------------------
@@ -83,7 +88,7 @@ class Logs:
         sink = self._sinks.get((app, service))
         if sink is None:
             file = LogFile(place, spec, OpenFiles(1) if spec.path else self._files)
-            sink = LogSink(app, service, file, self._clock, self._on_event)
+            sink = LogSink(app, service, file, self._clock, self._on_event, self._writer)
             self._sinks[(app, service)] = sink
         else:
             sink.use(place, spec, self._files)
@@ -109,7 +114,7 @@ class Logs:
         for name in [name for name in self._sinks if name[0] == app]:
             self.forget(*name)
         with suppress(OSError):
-            os.rename(f"{self._folder}/{app}", f"{self._folder}/{app}.{ending}")
+            self._touch(os.rename, f"{self._folder}/{app}", f"{self._folder}/{app}.{ending}")
 
     def sink(self, app: str, service: str) -> LogSink:
         """The sink of a service; one with the default settings when it was not configured."""
@@ -155,7 +160,7 @@ class Logs:
             sink.lose(dropped_bytes, 0, f"nobody read the output of {name.generation}.{name.slot}")
         pieces, _ = logline.split(data, Rest.CUT)
         if pieces:
-            sink.write(pieces, name.generation, name.slot)
+            sink.put(pieces, name.generation, name.slot)
         else:
             sink.settle()
 
@@ -164,8 +169,8 @@ class Logs:
         cannot be known, so it is not joined here."""
         left = self._unfinished.take_over(name)
         if left:
-            self.sink(name.app, name.service).write([Piece(left, cut=True)], name.generation, name.slot)
-            self._unfinished.keep(name, b"")
+            self.sink(name.app, name.service).put([Piece(left, cut=True)], name.generation, name.slot)
+            self._touch(self._unfinished.keep, name, b"")
 
     def flush(self, name: ChannelName) -> None:
         """Take all there is now, an unfinished last line too: its process has ended."""
@@ -181,7 +186,7 @@ class Logs:
 
     def _end_line(self, channel: _Channel) -> None:
         if channel.ended and channel.unfinished and channel.storing is None:
-            channel.sink.write([Piece(channel.unfinished)], channel.name.generation, channel.name.slot)
+            channel.sink.put([Piece(channel.unfinished)], channel.name.generation, channel.name.slot)
             self._keep(channel, b"")
 
     def detach(self, name: ChannelName) -> None:
@@ -203,9 +208,15 @@ class Logs:
             self._let_go(channel)
         self._channels.clear()
         self._loop = None
-        self._unfinished.close()
         self._peek.close()
-        self._files.close()
+        self._touch(self._unfinished.close)
+        self._touch(self._files.close)
+        self._writer.close()
+
+    def _touch(self, do: Callable[..., object], *args: object, wait_s: float | None = None) -> None:
+        """Something in the agent's own folder; where that does not answer it is done as soon as it does. Raises OSError."""
+        with suppress(Late):
+            self._writer.run(do, *args, wait_s=wait_s)
 
     def _let_go(self, channel: _Channel) -> None:
         if self._loop is not None:
@@ -222,20 +233,22 @@ class Logs:
             return False
         stream = channel.unfinished + data
         pieces, size_bytes = logline.split(stream)
-        if pieces and channel.sink.is_apart and self._loop is not None:
-            self._loop.remove_reader(channel.fd)
-            storing = self._store_apart(channel, pieces, stream[size_bytes:], len(data))
-            channel.storing = self._loop.create_task(storing)
-            return False
-        if pieces:
-            channel.sink.write(pieces, channel.name.generation, channel.name.slot)
+        if pieces and self._loop is not None:
+            storing = channel.sink.write(pieces, channel.name.generation, channel.name.slot)
+            if storing is not None:
+                self._loop.remove_reader(channel.fd)
+                work = self._store_apart(channel, storing, stream[size_bytes:], len(data))
+                channel.storing = self._loop.create_task(work)
+                return False
+        elif pieces:
+            channel.sink.put(pieces, channel.name.generation, channel.name.slot)
         self._keep(channel, stream[size_bytes:])
         _consume(channel.fd, len(data))
         return True
 
-    async def _store_apart(self, channel: _Channel, pieces: list[Piece], rest: bytes, size_bytes: int) -> None:
+    async def _store_apart(self, channel: _Channel, storing: Storing, rest: bytes, size_bytes: int) -> None:
         """Written first, consumed after, here too; meanwhile nothing more is read of this channel, and others go on."""
-        await channel.sink.write_apart(pieces, channel.name.generation, channel.name.slot)
+        await storing
         channel.storing = None
         if self._loop is None:
             return  # closed meanwhile: it is in the FIFO for the next agent
@@ -254,7 +267,7 @@ class Logs:
 
     def _keep(self, channel: _Channel, unfinished: bytes) -> None:
         if unfinished != channel.unfinished:
-            self._unfinished.keep(channel.name, unfinished)
+            self._touch(self._unfinished.keep, channel.name, unfinished)
             channel.unfinished = unfinished
 
     # -- followers ---------------------------------------------------------------------------------------------------
@@ -271,14 +284,10 @@ class Logs:
         given: set[tuple[str, str]] = set()  # of files that are read while they are written
         try:
             for sink in sinks:
-                if sink.is_apart:
+                found = self._history(sink, lines, follower if follow else None)
+                if found is None:
                     found = await self._history_apart(sink, lines, follower if follow else None)
                     given.update((line.time, line.text) for line in found)
-                else:
-                    # No await between reading back and listening: no line is missed or given twice.
-                    found = last_lines(sink.place, sink.service, lines)
-                    if follow:
-                        sink.followers.append(follower.tell)
                 history = list(heapq.merge(history, found, key=lambda line: line.time))[-lines:] if lines else []
                 await asyncio.sleep(0)
             for line in history:
@@ -304,8 +313,20 @@ class Logs:
                 if follower.tell in sink.followers:
                     sink.followers.remove(follower.tell)
 
+    def _history(self, sink: LogSink, lines: int, follower: Follower | None) -> list[LogLine] | None:
+        """No await between reading back and listening: no line is missed or given twice. None: it has to be read apart."""
+        if sink.is_apart:
+            return None
+        try:
+            found = self._writer.run(last_lines, sink.place, sink.service, lines)
+        except Late:
+            return None
+        if follower is not None:
+            sink.followers.append(follower.tell)
+        return found
+
     async def _history_apart(self, sink: LogSink, lines: int, follower: Follower | None) -> list[LogLine]:
-        """Of a path of the service's own; what is remembered of it where its file system does not answer."""
+        """While it is written; what is remembered of it where its file system does not answer."""
         if follower is not None:
             sink.followers.append(follower.tell)
         owner = sink.place.owner

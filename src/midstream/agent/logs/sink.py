@@ -1,8 +1,9 @@
 """One service's log: writing lines, telling followers, and surviving a disk that is full or hangs. Runs in the agent's loop.
 
-Nothing here reads a pipe (`intake`). A file in the agent's own folder is written at once, and nothing blocks but that file
-system, on which the database is, too. A path of the service's own may be on anything (a dead NFS server): it is written in a
-thread of its user's (`apart`), one block at a time, and one that takes longer than `HANG_S` is not waited for.
+Nothing here reads a pipe (`intake`). A file in the agent's own folder is written while the loop waits (`writer`), as long as
+that disk answers. A path of the service's own may be on anything (a dead NFS server): it is written in a thread of its user's
+(`apart`), one block at a time, which nobody waits for in the loop. Nor does anybody for the agent's own folder, once it was
+late. What takes longer than `HANG_S` is counted as lost.
 A write that fails, or hangs, loses its lines, never the service: the lines are counted, told as an event, and named in the
 file by the first write that works again. No timer tries again; the next line does.
 """
@@ -18,8 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.agent.apart import apart
+from midstream.agent.logs.follow import last_lines
 from midstream.agent.logs.log_file import LogFile
 from midstream.agent.logs.open_files import LogPlace, OpenFiles
+from midstream.agent.logs.writer import Late, Writer
 from midstream.core import logline
 from midstream.core.logline import LogLine, Piece
 from midstream.core.spec import LogSpec
@@ -52,25 +55,27 @@ class Loss:
 
 
 OnLines = Callable[[Sequence[LogLine]], None]
+Storing = Coroutine[Any, Any, None]
 
 
 @dataclass(slots=True)
 class LogSink:
     """The file of one service, shared by all its instances. `clock` gives seconds since the epoch. `recent`: the last lines
-    of one that is written apart, which are not read back from its file."""
+    of a path of its own, which are not read back from there."""
 
     app: str
     service: str
     file: LogFile
     clock: Callable[[], float]
     on_event: Callable[[LogEvent], None]
+    writer: Writer
     followers: list[OnLines] = field(default_factory=list)
     lost_bytes: int = 0  # since the agent began
     lost_lines: int = 0
     recent: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_RECENT_LINES))
     _loss: Loss | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _hanging: asyncio.Task[None] | None = None
+    _hanging: asyncio.Future[None] | None = None
     _waiting_bytes: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -83,43 +88,56 @@ class LogSink:
         return self.file.spec
 
     @property
-    def is_apart(self) -> bool:
-        """Whether its file is a path of the service's own."""
+    def has_own_path(self) -> bool:
         return bool(self.spec.path)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the loop must not wait for its file."""
+        return self.has_own_path or self.writer.is_late or self._turn.locked()
 
     def use(self, place: LogPlace, spec: LogSpec, shared: OpenFiles) -> None:
         """Where its lines go from now on. shared: the open files of those in the agent's own folder."""
-        if place == self.place and bool(spec.path) == self.is_apart:
+        if place == self.place and bool(spec.path) == self.has_own_path:
             self.file.spec = spec
             return
         self.reopen()
         self.file = LogFile(place, spec, OpenFiles(1) if spec.path else shared)
 
-    def write(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
-        """Append lines; when it returns they are in the file, or counted as lost; or on their way to a file that is written
-        apart. Never raises for the disk's sake."""
+    def write(self, pieces: Sequence[Piece], generation: int, slot: int) -> Storing | None:
+        """Append lines. None: they are in the file, or counted as lost. Else that has to be awaited; it takes `HANG_S` at the
+        most, when others do not wait before. Never raises for the disk's sake."""
+        now_s, at, block = self._rendered(pieces, generation, slot)
+        storing = self._store_apart(block, pieces, now_s) if self.is_apart else self._store(block, pieces, now_s)
+        if storing is None:
+            self._tell(pieces, at, generation, slot)
+            return None
+
+        async def told() -> None:
+            await storing
+            self._tell(pieces, at, generation, slot)
+
+        return told()
+
+    def put(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
+        """Likewise, for nobody who waits: what is left at the end of a process."""
         if self.is_apart:
             self._later(pieces, generation, slot)
-            return
-        now_s, at, block = self._rendered(pieces, generation, slot)
-        self._store(block, pieces, now_s)
-        self._tell(pieces, at, generation, slot)
+        else:
+            self._keep(self.write(pieces, generation, slot))
 
-    async def write_apart(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
-        """Likewise, and returns when they are in the file or counted as lost: after `HANG_S` at the latest, when others do
-        not wait before."""
-        now_s, at, block = self._rendered(pieces, generation, slot)
-        await self._store_apart(block, pieces, now_s)
-        self._tell(pieces, at, generation, slot)
+    def last(self, count: int) -> list[LogLine]:
+        """The last lines in its file; what is remembered of them where nobody may wait for that. Raises OSError."""
+        if not self.is_apart:
+            with suppress(Late):
+                return self.writer.run(last_lines, self.place, self.service, count)
+        return list(self.recent)[-count:] if count else []
 
     def note(self, text: str) -> None:
         """Append a line of Midstream's own, as `… - midstream: text`."""
         at = logline.stamp(self.clock())
         block = logline.render_note(text, at)
-        if self.is_apart:
-            self._keep(self._store_apart(block, (), self.clock()))
-        else:
-            self._store(block, (), self.clock())
+        self._put(block)
         line = logline.parse(block.rstrip(b"\n"), self.service)
         for tell in tuple(self.followers):
             tell((line,))
@@ -137,20 +155,17 @@ class LogSink:
 
     def settle(self) -> None:
         """Name in the file what was lost until now, if the file can be written."""
-        if self._loss is None:
-            return
-        if self.is_apart:
-            self._keep(self._store_apart(b"", (), self.clock()))
-        else:
-            self._store(b"", (), self.clock())
+        if self._loss is not None:
+            self._put(b"")
 
     def reopen(self) -> None:
         """Close the file; the next line opens what is then at the path (for an external logrotate)."""
-        if self.is_apart:  # a thread may be at it
+        if self.has_own_path:  # a thread may be at it
             self._keep(self._close_apart(self.file))
             self.file = LogFile(self.place, self.spec, OpenFiles(1))
         else:
-            self.file.reopen()
+            with suppress(Late):
+                self.writer.run(self.file.reopen)
 
     async def idle(self) -> None:
         """Until all that was written is in the file, or counted as lost."""
@@ -163,28 +178,40 @@ class LogSink:
         return now_s, at, logline.render(pieces, at, generation, slot, timestamps=self.spec.timestamps)
 
     def _tell(self, pieces: Sequence[Piece], at: str, generation: int, slot: int) -> None:
-        if not self.followers and not self.is_apart:
+        if not self.followers and not self.has_own_path:
             return
         lines = [
             LogLine(at, self.service, generation, slot, logline.readable(piece.text, raw=True), piece.cut)
             for piece in pieces
         ]
-        if self.is_apart:
+        if self.has_own_path:
             self.recent.extend(lines)
         for tell in tuple(self.followers):
             tell(lines)
 
+    def _put(self, block: bytes) -> None:
+        now_s = self.clock()
+        self._keep(self._store_apart(block, (), now_s) if self.is_apart else self._store(block, (), now_s))
+
     # -- at once -----------------------------------------------------------------------------------------------------
 
-    def _store(self, block: bytes, pieces: Sequence[Piece], now_s: float) -> None:
-        head = self._loss_note(now_s)
+    def _store(self, block: bytes, pieces: Sequence[Piece], now_s: float) -> Storing | None:
+        head, file = self._loss_note(now_s), self.file
         try:
-            self.file.append(head + block, now_s)
+            self.writer.run(file.append, head + block, now_s)
+        except Late as late:
+            return self._store_late(late, head, block, pieces)
         except OSError as error:
             self._after_failure(error, head, block, pieces)
         else:
             self._resumed()
-        self._tell_rotation(self.file)
+        self._tell_rotation(file)
+        return None
+
+    async def _store_late(self, late: Late, head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
+        file = self.file
+        async with self._turn:
+            await self._outcome(asyncio.wrap_future(late.work), file, head, block, pieces)
 
     def _after_failure(self, error: OSError, head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
         kept = getattr(error, "kept_bytes", 0)
@@ -217,22 +244,25 @@ class LogSink:
     # -- apart -------------------------------------------------------------------------------------------------------
 
     def _later(self, pieces: Sequence[Piece], generation: int, slot: int) -> None:
-        """For nobody who waits: what is left at the end of a process."""
         size_bytes = sum(len(piece.text) for piece in pieces)
-        if self._waiting_bytes + size_bytes > _WAITING_MAX_BYTES:
+        if self._waiting_bytes and self._waiting_bytes + size_bytes > _WAITING_MAX_BYTES:
             self._lose(pieces, f"{self.place.path}: its file system does not keep up")
             return
         self._waiting_bytes += size_bytes
+        storing = self.write(pieces, generation, slot)
 
         async def store() -> None:
             try:
-                await self.write_apart(pieces, generation, slot)
+                if storing is not None:
+                    await storing
             finally:
                 self._waiting_bytes -= size_bytes
 
         self._keep(store())
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _keep(self, work: Storing | None) -> None:
+        if work is None:
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -243,16 +273,24 @@ class LogSink:
                 self._lose(pieces, self._hangs())
                 return
             head, file = self._loss_note(now_s), self.file
-            uid = _uid_of(file.place)
-            writing = asyncio.get_running_loop().create_task(_append(uid, file, head + block, now_s))
-            await asyncio.wait({writing}, timeout=HANG_S)
-            if not writing.done():
-                self._hanging = writing
-                writing.add_done_callback(self._answers)
-                self._lose(pieces, self._hangs())
-                return
-            self._stored(writing, head, block, pieces)
-            self._tell_rotation(file)
+            await self._outcome(self._append(file, head + block, now_s), file, head, block, pieces)
+
+    def _append(self, file: LogFile, block: bytes, now_s: float) -> asyncio.Future[None]:
+        if self.has_own_path:
+            return asyncio.ensure_future(_append_apart(_uid_of(file.place), file, block, now_s))
+        return asyncio.wrap_future(self.writer.begin(file.append, block, now_s))
+
+    async def _outcome(
+        self, writing: asyncio.Future[None], file: LogFile, head: bytes, block: bytes, pieces: Sequence[Piece]
+    ) -> None:
+        await asyncio.wait({writing}, timeout=HANG_S)
+        if not writing.done():
+            self._hanging = writing
+            writing.add_done_callback(self._answers)
+            self._lose(pieces, self._hangs())
+            return
+        self._stored(writing, head, block, pieces)
+        self._tell_rotation(file)
 
     async def _close_apart(self, file: LogFile) -> None:
         async with self._turn:
@@ -261,7 +299,7 @@ class LogSink:
             with suppress(HostError, OSError):
                 await apart(_uid_of(file.place), file.files.close)
 
-    def _stored(self, writing: asyncio.Task[None], head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
+    def _stored(self, writing: asyncio.Future[None], head: bytes, block: bytes, pieces: Sequence[Piece]) -> None:
         error = writing.exception()
         if error is None:
             self._resumed()
@@ -273,7 +311,7 @@ class LogSink:
     def _hangs(self) -> str:
         return f"{self.place.path}: its file system does not answer"
 
-    def _answers(self, writing: asyncio.Task[None]) -> None:
+    def _answers(self, writing: asyncio.Future[None]) -> None:
         """What hung has come to an end. What was counted as lost may be in the file all the same."""
         if not writing.cancelled():
             writing.exception()
@@ -284,7 +322,7 @@ def _uid_of(place: LogPlace) -> int:
     return place.owner.uid if place.owner is not None else os.getuid()
 
 
-async def _append(uid: int, file: LogFile, block: bytes, now_s: float) -> None:
+async def _append_apart(uid: int, file: LogFile, block: bytes, now_s: float) -> None:
     """Where many of the user's are written at this moment, after them."""
     while True:
         try:

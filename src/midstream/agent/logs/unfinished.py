@@ -17,7 +17,8 @@ _SLOT_BYTES = _HEAD_BYTES + LINE_MAX_BYTES
 
 
 class Unfinished:
-    """The file of unfinished lines. A disk that is full makes `keep` do nothing: the bytes are then only in memory."""
+    """The file of unfinished lines; what touches it blocks. A disk that is full makes `keep` do nothing: the bytes are then
+    only in memory."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -26,10 +27,11 @@ class Unfinished:
         self._free: list[int] = []
         self._count = 0
         self._left: dict[ChannelName, bytes] = {}
-        if os.path.exists(path):
-            self._read_back()
 
-    def _read_back(self) -> None:
+    def read_back(self) -> None:
+        """What an earlier agent left, before anything else is kept. Raises OSError."""
+        if not os.path.exists(self._path):
+            return
         self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         self._count = -(-os.fstat(self._fd).st_size // _SLOT_BYTES)
         for slot in range(self._count):
