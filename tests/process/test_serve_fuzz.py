@@ -37,10 +37,12 @@ FROM = int(os.environ.get("MIDSTREAM_FUZZ_FROM", "0") or time.time_ns() // 1000 
 STREAMS, ANSWERS = 500, 700  # by default
 
 # What one of our servers refuses and the other takes, as h11 does. llhttp, which ASGI gives all its bytes, passes over any
-# CR and LF before a request; our own reader of heads forgives one empty line, and no second blank in a request line.
+# CR and LF before a request, over several blanks in a request line and over chunk extensions without a name; our own reader
+# forgives one empty line.
 ONLY_ASGI_TAKES = (
     "the request line is not METHOD TARGET VERSION",
     "a line of the head does not end with CR LF",
+    "the extension of a chunk is malformed",
 )
 # llhttp reads trailers as fields, and one that says `Connection: close` ends the connection: ASGI then takes fewer.
 CLOSING_TRAILER = re.compile(rb"\n0+(;[^\r\n]*)?\r\n([^\r\n]+\r\n)*connection:[^\r\n]*close", re.IGNORECASE)
@@ -193,6 +195,11 @@ FOUND = {
     "framing among the trailers": (
         Stream(b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 3\r\n\r\nabc"),
         (0, 0),
+    ),
+    "a length of many zeros": (Stream(b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 000\r\n\r\n"), (1, 1)),
+    "a chunk extension without a name": (
+        Stream(b'POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n3;=;=""\r\nabc\r\n0;t\r\n\r\n'),
+        (0, 1),
     ),
     "credentials given twice": (
         Stream(b"GET / HTTP/1.1\r\nHost: t\r\nAuthorization: Basic a\r\nAuthorization: Basic b\r\n\r\n"),

@@ -403,6 +403,7 @@ class Connection(asyncio.Protocol):
                 raise Refused(400, "Content-Length is no number")
             self.need = int(length)
             if not self.need:
+                environ["CONTENT_LENGTH"] = "0"  # however many zeros came
                 return
             if server.limit_body_bytes and self.need > server.limit_body_bytes:
                 raise exceeded("limit_body_bytes")
