@@ -45,6 +45,7 @@ def test_off_means_that_the_app_is_not_asked() -> None:
 def test_an_app_without_lifespan_is_served_unless_it_is_asked_for(app: str) -> None:
     with Running(app) as server, server.connect() as client:
         assert client.ask().body == b"hello"
+        assert "startup failed" not in server.errors()
     assert "lifespan" in failed(app=app, lifespan="on")
 
 

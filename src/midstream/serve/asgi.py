@@ -250,7 +250,7 @@ def uvicorn_config(app: Any, settings: Settings) -> Config:
         ws_max_size=settings.ws_max_size_bytes,
         ws_ping_interval=settings.ws_ping_interval_s or None,
         ws_ping_timeout=settings.ws_ping_timeout_s or None,
-        lifespan="off" if settings.lifespan == "off" else "on",
+        lifespan=settings.lifespan,
     )
     config.load()
     return config
