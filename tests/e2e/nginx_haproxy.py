@@ -19,6 +19,7 @@ from pathlib import Path
 from machine import free_port, wait_for
 
 IDLE_S = 1  # how long a proxy keeps an idle connection to the service
+CLIENT_IDLE_S = 60  # and one to its client; as nginx, by default: a client that is given no time to ask has lost nothing
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -93,7 +94,7 @@ defaults
     timeout connect 10s
     timeout client 60s
     timeout server 60s
-    timeout http-keep-alive {IDLE_S}s
+    timeout http-keep-alive {CLIENT_IDLE_S}s
 {"".join(parts)}
 """
 
