@@ -17,6 +17,7 @@ from pathlib import Path
 from measurement import Measurement, absent, percentile
 from peers import Server
 from peers.gunicorn import GTHREAD, SYNC, Gunicorn
+from peers.midstream_serve import MidstreamServe
 from peers.midstream_server import MidstreamServer
 from peers.unicorn import Unicorn
 from sandbox import Sandbox, sandbox
@@ -39,6 +40,8 @@ def subjects() -> list[Server]:
     return [
         MidstreamServer("midstream", "gunicorn"),
         MidstreamServer("midstream with unicorn", "unicorn"),
+        MidstreamServer("midstream with midstream serve", "serve"),
+        MidstreamServe(),
         Unicorn(),
         Gunicorn("gthread", GTHREAD),
         Gunicorn("sync", SYNC),

@@ -18,6 +18,7 @@ from peers.apps import FILES
 from peers.gunicorn import GTHREAD
 from peers.midstream import (
     COMMAND,
+    SOURCE,
     Midstream,
     await_agent,
     environment,
@@ -26,12 +27,13 @@ from peers.midstream import (
     project,
     start_agent,
 )
+from peers.midstream_serve import OPTIONS, missing_serve
 
 UNICORN = "worker_processes 2\npreload_app true\n"
 
 
 class MidstreamServer:
-    """`server`: gunicorn or unicorn."""
+    """`server`: gunicorn, unicorn or serve (ours)."""
 
     program = "midstream"
 
@@ -41,12 +43,16 @@ class MidstreamServer:
         self._own = Midstream()
 
     def missing(self) -> str:
+        if self._server == "serve":
+            return self._own.missing() or missing_serve()
         return self._own.missing() or ("" if program(self._server) else f"{self._server} is not installed")
 
     def version(self) -> str:
         return self._own.version()
 
     def _command(self) -> list[str]:
+        if self._server == "serve":
+            return [*COMMAND, *OPTIONS]
         if self._server == "gunicorn":
             return [program("gunicorn"), *GTHREAD, "app:app"]
         return [program("unicorn"), "-E", "production", "-c", "unicorn.rb", "config.ru"]
@@ -56,6 +62,7 @@ class MidstreamServer:
 command = {json.dumps(self._command())}
 listen = ["tcp://127.0.0.1:{port}"]
 health = {{ http = "/" }}
+env = {{ PYTHONPATH = {json.dumps(str(SOURCE))} }}
 """
         files = FILES | {"midstream.toml": project(box, service), "unicorn.rb": UNICORN, "VERSION": "0\n"}
         make_repository(box.folder / "app", files)
