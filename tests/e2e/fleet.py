@@ -102,13 +102,13 @@ class FleetHost:
         """kill -9 of the listener and of every session; what sessions started goes on."""
         self.box.sh("pkill -9 -x sshd || true")
 
-    def install(self, pyz: Path) -> None:
+    def install(self, pyz: Path, lease_s: str = LEASE_S) -> None:
         """What `agent install` leaves: the program and its short name. It is not on the PATH of an ssh command."""
         self.box.sh("mkdir -p /opt/midstream/bin")
         shutil.copy(pyz, self.root / "opt/midstream/midstream.pyz")
         wrapper = self.root / "opt/midstream/bin/midstream"
         wrapper.write_text(
-            f'#!/bin/sh\nexport MIDSTREAM_LEASE_S={LEASE_S}\nexec {PYTHON} -I /opt/midstream/midstream.pyz "$@"\n'
+            f'#!/bin/sh\nexport MIDSTREAM_LEASE_S={lease_s}\nexec {PYTHON} -I /opt/midstream/midstream.pyz "$@"\n'
         )
         wrapper.chmod(0o755)
 
@@ -181,6 +181,7 @@ class FleetHost:
 class Fleet:
     root: Path
     hosts: dict[str, FleetHost] = field(default_factory=dict)
+    lease_s: str = LEASE_S  # "" for the usual one
     switch: Switch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -205,7 +206,7 @@ class Fleet:
         if agents:
             pyz = self.pyz()
             for host in self.hosts.values():
-                host.install(pyz)
+                host.install(pyz, self.lease_s)
                 host.start_agent()
 
     def pyz(self) -> Path:
@@ -276,7 +277,7 @@ class Fleet:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MIDSTREAM", "SSH_"))}
         home = self.root / "home"
         return kept | {
-            "MIDSTREAM_LEASE_S": LEASE_S,
+            "MIDSTREAM_LEASE_S": self.lease_s,
             "MIDSTREAM_SSH": f"ssh -F {self.ssh_config}",
             "HOME": str(home),
             "XDG_STATE_HOME": str(home / "state"),
@@ -417,9 +418,11 @@ def new_fleet_project(fleet: Fleet, name: str, roles: dict[str, list[str]]) -> F
 
 
 @contextlib.contextmanager
-def new_fleet(count: int = 2, *, agents: bool = True, names: list[str] | None = None) -> Iterator[Fleet]:
+def new_fleet(
+    count: int = 2, *, agents: bool = True, names: list[str] | None = None, lease_s: str = LEASE_S
+) -> Iterator[Fleet]:
     """A fleet of `web1` … `webN`, or of hosts with those names."""
-    fleet = Fleet(short_folder("msf-"))
+    fleet = Fleet(short_folder("msf-"), lease_s=lease_s)
     try:
         fleet.start(names or [f"web{number}" for number in range(1, count + 1)], agents=agents)
         yield fleet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from fleet import Fleet, FleetProject, kill_session
 from machine import wait_for
 
+from midstream.core.lease import USUAL_S
 from midstream.errors import EXIT_ATTENTION, EXIT_DRIFT, EXIT_INTERRUPTED
 
 FleetOf = Callable[..., Fleet]
@@ -228,6 +230,26 @@ def test_resume_after_the_deployer_was_killed(fleet_of: FleetOf) -> None:
     assert second > first
     assert on_one_release(fleet, second)
     assert project.served() == dict.fromkeys(fleet.hosts, second)
+
+
+def test_a_lease_of_the_usual_length_runs_out_over_ssh(fleet_of: FleetOf) -> None:
+    """Nothing of a test's environment shortens it: 15 s after the deployer was lost, and not before, all go back."""
+    fleet = fleet_of(1, lease_s="")
+    project = fleet.project()
+    first = project.deployed()
+    project.commit("soaks", config=project.config(project.web('soak = "10m"')))
+    deployer = project.machine.spawn_cli("deploy", cwd=project.folder)
+
+    def states() -> list[str]:
+        return [g["state"] for s in fleet.host("web1").app()["services"] for g in s["generations"]]
+
+    wait_for("web1 in the middle of the handover", lambda: "soaking" in states())
+    killed_s = time.monotonic()
+    kill_session(deployer)
+    wait_for("web1 to go back by itself", lambda: fleet.host("web1").app()["deploy"] is None, 120)
+    assert time.monotonic() - killed_s >= USUAL_S - 1
+    wait_for("the old release alone", lambda: on_one_release(fleet, first))
+    assert project.served() == {"web1": first}
 
 
 def test_a_resume_that_reaches_nobody_can_be_repeated(fleet_of: FleetOf) -> None:
