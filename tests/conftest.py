@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 import leftovers
+import longest_first
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", str(Path(sys.executable).parent)])
 
@@ -24,7 +25,7 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", print_blob=True)
 settings.load_profile("explore" if os.environ.get("MIDSTREAM_EXPLORE") else "same")
 
-_LEFT_BEHIND = 8  # exit code; see tools/run_tests.py
+_LEFT_BEHIND, _AND_FAILED = 8, 9  # exit codes; see tools/run_tests.py
 _folder = pytest.StashKey[Path]()
 
 
@@ -32,6 +33,10 @@ _folder = pytest.StashKey[Path]()
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the process that the run began with, not those of pytest-xdist
         config.stash[_folder] = leftovers.begin()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = longest_first.dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -43,7 +48,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     left = leftovers.found(folder)
     leftovers.clear(folder)
     if left:
-        session.exitstatus = _LEFT_BEHIND
+        session.exitstatus = _LEFT_BEHIND if session.exitstatus == pytest.ExitCode.OK else _AND_FAILED
         session.config.get_terminal_writer().line("\n".join(["left behind by these tests:", *left]))
 
 

@@ -33,18 +33,24 @@ PATIENCE_S = 60.0
 LEASE_S = "3"  # of 15 s: what tests of dead deployers do is to wait for it. `extra_env` may say otherwise
 MIDSTREAM = [sys.executable, "-m", "midstream"]
 
+LOOK_AGAIN_S = 0.07  # at most; what tests wait for stays for longer
 AGENT_BACK_S = 20.0  # one that was killed several times is started again after a pause of up to 5 s
 
 
 def wait_for(what: str, look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
-    """The first true value that `look` gives. Fails with the last one when the time is up."""
+    """The first true value that `look` gives. Fails with the last one when the time is up.
+
+    Looks less often as it waits longer: each look at an agent costs it some milliseconds, which are others' time.
+    """
     deadline_s = time.monotonic() + timeout_s
+    pause_s = 0.01
     seen: Any = None
     while time.monotonic() < deadline_s:
         seen = look()
         if seen:
             return seen
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(1.3 * pause_s, LOOK_AGAIN_S)
     raise AssertionError(f"waited {timeout_s:g} s for: {what}; last seen: {seen!r}")
 
 

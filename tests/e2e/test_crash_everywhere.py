@@ -99,7 +99,7 @@ def test_killed_at_every_point_of_a_deploy(planned: tuple[Machine, Project, Path
     assert len(names) > 30, names
     hit = plan.parent / "plan.hit"
     with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
-        for number in chosen(range(1, len(names) + 1), 6):
+        for number in chosen(range(1, len(names) + 1), 4):
             before = str(machine.app()["release"])
             project.commit(f"point {number}")
             hit.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def test_broken_release_killed_at_every_point(planned: tuple[Machine, Project, P
     good = str(machine.app()["release"])
     pids = machine.pids("web")
     with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
-        for number in chosen(range(1, len(names) + 1), 4):
+        for number in chosen(range(1, len(names) + 1), 2):
             project.misbehave("unhealthy")
             plan.write_text(f"agent {number}")
             result = project.deploy()

@@ -82,7 +82,7 @@ def test_deployer_killed_around_every_call(burning: Fire) -> None:
     names = burning.deployer_points()
     assert len(names) > 50, names
     with under_fleet_load(burning.fleet) as load:
-        for number, name in numbered(names, 5):
+        for number, name in numbered(names, 4):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{number} {name}, then {then.__name__}"
             burning.begin_round()
@@ -104,7 +104,7 @@ def test_agent_killed_at_every_point(burning: Fire, name: str) -> None:
     names = burning.agent_points(host)
     assert len(names) > 30, names
     with under_fleet_load(burning.fleet) as load:
-        for number, point in numbered(names, 4):
+        for number, point in numbered(names, 2):
             then = AFTERWARDS[number % len(AFTERWARDS)]
             where = f"{name} {number} {point}, then {then.__name__}"
             before = burning.begin_round()

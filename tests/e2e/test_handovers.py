@@ -1,7 +1,7 @@
 """Handover after handover under load, of a server that drains properly: nobody loses a request.
 
 Keep-alive and closing clients, slow pages and uploads, over TCP and a unix socket, asked directly and through nginx and
-HAProxy that keep connections alive and try nothing again. MIDSTREAM_HANDOVERS says how many handovers (8).
+HAProxy that keep connections alive and try nothing again. MIDSTREAM_HANDOVERS says how many handovers (4).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from machine import Machine, Project, wait_for
 from nginx_haproxy import IDLE_S, proxy
 from traffic import Clients, Traffic, record, traffic
 
-HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "8"))
+HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "4"))
 LINGER_S = 3 * IDLE_S
-STEADY_S = 3.0
+STEADY_S = 2.0
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240 + 20 * HANDOVERS)]
