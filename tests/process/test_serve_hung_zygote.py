@@ -49,6 +49,23 @@ def load_of(server: Server) -> list[int]:
     return [pid for pid in server.workers() if b") Z " not in Path(f"/proc/{pid}/stat").read_bytes()]
 
 
+def test_the_next_master_takes_over_the_workers_of_one_that_hangs(app: Path) -> None:
+    """Without a master nobody has killed it; it holds the address and answers nobody."""
+    with running(app) as server, Load(server.port) as load:
+        before, zygote = server.workers(), server.zygote()
+        server.signal(signal.SIGSTOP, zygote)
+        server.signal(signal.SIGKILL)
+        mark = server.mark()
+        server.start_again()
+        for pid in before:
+            server.line(rf"took over worker {pid} of generation 1 \(one\)", mark)
+        server.line(r"generation 2 \(one\): serves", mark)
+        load.more_answers(20)
+        server.line("generation 1 .*has drained", mark)
+        assert not {zygote, *before} & set(server.left())
+    assert load.failed == []
+
+
 def test_an_upgrade_drains_the_workers_of_one_that_hangs(app: Path) -> None:
     """It would tell them nothing; they are told without it, and answer what they have."""
     arguments = ("--timeout", "0")  # it is not asked from time to time

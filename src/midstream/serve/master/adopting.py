@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import time
 from dataclasses import dataclass
 
 from midstream.errors import HostError
+from midstream.linux import process, tree
 from midstream.linux.fds import close_all
 from midstream.serve import channel as messages
 from midstream.serve import listening, takeover
 from midstream.serve.account import RunAs
 from midstream.serve.channel import Channel, Message
 
-_ANSWER_S = 10.0
+_ANSWER_S = 5.0
+_ORPHANED_S = 5.0  # for the workers of a zygote that was killed to take names of their own
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclass(slots=True)
@@ -51,7 +55,25 @@ def take(addresses: list[str], account: RunAs) -> list[Taken]:
             channel.close()
             if answer is not None:
                 raise _served(addresses, answer.number("master"))
+            if role == "zygote" and not takeover.find(addresses, "master"):
+                _kill_hung(one, addresses)
     return sorted(found, key=lambda taken: taken.words.number("generation"))
+
+
+def _kill_hung(zygote: takeover.Found, addresses: list[str]) -> None:
+    """One that lives, has no master and says nothing: it holds the address, and its workers are found only without it."""
+    workers = {pid for pid, stat in tree.snapshot().items() if stat.ppid == stat.sid == zygote.pid}
+    pidfd = process.open_pidfd(zygote.pid)
+    if pidfd is None:
+        return
+    process.send_by_pidfd(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    until_s = time.monotonic() + _ORPHANED_S
+    while time.monotonic() < until_s:  # a name in /proc/net/unix announces itself to nobody
+        named = {one.pid for one in takeover.find(addresses, "worker")}
+        if all(pid in named or process.read_stat(pid) is None for pid in workers):
+            return
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _served(addresses: list[str], master: int) -> HostError:
