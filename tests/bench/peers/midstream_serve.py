@@ -12,7 +12,8 @@ from sandbox import Sandbox
 from peers.apps import write_app
 from peers.midstream import COMMAND, Midstream, environment
 
-OPTIONS = ("serve", "app:app", "--workers", "2")
+# The app says itself which version it is.
+OPTIONS = ("serve", "app:app", "--workers", "2", "--release-header", "")
 
 
 def missing_serve() -> str:
