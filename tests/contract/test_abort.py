@@ -61,13 +61,23 @@ def aim_at(agents: dict[str, FakeAgent]) -> Aim:
     return Aim("shop", "production", (), tuple(LocalHost(n, a.socket_path) for n, a in agents.items()), several=True)
 
 
+async def proven(agents: dict[str, FakeAgent]) -> tuple[Deployer, dict[str, dict[str, Any]]]:
+    """`d1` is committed, `d2` proven on all; and what `abort` saw then."""
+    await deploy(agents, SPECS, deploy_id="d1")
+    deployer = Deployer(agents)
+    await deployer.until_proven()
+    return deployer, await asyncio.to_thread(look_at_fleet, aim_at(agents))
+
+
+def assert_all_on(release: str, agents: dict[str, FakeAgent]) -> None:
+    assert {agent.apps["shop"].committed for agent in agents.values()} == {release}
+    assert_nothing_left(agents)
+
+
 def test_a_decision_between_look_and_abort_is_refused_and_no_host_goes_back(tmp_path: Path) -> None:
     @on_fleet(tmp_path, *SPECS)
     async def story(agents: dict[str, FakeAgent]) -> None:
-        await deploy(agents, SPECS, deploy_id="d1")
-        deployer = Deployer(agents)
-        await deployer.until_proven()
-        seen = await asyncio.to_thread(look_at_fleet, aim_at(agents))
+        deployer, seen = await proven(agents)
         await deployer.call("web1", "commit")
         answers = await asyncio.to_thread(settle_fleet, aim_at(agents), seen, "aborted")
         assert [(row.host, type(row.error)) for row in answers.failed] == [("web1", AttentionError)]
@@ -77,24 +87,19 @@ def test_a_decision_between_look_and_abort_is_refused_and_no_host_goes_back(tmp_
         for name in agents:
             await deployer.call(name, "finish", outcome="done")
         await deployer.close()
-        assert {agent.apps["shop"].committed for agent in agents.values()} == {R2}
-        assert_nothing_left(agents)
+        assert_all_on(R2, agents)
 
 
 def test_an_abort_before_the_decision_puts_all_back(tmp_path: Path) -> None:
     @on_fleet(tmp_path, *SPECS)
     async def story(agents: dict[str, FakeAgent]) -> None:
-        await deploy(agents, SPECS, deploy_id="d1")
-        deployer = Deployer(agents)
-        await deployer.until_proven()
-        seen = await asyncio.to_thread(look_at_fleet, aim_at(agents))
+        deployer, seen = await proven(agents)
         answers = await asyncio.to_thread(settle_fleet, aim_at(agents), seen, "aborted")
         assert [(host, answer["settled"]) for host, (_, answer) in answers.good()] == [("web1", True), ("web2", True)]
         with pytest.raises(LockedError):
             await deployer.call("web1", "commit")
         await deployer.close()
-        assert {agent.apps["shop"].committed for agent in agents.values()} == {R1}
-        assert_nothing_left(agents)
+        assert_all_on(R1, agents)
 
 
 def test_a_deploy_that_began_after_the_look_is_not_aborted(tmp_path: Path) -> None:

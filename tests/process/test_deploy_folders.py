@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from midstream.agent import apart
 from midstream.agent import deploy_folders as module
 from midstream.agent.deploy_folders import DeployFolders
 from midstream.agent.store import AppRecord
@@ -88,7 +89,7 @@ def test_one_that_hangs_is_told_and_stops_no_other_owners(shop: AppRecord, tmp_p
 def test_the_list_of_releases_of_one_that_hangs_is_an_error(shop: AppRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     monkeypatch.setattr(module, "_list_releases", lambda *_: gate.wait())
-    monkeypatch.setattr(module, "LIST_S", 0.1)
+    monkeypatch.setattr(apart, "LIST_S", 0.1)
 
     async def story() -> None:
         try:

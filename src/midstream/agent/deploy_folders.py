@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from midstream.agent.accounts import account_of_uid
-from midstream.agent.apart import LIST_S, apart, within
+from midstream.agent.apart import apart, read_apart, within
 from midstream.core.names import is_release
 from midstream.errors import HostError
 from midstream.linux.file_identity import FileUser, files_as
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from midstream.agent.store import AppRecord
 
 LOOK_S = 3.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class DeployFolders:
 
     async def _look_of(self, uid: int, records: list[AppRecord]) -> None:
         try:
-            found = await self._bounded(self._read_once(uid, records), LOOK_S)
+            found = await within(self._read_once(uid, records), LOOK_S, "deploy_to")
         except (HostError, OSError) as error:
             text = error.what if isinstance(error, HostError) else str(error)
             found = {record.app: Seen(self.resolved(record), None, text) for record in records}
@@ -90,11 +87,8 @@ class DeployFolders:
         """The releases on the disk, with their revisions; "" for those of `without`, which are known. Raises HostError when
         it does not answer; a folder that cannot be read has none."""
         user = self._user(record.owner_uid)
-        work = apart(record.owner_uid, _list_releases, record.deploy_to, user, without)
-        return await self._bounded(work, LIST_S, record.deploy_to)
-
-    async def _bounded(self, work: Awaitable[T], timeout_s: float, where: str = "") -> T:
-        return await within(work, timeout_s, where or "deploy_to")
+        where = record.deploy_to
+        return await read_apart(record.owner_uid, where, _list_releases, where, user, without)
 
     def _user(self, uid: int) -> FileUser | None:
         if self._host.uid != 0:

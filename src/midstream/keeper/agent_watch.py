@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 
 from midstream.keeper.children import Inherited
 from midstream.keeper.layout import Layout
-from midstream.keeper.loop import Loop, Timer
+from midstream.keeper.loop import Loop
 from midstream.keeper.snapshot import AgentState
 from midstream.linux import fds, process, spawn
 from midstream.linux.clock import boottime_us
 from midstream.linux.spawn import RLIMITS, Launch, Placement
+from midstream.linux.timers import Timer
 from midstream.linux.tree import KEEPER_VARIABLE, KEY_VARIABLE
 
 SOCKET_VARIABLE = "MIDSTREAM_KEEPER_SOCKET"

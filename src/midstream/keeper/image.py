@@ -37,6 +37,7 @@ _MODULES = (
     "linux/process",
     "linux/root_owned",
     "linux/spawn",
+    "linux/timers",
     "linux/tree",
     "keeper/__init__",
     "keeper/__main__",

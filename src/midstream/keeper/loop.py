@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import select
 import signal
@@ -10,25 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 
+from midstream.linux.timers import Timer, Timers
+
 READABLE = select.EPOLLIN
-_WAIT_MAX_S = 3600.0
 _FAILURES_MAX = 10
-
-
-class Timer:
-    """One deadline; `cancel` makes it do nothing."""
-
-    __slots__ = ("callback", "deadline_s")
-
-    def __init__(self, deadline_s: float, callback: Callable[[], None]) -> None:
-        self.deadline_s = deadline_s
-        self.callback: Callable[[], None] | None = callback
-
-    def __lt__(self, other: Timer) -> bool:
-        return self.deadline_s < other.deadline_s
-
-    def cancel(self) -> None:
-        self.callback = None
 
 
 class Loop:
@@ -37,7 +21,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
-        self._timers: list[Timer] = []
+        self._timers = Timers()
         self._failures: dict[int, int] = {}
         self.after_events: list[Callable[[], None]] = []
 
@@ -63,21 +47,16 @@ class Loop:
                 pass  # closed already
 
     def after(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(time.monotonic() + delay_s, callback)
-        heapq.heappush(self._timers, timer)
-        return timer
+        return self._timers.after(delay_s, callback)
 
     def turn(self) -> None:
         """Wait for the next event or timer, run what is due, then everything in `after_events`."""
-        for fd, events in self._epoll.poll(self._wait_s()):
+        for fd, events in self._epoll.poll(self._timers.wait_s()):
             callback = self._callbacks.get(fd)
             if callback is not None and not self._survives(callback, events):
                 self._failed(fd)
-        now = time.monotonic()
-        while self._timers and self._timers[0].deadline_s <= now:
-            due = heapq.heappop(self._timers)
-            if due.callback is not None:
-                self._survives(due.callback)
+        for due in self._timers.due():
+            self._survives(due)
         for callback_after in self.after_events:
             self._survives(callback_after)
 
@@ -96,13 +75,6 @@ class Loop:
         self._failures[fd] = self._failures.get(fd, 0) + 1
         if self._failures[fd] >= _FAILURES_MAX:
             self.remove(fd)
-
-    def _wait_s(self) -> float:
-        while self._timers and self._timers[0].callback is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
-            return _WAIT_MAX_S
-        return min(_WAIT_MAX_S, max(0.0, self._timers[0].deadline_s - time.monotonic()))
 
 
 class Signals:

@@ -11,9 +11,9 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from midstream.keeper.loop import Timer
 from midstream.linux import process, tree
 from midstream.linux.process import ProcStat
+from midstream.linux.timers import Timer
 
 if TYPE_CHECKING:
     from midstream.keeper.keeper import Keeper

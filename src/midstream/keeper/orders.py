@@ -20,9 +20,10 @@ from midstream.core.messages import SpawnResult, StandingOrder
 from midstream.core.names import SpawnKey, parse_key
 from midstream.core.wire import WireError, from_wire, to_wire
 from midstream.keeper.layout import Layout
-from midstream.keeper.loop import Loop, Timer
+from midstream.keeper.loop import Loop
 from midstream.keeper.table import Row, Table
 from midstream.linux.clock import boottime_s
+from midstream.linux.timers import Timer
 
 _INTERVAL_S = 1.0
 _ENDED_KEPT = 32  # ends by order for each slot while nobody acknowledges: a crash loop must not fill the memory

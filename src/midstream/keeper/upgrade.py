@@ -22,10 +22,10 @@ from midstream.core.messages import Refusal, StandingOrder, Upgraded
 from midstream.core.wire import from_wire, to_wire
 from midstream.keeper import snapshot
 from midstream.keeper.door import Connection
-from midstream.keeper.loop import Timer
 from midstream.keeper.refusal import Refused, os_refusal
 from midstream.linux import fds, spawn
 from midstream.linux.spawn import Launch, Placement
+from midstream.linux.timers import Timer
 
 if TYPE_CHECKING:
     from midstream.keeper.keeper import Keeper

@@ -5,32 +5,16 @@ What lives here: waiting. What must not: what is waited for. Workers have an eve
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
 import select
 import signal
-import time
 import traceback
 from collections.abc import Callable, Iterable
 
+from midstream.linux.timers import Timer, Timers
 from midstream.serve.channel import Channel, Message
 
-_LONGEST_WAIT_S = 3600.0
 _FAILURES_MAX = 10
-
-
-class Timer:
-    """One deadline. cancel(): nothing happens then."""
-
-    __slots__ = ("act", "at_s")
-
-    def __init__(self, at_s: float, act: Callable[[], None]) -> None:
-        self.at_s = at_s
-        self.act: Callable[[], None] | None = act
-
-    def cancel(self) -> None:
-        self.act = None
 
 
 class Loop:
@@ -40,8 +24,7 @@ class Loop:
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._numbers = itertools.count()
+        self._timers = Timers()
         self._signals: tuple[int, int] | None = None
         self._handled: tuple[int, ...] = ()
         self._failures: dict[int, int] = {}
@@ -83,9 +66,7 @@ class Loop:
                 raise
 
     def after(self, delay_s: float, act: Callable[[], None]) -> Timer:
-        timer = Timer(time.monotonic() + delay_s, act)
-        heapq.heappush(self._timers, (timer.at_s, next(self._numbers), timer))
-        return timer
+        return self._timers.after(delay_s, act)
 
     def take_signals(self, signals: Iterable[int], act: Callable[[int], None]) -> None:
         """act(number) in the loop for each signal that came; several of one kind before a turn are one."""
@@ -110,16 +91,13 @@ class Loop:
 
     def turn(self) -> None:
         """Waits for the next event or deadline and deals with all there are."""
-        for fd, events in self._epoll.poll(self._wait_s()):
+        for fd, events in self._epoll.poll(self._timers.wait_s()):
             if events & ~select.EPOLLOUT and (act := self._readers.get(fd)):
                 self._survives(act, fd)
             if events & ~select.EPOLLIN and (act := self._writers.get(fd)):
                 self._survives(act, fd)
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            act_now = heapq.heappop(self._timers)[2].act
-            if act_now is not None:
-                self._survives(act_now)
+        for due in self._timers.due():
+            self._survives(due)
         self._survives(self.after_turn)
 
     def _survives(self, act: Callable[[], None], fd: int = -1) -> None:
@@ -132,13 +110,6 @@ class Loop:
             self._failures[fd] = self._failures.get(fd, 0) + 1
             if fd >= 0 and self._failures[fd] >= _FAILURES_MAX:
                 self.forget(fd)
-
-    def _wait_s(self) -> float:
-        while self._timers and self._timers[0][2].act is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
-            return _LONGEST_WAIT_S
-        return min(_LONGEST_WAIT_S, max(0.0, self._timers[0][0] - time.monotonic()))
 
     def leave_in_child(self) -> None:
         """After a fork, in the child: nothing of this loop is left, and signals do what they do by default."""

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from midstream.errors import MidstreamError
+from midstream.linux.timers import Timer
 from midstream.serve import listening
 from midstream.serve.board import LATENCY_BUCKETS_S, Row, add_up
-from midstream.serve.loop import Loop, Timer
+from midstream.serve.loop import Loop
 
 _CONNECTIONS_MAX = 16
 _REQUEST_MAX_BYTES = 8192

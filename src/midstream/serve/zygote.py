@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 from midstream.errors import AppError, MidstreamError
+from midstream.linux.timers import Timer
 from midstream.serve import application, crew, forking, hooks, signals, titles, worker
 from midstream.serve.board import Board
 from midstream.serve.channel import Channel, Message, pair
 from midstream.serve.contract import Cuts, Identity, Listener
 from midstream.serve.crew import Aim, At, Crew
-from midstream.serve.loop import Loop, Talk, Timer
+from midstream.serve.loop import Loop, Talk
 from midstream.serve.say import Voice, open_error_log
 from midstream.serve.settings import Settings
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from midstream.serve.loop import Loop, Timer
+from midstream.linux.timers import Timer
+from midstream.serve.loop import Loop
 
 _LOOKS = 4  # with the same question unanswered
 

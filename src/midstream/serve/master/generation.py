@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from midstream.errors import MidstreamError
 from midstream.linux import process
+from midstream.linux.timers import Timer
 from midstream.serve.board import Board
 from midstream.serve.contract import Traffic
 from midstream.serve.interpreter import Source
-from midstream.serve.loop import Loop, Talk, Timer
+from midstream.serve.loop import Loop, Talk
 from midstream.serve.master.beat import Beat
 from midstream.serve.master.spawning import Spawned
 from midstream.serve.settings import Settings

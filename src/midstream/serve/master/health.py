@@ -10,7 +10,8 @@ import os
 import socket
 from collections.abc import Callable
 
-from midstream.serve.loop import Loop, Timer
+from midstream.linux.timers import Timer
+from midstream.serve.loop import Loop
 from midstream.serve.settings import Settings
 
 _HEAD_MAX_BYTES = 65536
