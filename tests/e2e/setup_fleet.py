@@ -125,7 +125,8 @@ def running(host: FleetHost, pattern: str) -> str:
 @contextlib.contextmanager
 def load_on(fleet: Fleet, host: FleetHost) -> Iterator[dict[str, Any]]:
     """Clients of the host's service; the dict has their tally once the block has ended."""
-    argv = [sys.executable, "-m", "midstream.testing.load", f"tcp://{host.address}:8000", "--pause", "0.01"]
+    light = ("--pause", "0.03", "--keep-alive", "2", "--closing", "2")
+    argv = [sys.executable, "-m", "midstream.testing.load", f"tcp://{host.address}:8000", *light]
     load = subprocess.Popen(
         fleet.switch.on_the_network(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=fleet.env
     )

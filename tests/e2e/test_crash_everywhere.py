@@ -98,7 +98,7 @@ def test_killed_at_every_point_of_a_deploy(planned: tuple[Machine, Project, Path
     names = points(project, plan)
     assert len(names) > 30, names
     hit = plan.parent / "plan.hit"
-    with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
+    with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
         for number in chosen(range(1, len(names) + 1), 4):
             before = str(machine.app()["release"])
             project.commit(f"point {number}")
@@ -126,7 +126,7 @@ def test_broken_release_killed_at_every_point(planned: tuple[Machine, Project, P
     names = points(project, plan)
     good = str(machine.app()["release"])
     pids = machine.pids("web")
-    with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
+    with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
         for number in chosen(range(1, len(names) + 1), 2):
             project.misbehave("unhealthy")
             plan.write_text(f"agent {number}")
@@ -146,7 +146,7 @@ def test_deployer_killed_at_every_call(planned: tuple[Machine, Project, Path]) -
     """kill -9 of `midstream deploy` when the agent passes a point: the lease runs out, nothing stays locked."""
     machine, project, plan = planned
     names = points(project, plan)
-    with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
+    with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
         for step in ("deploy:check", "git:create_release", "handover", "deploy:symlink:release"):
             before = str(machine.app()["release"])
             project.commit(f"killed in {step}")

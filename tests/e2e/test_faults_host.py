@@ -161,7 +161,7 @@ def test_keeper_and_agent_killed_together(project: Project, machine: Machine) ->
     good = project.deployed()
     pids = machine.pids()
     keeper, agent = machine.keeper_pid, machine.agent_pid
-    with under_load(project.address, "--pause", "0.005") as load:
+    with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
         os.kill(agent, signal.SIGSTOP)  # else it may start the next keeper before it is killed itself
         os.kill(keeper, signal.SIGKILL)
         os.kill(agent, signal.SIGKILL)
@@ -286,7 +286,7 @@ def test_disk_full(small_disk: Path, full: str) -> None:
             good = project.deployed()
             _fill(small_disk)
             project.commit("next")
-            with under_load(project.address, "--pause", "0.005") as load:
+            with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
                 result = project.deploy()
                 tally = load()
             assert tally["failed"] == 0, tally["failures"]
@@ -331,7 +331,7 @@ def test_disk_of_the_agent_fills_in_the_middle_of_a_deploy(small_disk: Path, pha
             changed = before.replace(f'"{sys.executable} server.py"', f'"{slow}"')
             assert changed != before
         project.commit("fills the disk", config=changed)
-        with under_load(project.address, "--pause", "0.005") as load:
+        with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
             result = project.deploy()
             tally = load()
         assert tally["failed"] == 0, tally["failures"]

@@ -31,7 +31,7 @@ def refused(served: tuple[Machine, Project, str], *expected: str, code: int = 1)
     machine, project, good = served
     pids = machine.pids()
     assert pids
-    with under_load(project.address, "--pause", "0.005", "--keep-alive", "2", "--closing", "2") as load:
+    with under_load(project.address, "--pause", "0.02", "--keep-alive", "2", "--closing", "2") as load:
         result = project.deploy()
         tally = load()
     assert result.code == code, result.text

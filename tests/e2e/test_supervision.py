@@ -109,7 +109,7 @@ def test_restart_is_a_handover_to_the_same_release(project: Project, machine: Ma
 
     release = project.deployed()
     old = machine.pids()
-    with under_load(project.address, "--pause", "0.002") as load:
+    with under_load(project.address, "--pause", "0.01", "--keep-alive", "2", "--closing", "2") as load:
         result = project.cli("restart", "web")
         assert result.code == 0, result.text
         wait_for("the old generation to be gone", machine.settled)
