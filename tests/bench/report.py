@@ -201,10 +201,11 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _not_measured(record: Record) -> list[str]:
-    reasons: dict[str, str] = {}
+    reasons: dict[str, dict[str, None]] = {}  # what is not installed is missing in many tables
     for item in measurements(record):
         if item.missing:
-            reasons.setdefault(f"{item.subject}, {item.metric}", reason(item))
+            reasons.setdefault(f"{item.subject}: {reason(item)}", {})[item.metric] = None
     if not reasons:
         return []
-    return ["Not measured:", "", *(f"- {what}: {why}" for what, why in reasons.items()), ""]
+    lines = [f"- {why} ({', '.join(list(metrics)[:3])}{' …' * (len(metrics) > 3)})" for why, metrics in reasons.items()]
+    return ["Not measured:", "", *lines, ""]

@@ -57,8 +57,10 @@ class Sandbox:
         argv: Sequence[str],
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        session: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start a program in the background."""
+        """Start a program in the background; `session`: in one of its own, as a supervisor would. The kernel shares out
+        its time by sessions (autogroup), so what is compared must be alike in that."""
         with (self.folder / f"{name}.out").open("ab") as output:
             return subprocess.Popen(
                 argv,
@@ -67,6 +69,7 @@ class Sandbox:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=session,
             )
 
     def output(self, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,21 @@ class Load:
 class Counts:
     requests: int
     seconds: float
+
+
+WARM_S = 0.3
+
+
+def warm(port: int) -> None:
+    """Some requests that are not counted. Blocks for a moment."""
+    process = subprocess.Popen(
+        [program("wrk"), "-t1", "-c4", "-d5", f"http://127.0.0.1:{port}/"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(WARM_S)
+    process.terminate()
+    process.wait()
 
 
 def run(port: int, load: Load, seconds: int) -> Counts:

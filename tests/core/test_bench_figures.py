@@ -72,7 +72,7 @@ def test_a_peer_that_is_missing_is_named_with_the_reason(bench: Any) -> None:
     measured["measurements"].append(absent.to_json())
     page = bench("report").page(measured)
     assert "| keep-alive, 4 clients | 20 | - |" in page
-    assert "puma, wsgi_c4_us: puma is not installed" in page
+    assert "- puma: puma is not installed (wsgi_c4_us)\n" in page
 
 
 def test_upgrades_are_a_row_a_server_and_a_last_one_for_our_budget(bench: Any) -> None:

@@ -98,6 +98,9 @@ def _side_by_side(
     """All workloads that the same running servers can answer."""
     with sandbox() as box:
         every = _all_started(box, servers, wanted)
+        for running in every:
+            if not running.why:
+                wrk.warm(running.port)
         for workload in group:
             asked = [each for each in every if workload.load.path == "/" or each.server.interface != "rack"]
             for _ in range(rounds):

@@ -164,7 +164,7 @@ def launch(box: Sandbox, server: WebServer, wanted: Wanted, folder: Path) -> sub
         "HOME": str(box.folder),  # gunicorn makes a socket there
     }
     name = f"{server.interface}{wanted.port}"
-    process = box.launch(name, server.argv(wanted), folder, environment)
+    process = box.launch(name, server.argv(wanted), folder, environment, session=True)
     deadline = time.monotonic() + BOOT_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
