@@ -26,10 +26,9 @@ from traffic import Clients, Traffic, record, traffic
 
 UPGRADES = int(os.environ.get("MIDSTREAM_SERVE_UPGRADES", "3"))
 OTHER = os.environ.get("MIDSTREAM_OTHER_VENV", "")
-# A long run may meet a busy machine, where clients and proxies are given no time for seconds.
-LINGER_S, GRACEFUL_S = (
-    (2 * IDLE_S, 6) if UPGRADES < 10 else (6 * IDLE_S, 12)
-)  # WebSockets and event streams end within 0.6
+LONG = UPGRADES >= 10  # such a run may meet a busy machine, where clients and proxies are given no time for seconds
+LINGER_S = (6 if LONG else 3) * IDLE_S
+GRACEFUL_S = 12 if LONG else 6  # WebSockets and event streams end within 0.6 of it
 DISTANCE_S = 0.03
 NAMES = ("one", "two")
 
