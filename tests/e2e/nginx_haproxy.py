@@ -19,7 +19,7 @@ from pathlib import Path
 from machine import free_port, wait_for
 
 IDLE_S = 1  # how long a proxy keeps an idle connection to the service
-CLIENT_IDLE_S = 60  # and one to its client; as nginx, by default: a client that is given no time to ask has lost nothing
+CLIENT_IDLE_S = 60  # and one to its client: as nginx does; who is given no time to ask has lost nothing
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 

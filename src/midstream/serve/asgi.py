@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import Config
 from uvicorn.middleware.asgi2 import ASGI2Middleware
@@ -250,7 +250,7 @@ def uvicorn_config(app: Any, settings: Settings) -> Config:
         ws_max_size=settings.ws_max_size_bytes,
         ws_ping_interval=settings.ws_ping_interval_s or None,
         ws_ping_timeout=settings.ws_ping_timeout_s or None,
-        lifespan=settings.lifespan,
+        lifespan=cast(Any, settings.lifespan),
     )
     config.load()
     return config
