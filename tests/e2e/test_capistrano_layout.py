@@ -110,6 +110,10 @@ class Capistrano:
             f'    user_known_hosts_file: "/dev/null", auth_methods: ["publickey"] }}\n'
         )
 
+    def keep(self, releases: int) -> None:
+        file = self.folder / "config/deploy.rb"
+        file.write_text(file.read_text().replace(f"set :keep_releases, {KEEP}", f"set :keep_releases, {releases}"))
+
     def run(self, *task: str, user: str = "cappy") -> str:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LOCAL_USER": user, "LANG": "C.UTF-8"}
         done = subprocess.run(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from crash_points import ALL
 from machine import Machine, Project, wait_for
 from test_capistrano_layout import KEEP, Capistrano, Ssh, ssh
 
@@ -20,6 +21,11 @@ pytestmark = [pytest.mark.server("cap"), pytest.mark.slow]
 
 DEPLOYED = "Branch main (at {sha}) deployed as release {release} by {user}\n"
 ROLLED_BACK = "{user} rolled back to release {release}\n"
+
+# Traps that test_capistrano_layout.py has, for the steps alone; each takes many deploys.
+ONCE_MORE = pytest.mark.skipif(
+    not ALL, reason="shown for the steps in test_capistrano_layout.py; MIDSTREAM_CRASH_ALL=1"
+)
 
 
 class _Origin:
@@ -122,11 +128,11 @@ def test_our_cleanup_keeps_what_runs_and_what_current_names(turns: Turns) -> Non
 
 
 def test_its_cleanup_takes_the_release_from_under_a_process_and_a_deploy_heals_it(turns: Turns) -> None:
-    """Capistrano knows nothing of processes: so many deploys of its own delete what ours runs. What was accepted is
+    """Capistrano knows nothing of processes: its cleanup deletes what ours runs. What was accepted is
     still answered, `status` tells, and the next deploy puts it right."""
     ours = turns.midstream()
-    for _ in range(KEEP + 1):
-        turns.capistrano()
+    turns.cap.keep(1)
+    turns.capistrano()
     assert ours not in turns.releases(), "the trap is no more"
     assert turns.project.get("/")[0] == 200
     checked = turns.project.cli("status", "--check")
@@ -173,6 +179,7 @@ def test_a_relative_current_is_made_absolute_by_our_deploy_and_survives_its_clea
     assert turns.project.current == last and last in turns.releases() and turns.runs() == last
 
 
+@ONCE_MORE
 def test_a_failed_deploy_of_ours_is_not_what_its_rollback_goes_to(turns: Turns) -> None:
     first = turns.midstream()
     second = turns.midstream()
@@ -185,6 +192,7 @@ def test_a_failed_deploy_of_ours_is_not_what_its_rollback_goes_to(turns: Turns) 
     assert turns.project.current == first
 
 
+@ONCE_MORE
 def test_a_folder_of_another_name_is_left_by_both(turns: Turns) -> None:
     turns.midstream()
     (turns.root / "releases/before-the-move").mkdir()
