@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+TIDYING_S = 3.0
 
 
 def become_subreaper() -> None:
@@ -79,15 +80,23 @@ class Sandbox:
 
     def kill_all(self, last: frozenset[int] = frozenset()) -> None:
         """SIGKILL to every descendant until there is none; `last` (services) after those who would restart them."""
-        me = os.getpid()
+        me, patience_s = os.getpid(), time.monotonic() + TIDYING_S
         while alive := descendants(me):
-            for pid in (alive - last) or alive:
+            tidying = {pid for pid in alive if _tidies_up(pid)} if time.monotonic() < patience_s else set()
+            for pid in (alive - last - tidying) or (alive - tidying):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
             time.sleep(0.005)
+
+
+def _tidies_up(pid: int) -> bool:
+    """Python's own helper, which removes semaphores (of hypercorn, say) once those who used them are dead."""
+    with contextlib.suppress(OSError):
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _in_memory() -> str | None:
