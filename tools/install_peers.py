@@ -28,6 +28,7 @@ FOR_TESTS = {
     "redis-server": "redis-server",
     "sidekiq": "ruby-sidekiq",
     "monit": "monit",
+    "chromium": "chromium",
 }
 FOR_BENCH = {"s6-svscan": "s6", "supervisord": "supervisor", "wrk": "wrk"}
 POLICY = Path("/usr/sbin/policy-rc.d")

@@ -2,7 +2,7 @@
 
     python tests/bench/wagtail.py [SERVER ...] [--handovers 20] [--pause 0.5]
 
-Each release is a `midstream deploy`: a virtualenv of its own from wheels, migration, collectstatic, a throw-away
+Each release is a `midstream deploy`: a virtualenv of its own by pip from wheels, migration, collectstatic, a throw-away
 instance that proves it, the handover, the drain. Prints rows of the table in docs/servers.md. Keep-alive clients lose
 what the server loses at its own graceful stop; closing clients must lose nothing.
 """
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 from machine import new_machine
 from traffic import record
-from wagtail_site import SERVERS, make_kit, replace_under_load
+from wagtail_site import BY_PIP, SERVERS, make_kit, replace_under_load
 
 COLUMNS = (
     *("server", "handovers", "requests", "failed, closing", "failed, keep-alive", "idle connections closed"),
@@ -37,9 +37,9 @@ def main() -> None:
         kit = make_kit(Path(folder))
         for server in options.servers or SERVERS:
             with new_machine() as machine:
-                running = replace_under_load(machine, kit, server, options.handovers, options.pause)
+                running = replace_under_load(machine, kit, server, options.handovers, options.pause, 5.0, BY_PIP)
                 figures = running.figures()
-            name = f"{server} {kit.versions[server.split()[0]]}"
+            name = f"{server} {kit.versions[server.split()[0].rstrip(',')]}"
             failed = figures["failed"]
             row = (
                 *(name, figures["handovers"], figures["requests"], failed["closing"] + failed["admin"]),

@@ -1,4 +1,4 @@
-"""Real input: a Wagtail site, a virtualenv for each release, under gunicorn and under uvicorn: nobody loses a request.
+"""Real input: a Wagtail site, a virtualenv for each release, under real servers: nobody loses a request.
 
 uvicorn is given the draining protocol of docs/recipes: by itself it resets connections at its own graceful stop, which
 `tests/bench/wagtail.py` counts for docs/servers.md. MIDSTREAM_HANDOVERS says how many handovers (1).
@@ -7,12 +7,11 @@ uvicorn is given the draining protocol of docs/recipes: by itself it resets conn
 from __future__ import annotations
 
 import os
-import subprocess
 
 import pytest
 from machine import Machine
 from traffic import record
-from wagtail_site import Kit, make_kit, replace_under_load
+from wagtail_site import Kit, replace_under_load, shared_kit
 
 HANDOVERS = int(os.environ.get("MIDSTREAM_HANDOVERS", "1"))
 
@@ -21,15 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * HANDOVERS)]
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    try:
-        return make_kit(tmp_path_factory.mktemp("wagtail"))
-    except subprocess.CalledProcessError as error:
-        if "download" not in error.cmd or os.environ.get("CI"):
-            raise
-        pytest.skip(f"the package index gives no wheels of Wagtail: {error.output[-300:]}")
+    return shared_kit(tmp_path_factory)
 
 
-@pytest.mark.parametrize("server", ["gunicorn", "uvicorn draining"])
+@pytest.mark.parametrize("server", ["gunicorn", "uvicorn draining", "midstream serve"])
 def test_wagtail_is_replaced_under_load(server: str, kit: Kit, machine: Machine) -> None:
     running = replace_under_load(machine, kit, server, HANDOVERS, pause_s=0.5)
     record(f"wagtail, {server}", running.figures())
