@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MEMORY_INTERVAL_S = 5.0
 _EARLY_MAX = 16
+_STOPPED_S = 1.0  # a timer that is later than that was held up, as in a container that was frozen
 
 Name = tuple[str, str]  # app, service
 Place3 = tuple[int, int, int]  # generation, slot, attempt
@@ -197,10 +198,16 @@ class Processes:
         if live.watchdog is not None:
             live.watchdog.cancel()
 
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + max(watchdog_s, first_s)
+
         def missed() -> None:
+            if loop.time() > due_s + _STOPPED_S:  # we stood still, perhaps together with it: its time begins anew
+                self._arm_watchdog(name, place, watchdog_s)
+                return
             self._host.post(name, Unhealthy(*place, f"WATCHDOG=1 did not come within {watchdog_s:g} s"))
 
-        live.watchdog = asyncio.get_running_loop().call_later(max(watchdog_s, first_s), missed)
+        live.watchdog = loop.call_at(due_s, missed)
 
     def instance_at(self, name: Name, generation: int, slot: int) -> Instance | None:
         service = self._host.services.get(name)
