@@ -137,17 +137,35 @@ def test_only_what_the_host_lacks_is_sent_in_pieces_and_the_update_says_so(tmp_p
         assert agents["here"].params_of("deploy.update")["pack"] is False
 
 
+def test_few_objects_go_with_the_update_to_an_agent_that_takes_them(tmp_path: Path) -> None:
+    """One round trip less; what is repeated for a lost agent has them, too."""
+    pack = tmp_path / "pack"
+    pack.write_bytes(b"few objects")
+
+    @on_fleet(tmp_path, "here", "old")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].features = [host_run.ALONG]
+        agents["here"].script("deploy.update", HangUp())
+        specs = {"here": app_spec(), "old": app_spec()}
+        outcome = await deploy(agents, specs, pack=lambda sha, have: Pack(str(pack), pack.stat().st_size))
+        assert outcome.exit_code == 0
+        assert "deploy.upload" not in agents["here"].methods() and "deploy.upload" in agents["old"].methods()
+        for agent in agents.values():
+            assert agent.apps["shop"].uploads == [b"few objects"]
+            assert agent.params_of("deploy.update")["pack"] is True
+
+
 def test_objects_that_do_not_get_through_end_the_deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_run, "PIECE_S", 0.1)
     pack = tmp_path / "pack"
-    pack.write_bytes(b"x" * (host_run.PIECE_BYTES + 1))
+    pack.write_bytes(b"x" * 10)
 
     @on_fleet(tmp_path, "here")
     async def story(agents: dict[str, FakeAgent]) -> None:
-        agents["here"].script("deploy.upload", Say(()), Wait())
-        outcome = await deploy(agents, {"here": app_spec()}, pack=lambda sha, have: Pack(str(pack), 1_048_577))
+        agents["here"].script("deploy.upload", Wait())
+        outcome = await deploy(agents, {"here": app_spec()}, pack=lambda sha, have: Pack(str(pack), 10))
         assert isinstance(outcome.error, HostError)
-        assert "1048576 of 1048577 bytes were taken, and then none for 0.1 s" in outcome.error.what
+        assert "0 of 10 bytes were taken, and then none for 0.1 s" in outcome.error.what
         assert "deploy.update" not in agents["here"].methods()
         assert_nothing_left(agents)
 

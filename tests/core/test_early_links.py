@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ hosts = ["test1"]
 
 
 class FakeLink:
+    ping_s = 0.01
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.closed = False
+        self.sock, self.far_end = socket.socketpair()
 
     def close(self) -> None:
         self.closed = True
+        self.sock.close()
 
 
 @pytest.fixture
@@ -82,3 +87,21 @@ def test_a_file_that_makes_no_sense_begins_nothing(tmp_path, links, text):
 def test_a_named_socket_is_believed(tmp_path, links):
     with early.dialled("production", project(tmp_path), "/run/agent.sock", ALL):
         assert links == []
+
+
+def test_the_far_end_hears_of_us_until_the_link_is_used(tmp_path, links):
+    """Fetching may take longer than a far end waits for a word; what is said must not come between those of the client."""
+    with early.dialled("staging", project(tmp_path), "", ALL) as begun:
+        links[0].far_end.settimeout(30)
+        assert links[0].far_end.recv(1) == b"\n" == links[0].far_end.recv(1)
+        taken = begun.using({"test1": SshHost("test1")})["test1"].dial()
+        links[0].far_end.setblocking(False)
+        while True:
+            try:
+                links[0].far_end.recv(100)
+            except BlockingIOError:
+                break
+        links[0].far_end.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            links[0].far_end.recv(1)
+        assert taken is links[0]

@@ -154,19 +154,19 @@ class Deploys:
         host = self.host
         record = host.apps.get(spec.app) or opening.new_app(self.host, spec, owner_uid)
         record = replace(record, token=record.token + 1)
-        intent = Intent(
-            id=asked.deploy_id,
-            number=host.store.next_number("intent"),
-            app=spec.app,
-            kind=asked.kind,
-            state=IntentState.OPEN,
-            user=" ".join(asked.user.split())[:100] or peer.name,
-            token=record.token,
-            uid=peer.uid,
-            started_wall_s=time.time(),
-            previous=record.release,
-        )
         with host.store.transaction():
+            intent = Intent(
+                id=asked.deploy_id,
+                number=host.store.next_number("intent"),
+                app=spec.app,
+                kind=asked.kind,
+                state=IntentState.OPEN,
+                user=" ".join(asked.user.split())[:100] or peer.name,
+                token=record.token,
+                uid=peer.uid,
+                started_wall_s=time.time(),
+                previous=record.release,
+            )
             host.store.put_app(record)
             host.store.put_intent(intent)
         host.apps[spec.app] = record
@@ -446,8 +446,9 @@ class Deploys:
         intent = work.intent
         try:
             ended = "committed" if intent.state is IntentState.COMMITTED else "reverted"
-            work.save(state=IntentState.CLOSED, ended=ended, commands=())
-            self.host.store.forget_old_intents(intent.app, work.app.release)
+            with self.host.store.transaction():
+                work.save(state=IntentState.CLOSED, ended=ended, commands=())
+                self.host.store.forget_old_intents(intent.app, work.app.release)
         except HostError:
             pass  # the lock is ours to free all the same; a restart settles the stored intent again
         del self._works[intent.app]

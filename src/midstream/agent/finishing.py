@@ -65,10 +65,11 @@ def _cleanup(work: Work, removed: list[str]) -> Part:
 
     def cleaned(answer: dict[str, Any]) -> None:
         removed[:] = [str(release) for release in answer.get("removed", [])]
-        for release in removed:
-            record = known.get(release)
-            if record is not None and record.state != "bad":
-                host.store.drop_release(app.app, release)
+        with host.store.transaction(relaxed=True):
+            for release in removed:
+                record = known.get(release)
+                if record is not None and record.state != "bad":
+                    host.store.drop_release(app.app, release)
 
     return Part("deploy:cleanup", "cleanup", cleanup, cleaned)
 

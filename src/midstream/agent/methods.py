@@ -177,7 +177,7 @@ class Methods:
             "keeper": keeper,
             "state_dir": self._state,
             "runtime_dir": self.host.runtime,
-            "features": [],
+            "features": ["objects along"],
         }
 
     async def status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -553,7 +553,14 @@ class Methods:
         accounts.check_spec(spec, work.app.owner_uid, connection.peer, self.host.uid)
         if (spec.app, spec.deploy_to) != (work.spec.app, work.spec.deploy_to):
             raise refused("deploy.update speaks of another app or folder than deploy.open did", "spec")
-        return await self._call(connection, work, "update", lambda: self.deploys.update(work, request, spec, secrets))
+        along = data(params, packs.PIECE_MAX_BYTES) if params.get("data") else None
+
+        async def made() -> dict[str, Any]:
+            if along is not None and not work.done("git:update"):
+                await self.deploys.upload(work, 0, along, True)
+            return await self.deploys.update(work, request, spec, secrets)
+
+        return await self._call(connection, work, "update", made)
 
     async def deploy_select(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
         work = self._work(connection, params)

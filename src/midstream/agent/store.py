@@ -1,8 +1,8 @@
 """The durable truth of one host: one SQLite file (WAL), and its named statements.
 
 Lives here: what is stored and how it is read back. Not here: any decision. Runs in the agent, blocking; a write is one
-transaction that is on the disk when the call returns (synchronous = FULL). A full disk raises HostError; the callers that
-can do without the row (restart of a committed instance) never write.
+transaction that is on the disk when the call returns (synchronous = FULL), or, `relaxed`, with the next one that is. A full
+disk raises HostError; the callers that can do without the row (restart of a committed instance) never write.
 """
 
 from __future__ import annotations
@@ -198,10 +198,22 @@ class Store:
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All writes inside are one; an exception undoes them. Raises HostError when the disk does not take them."""
+    def transaction(self, *, relaxed: bool = False) -> Iterator[None]:
+        """All writes inside are one; an exception undoes them. Raises HostError when the disk does not take them.
+
+        relaxed: it is not waited for until they are on the disk. A kill of the agent loses nothing of them; a power cut may,
+        up to the next transaction that is not relaxed, never out of order. For what can be done again (sqlite.org/wal.html,
+        synchronous = NORMAL): a deploy has some twenty of these, and each wait is one for the disk of all hosts."""
         if self._db.in_transaction:
             yield
+            return
+        if relaxed:
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            try:
+                with self.transaction():
+                    yield
+            finally:
+                self._db.execute("PRAGMA synchronous = FULL")
             return
         self._if_undone.clear()
         try:
@@ -294,10 +306,11 @@ class Store:
 
     def note_trash(self, app: str, there_is: bool) -> None:
         """Whether something of the app waits to be deleted."""
-        if there_is:
-            self.set_meta(f"trash.{app}", "1")
-        else:
-            self._write("DELETE FROM meta WHERE name = ?", (f"trash.{app}",))
+        with self.transaction(relaxed=True):
+            if there_is:
+                self.set_meta(f"trash.{app}", "1")
+            else:
+                self._write("DELETE FROM meta WHERE name = ?", (f"trash.{app}",))
 
     def put_unswitched(self, app: str, release: str, seen: str = "", rollback_target: str | None = None) -> None:
         """That `current` of the app is behind its committed release (`agent/current_link.py`); "": that it is not."""
@@ -438,7 +451,7 @@ class Store:
             for row in self._pending
         ]
         try:
-            with self.transaction():
+            with self.transaction(relaxed=True):
                 self._db.executemany(
                     "INSERT INTO event (time, app, service, generation, slot, kind, text, who, intent)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

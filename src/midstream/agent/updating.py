@@ -48,7 +48,7 @@ async def update(work: Work, request: UpdateRequest) -> None:
     (unknown migration)."""
     spec = work.spec
     work.phase = "updating"
-    work.move(IntentEvent.UPDATE, revision=request.revision, branch=request.branch)
+    work.move(IntentEvent.UPDATE, relaxed=True, revision=request.revision, branch=request.branch)
     _mark_begun_before(work)
     if request.until != "git:create_release":
         _distrust_build(work)
@@ -163,11 +163,10 @@ def _release(work: Work, request: UpdateRequest) -> Part:
 
     def made(answer: dict[str, object]) -> None:
         release = str(answer["release"])
-        work.save(release=release, made_release=True)
-        work.host.store.put_release(
-            spec.app,
-            ReleaseRecord(release, request.revision, request.branch, made_wall_s=work.intent.started_wall_s),
-        )
+        record = ReleaseRecord(release, request.revision, request.branch, made_wall_s=work.intent.started_wall_s)
+        with work.host.store.transaction(relaxed=True):  # that it was begun is on the disk, and enough to discard it
+            work.save(release=release, made_release=True)
+            work.host.store.put_release(spec.app, record)
 
     return Part("git:create_release", "make_release", make, made)
 

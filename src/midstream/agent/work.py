@@ -32,6 +32,12 @@ from midstream.errors import AppError, HostError, MidstreamError
 
 STEP_TIMEOUT_S = 900.0
 
+# What a power cut may forget to have begun: nothing has to be thrown away for it, and beginning it twice is as good as once.
+_LEAVES_NOTHING = frozenset(
+    {"deploy:check", "handover", "deploy:symlink:release", "deploy:cleanup", "deploy:log_revision"}
+)
+_ONCE = frozenset({"deploy:migrate"})  # a power cut must not forget that it was done
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -87,7 +93,7 @@ class Work:
 
     # the record
 
-    def save(self, **changes: Any) -> None:
+    def save(self, *, relaxed: bool = False, **changes: Any) -> None:
         """Stores the intent with these changes; raises HostError and changes nothing when the disk does not take it. Within
         a transaction that is known at its end only: a decision that was not stored must not be remembered as one."""
         before, after = self.intent, replace(self.intent, **changes)
@@ -95,14 +101,15 @@ class Work:
         def restore() -> None:
             self.intent = before
 
-        self.host.store.put_intent(after)
-        self.host.store.if_undone(restore)
-        self.intent = after
+        with self.host.store.transaction(relaxed=relaxed):
+            self.host.store.put_intent(after)
+            self.host.store.if_undone(restore)
+            self.intent = after
 
-    def move(self, event: IntentEvent, **changes: Any) -> None:
+    def move(self, event: IntentEvent, *, relaxed: bool = False, **changes: Any) -> None:
         """To the next state of the intent's table, stored. Raises IllegalTransition."""
         crashpoint.point(f"intent {event.value}", self.host.keeper_pid)
-        self.save(state=advance(self.intent.state, event), **changes)
+        self.save(relaxed=relaxed, state=advance(self.intent.state, event), **changes)
 
     def done(self, step: str) -> bool:
         return self.intent.steps.get(step) == "done"
@@ -114,7 +121,8 @@ class Work:
         begun = time.monotonic()
         name, left = names[0], list(names[1:])
         self._points("before", names)
-        self._journal(names, "begin", {**self.intent.steps, **dict.fromkeys(names, "begun")})
+        marks = {**self.intent.steps, **dict.fromkeys(names, "begun")}
+        self._journal(names, "begin", marks, relaxed=_LEAVES_NOTHING.issuperset(names))
         self.tell(name, "begin")
         self._points("in", names)
 
@@ -138,17 +146,20 @@ class Work:
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise
         self._points("after", names)
-        self._journal(names, "done", {**self.intent.steps, **dict.fromkeys(names, "done")})
+        marks = {**self.intent.steps, **dict.fromkeys(names, "done")}
+        self._journal(names, "done", marks, relaxed=_ONCE.isdisjoint(names))
         self.tell(name, "end", seconds=time.monotonic() - begun)
 
     def _points(self, when: str, names: tuple[str, ...]) -> None:
         for name in names:
             crashpoint.point(f"{when} {name}", self.host.keeper_pid)
 
-    def _journal(self, names: Iterable[str], what: str, marks: dict[str, str], detail: str = "") -> None:
+    def _journal(
+        self, names: Iterable[str], what: str, marks: dict[str, str], detail: str = "", *, relaxed: bool = False
+    ) -> None:
         """Lines of the journal and the marks that go with them, in one transaction. Raises HostError, nothing changed."""
         after = replace(self.intent, steps=marks)
-        with self.host.store.transaction():
+        with self.host.store.transaction(relaxed=relaxed):
             for name in names:
                 self.host.store.journal(self.intent.id, name, what, detail)
             self.host.store.put_intent(after)

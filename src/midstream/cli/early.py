@@ -2,11 +2,14 @@
 
 ssh's log-in and the start of the far end take longer than all of that, and need nothing of it but the addresses. What is
 wrong with the file, the stage or the hosts is not this module's business: then nothing is begun, and who reads them
-properly says what it is.
+properly says what it is. A far end takes a client that is silent for gone, and fetching from a slow repository may take
+longer than that: until a link is used, a thread says that we are there.
 """
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,14 +26,27 @@ class DialledHost:
 
     host: Host
     link: Link | None = None
+    _using: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
         return self.host.name
 
     def dial(self) -> Link:
-        link, self.link = self.link, None
+        link = self.take()
         return link if link is not None else self.host.dial()
+
+    def take(self) -> Link | None:
+        """The link, once. Nothing is said on it for us any more."""
+        with self._using:
+            link, self.link = self.link, None
+            return link
+
+    def say_something(self) -> None:
+        """An empty line, which goes no further than the far end."""
+        with self._using, suppress(OSError):
+            if self.link is not None:
+                self.link.sock.send(b"\n", socket.MSG_DONTWAIT)
 
     def unreachable(self, last: str) -> MidstreamError:
         return self.host.unreachable(last)
@@ -41,6 +57,7 @@ class EarlyLinks:
     """Links by host name. Each is used once, by `using`, or ended by `hang_up`."""
 
     _hosts: dict[str, DialledHost] = field(default_factory=dict)
+    _over: threading.Event = field(default_factory=threading.Event)
 
     def using(self, reach: Mapping[str, Host]) -> dict[str, Host]:
         """The same hosts, those that were dialled with their links."""
@@ -48,10 +65,26 @@ class EarlyLinks:
             name: self._hosts.get(name, host) if isinstance(host, SshHost) else host for name, host in reach.items()
         }
 
+    def add(self, host: Host) -> None:
+        """Dials it. Raises as that does."""
+        self._hosts[host.name] = DialledHost(host, host.dial())
+
+    def keep_up(self) -> None:
+        """Begins to say that we are there; ends with `hang_up`."""
+        pauses = [host.link.ping_s for host in self._hosts.values() if host.link is not None and host.link.ping_s]
+        if pauses:
+            threading.Thread(target=self._keep_up, args=(min(pauses),), daemon=True).start()
+
+    def _keep_up(self, every_s: float) -> None:
+        while not self._over.wait(every_s):
+            for host in self._hosts.values():
+                host.say_something()
+
     def hang_up(self) -> None:
         """What nobody took is ended."""
+        self._over.set()
         for host in self._hosts.values():
-            link, host.link = host.link, None
+            link = host.take()
             if link is not None:
                 link.close()
 
@@ -65,7 +98,8 @@ def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator
         if aim.stage:
             for host in aim.hosts:
                 if isinstance(host, SshHost):
-                    early._hosts[host.name] = DialledHost(host, host.dial())
+                    early.add(host)
+    early.keep_up()
     try:
         yield early
     finally:

@@ -23,6 +23,8 @@ from midstream.deploy.order import Order, Pack, Target
 from midstream.errors import HostError, LockedError, MidstreamError
 
 PIECE_BYTES = 1024 * 1024
+ALONG = "objects along"  # a feature of agents: objects may come with the update
+ALONG_BYTES = 256 * 1024
 PIECE_S = 600.0  # 2 kB/s; a connection that is dead is noticed long before, by ssh and by the agent's pings
 
 Tell = Callable[[Event], None]
@@ -138,9 +140,10 @@ class HostRun:
         """Makes the release, as far as `until`; sends the objects that the host lacks before. before: runs the build
         steps up to the one whose files are carried then."""
         self.state = "changing"
-        if self._sent is None:
-            self._sent = await self._upload(target) if self.spec.source is Source.PUSH else False
         part: dict[str, Any] = {"until": until} if until else {}
+        if self._sent is None:
+            part |= await self._objects(target) if self.spec.source is Source.PUSH else {}
+            self._sent = self._sent or False
         if carries(self.order.specs):
             part["build"] = stretch(self.order.specs, self.name, before)
         self.updated = await self._call(
@@ -256,19 +259,25 @@ class HostRun:
             )
         return {"drift": row.get("drift", []) if self.state == "committed" else []}
 
-    async def _upload(self, target: Target) -> bool:
-        """Sends what the host lacks of the revision, a MiB at a time. Returns whether anything was sent."""
+    async def _objects(self, target: Target) -> dict[str, Any]:
+        """What the host lacks of the revision: sent a MiB at a time; or, what is small, as a parameter of the update, which
+        saves a round trip. Returns that."""
         have = [str(sha) for sha in self.opened.get("have", ())]
         pack = await asyncio.to_thread(self.order.pack, target.sha, have)
         if pack is None:
-            return False
+            return {}
+        self._sent = True
         step = {"phase": Phase.UPDATING.value, "step": "git:update"}
+        if pack.size_bytes <= ALONG_BYTES and ALONG in self.client.hello.get("features", ()):
+            self._emit(EventKind.LINE, text=f"sending {pack.size_bytes} bytes along", **step)
+            with open(pack.path, "rb") as file:
+                return {"data": base64.b64encode(file.read()).decode("ascii")}
         self._emit(EventKind.BEGIN, text=f"sending {pack.size_bytes} bytes", **step)
         started = time.monotonic()
         await self._send(pack)
         took = time.monotonic() - started
         self._emit(EventKind.END, ok=True, seconds=took, text=f"sent {pack.size_bytes} bytes", **step)
-        return True
+        return {}
 
     async def _send(self, pack: Pack) -> None:
         offset = 0

@@ -161,7 +161,7 @@ class Deployment:
             await self._together([self._load(move.carry)], patient=False)
         perform = self._performers[move.call]
         hosts = [self.hosts[name] for name in move.hosts]
-        groups = [[host] for host in hosts] if move.in_order else [hosts]
+        groups = self._in_turn(move, hosts)
         if move.call is Call.PUBLISH:
             self._state("publishing")
         for group in groups:
@@ -183,6 +183,13 @@ class Deployment:
         for name in lock_order(move.hosts):
             host = self.hosts[name]
             works.append(self._lock_after(before, perform, move, host))
+    def _in_turn(self, move: Move, hosts: list[HostRun]) -> list[list[HostRun]]:
+        """Hosts that are asked together, one group after the other. The release of a rollback is chosen by the first host, or
+        known already: the others are asked for that one, all at the same time."""
+        if not move.in_order or (move.call is Call.SELECT and self.release):
+            return [hosts]
+        return [hosts[:1], hosts[1:]] if move.call is Call.SELECT else [[host] for host in hosts]
+
             before = host
         return works
 

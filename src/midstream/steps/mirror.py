@@ -26,6 +26,8 @@ from midstream.steps.place import Place, open_place, open_root
 REFS = "refs/midstream"
 _KEEP_REFSPEC = f"^{REFS}/*"
 _HAVE_MAX = 64
+_LOOSE_MAX = 6700  # git's own default of gc.auto
+_PACKS_MANY = 20  # of gc.autoPackLimit, 50, which a host may have set lower
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 
 
@@ -235,18 +237,41 @@ def _writing(place: Place, *args: str, network: bool = False) -> str:
     return git.run(place.layout.repo, *args, network=network, keep_fds=place.keep_fds)
 
 
-def drop_refs(place: Place, wanted: set[str]) -> None:
-    """Forgets the refs of revisions that no release needs any more, and lets git repack when there is much to do."""
+def drop_refs(place: Place, revisions: set[str]) -> None:
+    """Forgets the refs of what none of these revisions of releases needs any more, their submodules included, and lets git
+    repack when there is much to do."""
     repo = place.layout.repo
     if place.root.kind("repo") != stat.S_IFDIR:
         return
-    shas = git.run(repo, "for-each-ref", "--format=%(refname:lstrip=2)", REFS).split()
-    for sha in shas:
-        if sha not in wanted:
-            _writing(place, "update-ref", "-d", f"{REFS}/{sha}")
-    git.run(
-        repo, *("-c", "gc.auto=6700", "-c", "gc.autoDetach=false", "gc", "--auto", "--quiet"), keep_fds=place.keep_fds
-    )
+    gone = set(git.run(repo, "for-each-ref", "--format=%(refname:lstrip=2)", REFS).split()) - revisions
+    if gone:
+        for revision in submodules.having_some(repo, sorted(revisions)):
+            with contextlib.suppress(git.GitFailed, MidstreamError):
+                gone.difference_update(submodules.commits(repo, revision))
+    for sha in sorted(gone):
+        _writing(place, "update-ref", "-d", f"{REFS}/{sha}")
+    if _may_be_packed(repo):
+        git.run(
+            repo,
+            *("-c", f"gc.auto={_LOOSE_MAX}", "-c", "gc.autoDetach=false", "gc", "--auto", "--quiet"),
+            keep_fds=place.keep_fds,
+        )
+
+
+def _may_be_packed(repo: str) -> bool:
+    """Whether `git gc --auto` may find enough to do, by its own estimate (git-gc(1)): it looks into one of the 256 folders of
+    loose objects, and counts packs. Not to ask saves a process at almost each deploy."""
+    loose, packs = 0, 0
+    with contextlib.suppress(FileNotFoundError):
+        loose = len(os.listdir(f"{repo}/objects/17"))
+    with contextlib.suppress(FileNotFoundError):
+        packs = sum(name.endswith(".pack") for name in os.listdir(f"{repo}/objects/pack"))
+    return loose > _LOOSE_MAX // 256 or packs > _PACKS_MANY
+
+
+def is_sha(text: str) -> bool:
+    """Whether it is a full object name."""
+    return bool(_SHA.match(text))
 
 
 def check_sha(revision: str) -> str:

@@ -5,7 +5,6 @@ What goes is decided by `core.releases`; how it goes is in `trash`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Any
 
@@ -13,12 +12,12 @@ from midstream.core.layout import CurrentKind
 from midstream.core.names import is_release
 from midstream.core.releases import removable
 from midstream.core.steps import Cleanup, Discard
-from midstream.errors import MidstreamError, OperatorError
-from midstream.steps import assets, git, mirror, submodules
+from midstream.errors import OperatorError
+from midstream.steps import assets, git, mirror
 from midstream.steps.claims import claimed_by
 from midstream.steps.place import Place, open_place, read_current, read_revision, release_names
 from midstream.steps.switch import order_by_mtime
-from midstream.steps.trash import has_trash, to_trash
+from midstream.steps.trash import delete_small, has_trash, to_trash
 
 
 def cleanup(request: Cleanup) -> dict[str, Any]:
@@ -42,6 +41,7 @@ def cleanup(request: Cleanup) -> dict[str, Any]:
             order_by_mtime(place, now.release, request.previous_good, touch=False)
         _forget_gone(place)
         _tidy_mirror(place, left)
+        delete_small(place.root)
         for release in removed:
             print(f"removed release {release}")
         for item in left:
@@ -106,13 +106,10 @@ def _forget_gone(place: Place) -> None:
 
 def _tidy_mirror(place: Place, left: list[dict[str, str]]) -> None:
     releases, _ = release_names(place.root)
-    wanted = {read_revision(place.root, release) for release in releases} - {""}
+    revisions = {read_revision(place.root, release) for release in releases}
     if not os.path.isdir(place.layout.repo):
         return
     try:
-        for revision in sorted(wanted):
-            with contextlib.suppress(git.GitFailed, MidstreamError):
-                wanted.update(submodules.commits(place.layout.repo, revision))
-        mirror.drop_refs(place, wanted)
+        mirror.drop_refs(place, {revision for revision in revisions if mirror.is_sha(revision)})
     except git.GitFailed as error:
         left.append({"path": place.layout.repo, "reason": error.stderr.strip()})

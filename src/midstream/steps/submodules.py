@@ -6,6 +6,7 @@ The deployer's pack brings them (`source = "push"`), or they are fetched from th
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator
 
@@ -28,6 +29,17 @@ def of(repo: str, revision: str) -> list[Submodule]:
     except git.GitFailed:  # no .gitmodules
         addresses = {}
     return [Submodule(path, sha, addresses.get(path, "")) for path, sha in found]
+
+
+def having_some(repo: str, revisions: list[str]) -> list[str]:
+    """Those of the revisions that have submodules, or may: one question for all. A deploy takes none along of a revision
+    without .gitmodules."""
+    with open(os.memfd_create("revisions"), "w+b") as asked:
+        asked.write("".join(f"{revision}:.gitmodules\n" for revision in revisions).encode())
+        asked.flush()
+        asked.seek(0)
+        told = git.run(repo, "cat-file", "--batch-check=%(objecttype)", stdin=asked.fileno()).splitlines()
+    return [revision for revision, said in zip(revisions, told, strict=True) if said == "blob"]
 
 
 def commits(repo: str, revision: str) -> list[str]:

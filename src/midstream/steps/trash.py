@@ -1,11 +1,14 @@
 """The step `empty_trash`, and how releases are deleted: renamed into `.midstream/trash` first, then deleted there.
 
 Whoever lists `releases` in between sees whole releases only. Renaming takes no time, deleting a large virtualenv may
-take a minute: so steps of a deploy only rename, and the agent has the trash emptied when the deploy is over.
+take a minute: so steps of a deploy only rename, and the agent has the trash emptied when the deploy is over. Small ones,
+which take a few milliseconds, are deleted by the step `cleanup` itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 from typing import Any
 
@@ -16,6 +19,7 @@ from midstream.steps.folder import Folder
 from midstream.steps.place import Place, open_root
 
 _TRASH = ".midstream/trash"
+_SMALL_ENTRIES = 300
 
 
 def to_trash(place: Place, release: str) -> bool:
@@ -38,6 +42,29 @@ def has_trash(root: Folder) -> bool:
             return bool(trash.names())
     except FileNotFoundError:
         return False
+
+
+def delete_small(root: Folder) -> None:
+    """Deletes what is small: that takes less time than another process does. What cannot be deleted is left for the step
+    that tells of it."""
+    try:
+        trash = root.open(_TRASH)
+    except FileNotFoundError:
+        return
+    with trash:
+        for name in trash.names():
+            if _is_small(f"{trash.path}/{name}"):
+                with contextlib.suppress(OSError, MidstreamError):
+                    trash.remove_tree(name)
+
+
+def _is_small(path: str) -> bool:
+    left = _SMALL_ENTRIES
+    for _, folders, files in os.walk(path):
+        left -= len(folders) + len(files)
+        if left < 0:
+            return False
+    return True
 
 
 def empty_trash(request: EmptyTrash) -> dict[str, Any]:

@@ -128,6 +128,7 @@ class FakeAgent:
         self.fails: set[str] = set()  # programs that fail here, beside `false`
         self.files: dict[str, bytes] = {}
         self.built: dict[int, bytes] = {}  # archives of built files, by their number
+        self.features: list[str] = []  # as `hello` tells them
         self.migrates = False  # a `deploy.update` with `migrate` reports that it did
         self._script: dict[str, list[Behaviour]] = {}
         self._server: asyncio.Server | None = None
@@ -300,7 +301,7 @@ class FakeAgent:
     def _hello(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         keeper = {"pid": 999, "epoch": 1, "version": "fake", "cgroup": "", "note": ""}
         head = {"protocol": 1, "version": "fake", "host": self.host, "boot_id": "boot", "pid": self.pid, "uid": 0}
-        places = {"state_dir": "/nowhere", "runtime_dir": "/nowhere/run", "features": []}
+        places = {"state_dir": "/nowhere", "runtime_dir": "/nowhere/run", "features": self.features}
         return {**head, "root": False, "keeper": keeper, **places}
 
     def _open(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
@@ -369,6 +370,8 @@ class FakeAgent:
             {
                 "release": release,
                 "revision": params["revision"],
+        if params.get("data"):
+            app.uploads.append(base64.b64decode(params["data"], validate=True))
                 "branch": params["branch"],
                 "time": float(params["revision_time"]),
                 "state": "unproven",
@@ -671,7 +674,7 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "agent.upgrade": (FakeAgent._nothing, (), ("argv", "keeper_image")),
     "deploy.open": (FakeAgent._open, ("deploy_id", "spec", "kind", "user"), ("wait", "until")),
     "deploy.upload": (FakeAgent._upload, (*_DEPLOY, "offset", "data", "last"), ()),
-    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ("until", "build")),
+    "deploy.update": (FakeAgent._update, (*_DEPLOY, *_UPDATE), ("until", "build", "data")),
     "deploy.artifact.read": (FakeAgent._artifact_read, (*_DEPLOY, "number", "files", "tree", "offset", "size"), ()),
     "deploy.artifact.write": (
         FakeAgent._artifact_write,
