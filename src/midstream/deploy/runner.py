@@ -175,6 +175,13 @@ class Deployment:
         elif move.call in (Call.UPDATE, Call.SELECT) and move.until != Part.RELEASE.value:
             self._require_one_release(move)
 
+    def _in_turn(self, move: Move, hosts: list[HostRun]) -> list[list[HostRun]]:
+        """Hosts that are asked together, one group after the other. The release of a rollback is chosen by the first host, or
+        known already: the others are asked for that one, all at the same time."""
+        if not move.in_order or (move.call is Call.SELECT and self.release):
+            return [hosts]
+        return [hosts[:1], hosts[1:]] if move.call is Call.SELECT else [[host] for host in hosts]
+
     def _one_lock_after_the_other(self, perform: Perform, move: Move) -> list[Awaitable[None]]:
         """The next host is asked as soon as the one before says that its lock is ours, while that one goes on checking.
         So two deploys with hosts in common meet at the first of these; neither waits for what the other has."""
@@ -183,13 +190,6 @@ class Deployment:
         for name in lock_order(move.hosts):
             host = self.hosts[name]
             works.append(self._lock_after(before, perform, move, host))
-    def _in_turn(self, move: Move, hosts: list[HostRun]) -> list[list[HostRun]]:
-        """Hosts that are asked together, one group after the other. The release of a rollback is chosen by the first host, or
-        known already: the others are asked for that one, all at the same time."""
-        if not move.in_order or (move.call is Call.SELECT and self.release):
-            return [hosts]
-        return [hosts[:1], hosts[1:]] if move.call is Call.SELECT else [[host] for host in hosts]
-
             before = host
         return works
 

@@ -355,6 +355,8 @@ class FakeAgent:
         if (known := deploy.answers.get("update")) is not None:
             deploy.migrated = deploy.migrated or (bool(params["migrate"]) and self.migrates)
             return {**known, "migrated": deploy.migrated}
+        if params.get("data"):
+            app.uploads.append(base64.b64decode(params["data"], validate=True))
         if params.get("until") == "git:create_release":
             return {"release": "", "migrated": False}
         release = params["release"]
@@ -370,8 +372,6 @@ class FakeAgent:
             {
                 "release": release,
                 "revision": params["revision"],
-        if params.get("data"):
-            app.uploads.append(base64.b64decode(params["data"], validate=True))
                 "branch": params["branch"],
                 "time": float(params["revision_time"]),
                 "state": "unproven",
