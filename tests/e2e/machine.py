@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from midstream.deploy.sync_client import connect
+from midstream.keeper.layout import Layout
+from midstream.linux import cgroup
 from midstream.testing import drain_server
 
 PATIENCE_S = 60.0
@@ -275,7 +277,17 @@ class Machine:
                 pass
         if self.process is not None:
             self.process.wait(15.0)
+        self._remove_cgroup()
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _remove_cgroup(self) -> None:
+        """Of a keeper that was killed. What was killed a moment ago counts until the kernel has taken it down."""
+        if not self.state.is_dir():
+            return
+        keeper_id = Layout(str(self.state), str(self.state / "run")).keeper_id
+        root, _ = cgroup.make_root(f"midstream-{keeper_id}")
+        if root is not None:
+            wait_for("the cgroup to be empty", lambda: cgroup.remove(root), 10.0)
 
     def left_over(self) -> list[int]:
         """Processes whose environment or command line names this machine's folder."""
