@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from test_control_runner import R1, R2, app_spec, assert_nothing_left, deploy, on_fleet
+from test_control_runner import R1, R2, Run, app_spec, assert_nothing_left, deploy, on_fleet
 
 from midstream.deploy import runner
-from midstream.errors import AppError, AttentionError, HostError
-from midstream.testing.fake_agent import Fail, FakeAgent, Say
+from midstream.deploy.catching_up import CatchingUp
+from midstream.errors import AppError, AttentionError, HostError, LockedError
+from midstream.testing.fake_agent import Fail, FakeAgent, Say, Wait
 
 SPECS = {"web1": app_spec("web"), "batch1": app_spec("batch")}
 NOT_SWITCHED = AttentionError(
@@ -42,6 +44,71 @@ def test_a_coordinator_that_refuses_the_decision_sends_all_back(tmp_path: Path) 
         assert {agent.apps["shop"].committed for agent in agents.values()} == {R1}
         assert outcome.exit_code == 1
         assert_nothing_left(agents)
+
+
+DIED = AppError("web: instance 0 killed by SIGKILL")
+
+
+def fleet_order(agents: dict[str, FakeAgent]) -> Run:
+    """A deploy as the command line runs it."""
+    run = Run(agents, SPECS)
+    run.deployment = CatchingUp(run.deployment.order, run.clients, run.events.append)  # type: ignore[assignment]
+    return run
+
+
+def test_a_candidate_that_dies_just_before_its_hosts_own_commit_is_made_anew_at_once(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, *SPECS)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, SPECS, deploy_id="d0")
+        agents["batch1"].script("deploy.commit", Fail(DIED))
+        run = fleet_order(agents)
+        outcome = await run()
+        assert outcome.exit_code == 0, outcome.error
+        assert {agent.apps["shop"].committed for agent in agents.values()} == {R2}
+        assert {row.state for row in outcome.hosts} == {"committed"}
+        assert "batch1 did not take the decision; the others did: once more" in run.texts()
+        assert_nothing_left(agents)
+
+
+def test_one_that_refuses_again_is_told_and_not_asked_for_ever(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, *SPECS)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, SPECS, deploy_id="d0")
+        agents["batch1"].script("deploy.commit", Fail(DIED), Fail(DIED), Fail(DIED))
+        outcome = await fleet_order(agents)()
+        assert outcome.exit_code == 5
+        assert agents["batch1"].methods().count("deploy.commit") == 1 + 2, "d0, and twice"
+        assert {name: agent.apps["shop"].committed for name, agent in agents.items()} == {"web1": R2, "batch1": R1}
+        assert "midstream resume" in str(outcome.error)
+        assert_nothing_left(agents)
+
+
+def test_somebody_elses_deploy_in_between_is_not_disturbed(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, *SPECS)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, SPECS, deploy_id="d0")
+        agents["batch1"].script("deploy.commit", Fail(DIED))
+        agents["web1"].script("deploy.open", Say(()), Fail(LockedError("locked by ben: a hotfix")))
+        outcome = await fleet_order(agents)()
+        assert outcome.exit_code == 5, "not 4: a part of the fleet is on the new release"
+        assert "once more: locked by ben: a hotfix" in str(outcome.error)
+        assert_nothing_left(agents)
+
+
+def test_who_interrupts_after_the_decision_is_not_kept(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, *SPECS)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, SPECS, deploy_id="d0")
+        agents["web1"].script("deploy.commit", Wait())
+        agents["batch1"].script("deploy.commit", Fail(DIED))
+        run = fleet_order(agents)
+        ended = asyncio.ensure_future(run())
+        await agents["web1"].wait_for("deploy.commit", 2)
+        run.deployment.interrupt()
+        agents["web1"].release()
+        outcome = await ended
+        assert outcome.exit_code == 5
+        assert agents["batch1"].methods().count("deploy.open") == 2, "d0, and once"
 
 
 @pytest.mark.parametrize("host", SPECS)

@@ -160,6 +160,26 @@ def test_a_host_that_is_down_at_the_decision_is_undecided_and_converges(two: Fir
     assert two.check_one_release(then) != two.before
 
 
+def test_a_candidate_that_dies_between_its_proof_and_its_hosts_own_commit_is_made_anew(two: Fire) -> None:
+    """web1 has decided by then. What `resume` would do is done by the same command."""
+    web2 = two.fleet.host("web2")
+
+    def candidates() -> list[int]:
+        generations = [row for service in web2.app()["services"] for row in service["generations"]]
+        proven = [row for row in generations if row["state"] in ("proven", "soaking")]
+        return [item["pid"] for row in proven for item in row["instances"] if item["pid"]]
+
+    with frozen(two, "before deploy.commit on web2") as deployer:
+        killed = candidates()
+        assert killed
+        web2.box.run("kill", "-9", *map(str, killed))
+        wait_for("web2 to see it", lambda: not candidates())
+        result = deployer.go_on()
+    assert result.code == 0, result.text
+    assert "web2 did not take the decision; the others did: once more" in result.text
+    assert two.check_one_release("made anew") != two.before
+
+
 @pytest.mark.parametrize("point", ["before deploy.commit on web1", "sent deploy.commit to web1"])
 def test_a_coordinator_that_is_down_at_the_decision(two: Fire, point: str) -> None:
     """Whether it was decided is not known, and not guessed: nobody else commits."""

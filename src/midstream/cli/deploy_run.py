@@ -25,12 +25,12 @@ from midstream.cli.task_book import Asking
 from midstream.core.names import is_release
 from midstream.core.plan import Kind, Plan
 from midstream.core.releases import next_release_id, release_id
+from midstream.deploy.catching_up import CatchingUp
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, HostOutcome, Outcome
 from midstream.deploy.order import Order, Pack, Target
 from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
-from midstream.deploy.runner import Deployment
 from midstream.deploy.tasks.book import TaskBook
 from midstream.deploy.transport import Host, LocalHost
 from midstream.errors import HostError, MidstreamError
@@ -251,7 +251,7 @@ class _Reporter:
 
 async def _run(order: Order, reach: Mapping[str, Host], report: Callable[[Event], None]) -> Outcome:
     clients = {name: AgentClient(reach[name]) for name in order.plan.hosts}
-    deployment = Deployment(order, clients, report)
+    deployment = CatchingUp(order, clients, report)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it

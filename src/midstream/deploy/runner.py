@@ -86,6 +86,14 @@ class Deployment:
             self._note("interrupted: putting back what was begun (once more leaves at once)")
             self._interrupted.set()
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """The hosts that refused a decision which others took, after `run`: they can be asked again. None when nobody wants to
+        go on, or when it is not known of a host what it did."""
+        refused = tuple(name for name, host in self.hosts.items() if host.state == "failed")
+        known = all(host.state in ("committed", "failed") for host in self.hosts.values())
+        return refused if self._decided and known and not self._interrupts else ()
+
     async def run(self) -> Outcome:
         """All moves; on failure the way back. Never raises a MidstreamError: it is in the outcome."""
         started = time.monotonic()

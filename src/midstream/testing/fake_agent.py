@@ -295,8 +295,16 @@ class FakeAgent:
                 if app.deploy.token != params["token"]:
                     raise LockedError("that token is no longer the one of this deploy", where=self.host)
                 return app, app.deploy
+            if (over := self._over(app, params["deploy_id"])) is not None:
+                return app, over
         how = self.ended[params["deploy_id"]].ended if params["deploy_id"] in self.ended else "it is not known here"
         raise LockedError(f"deploy {params['deploy_id']} is over: {how}", where=self.host)
+
+    def _over(self, app: FakeApp, deploy_id: str) -> FakeDeploy | None:
+        """A deploy that was committed and has ended, and whose release still is: its calls are answered, and do nothing."""
+        ended = self.ended.get(deploy_id)
+        stands = ended is not None and ended.phase == "published" and app.committed == ended.release
+        return ended if stands else None
 
     def _hello(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         keeper = {"pid": 999, "epoch": 1, "version": "fake", "cgroup": "", "note": ""}
@@ -310,22 +318,27 @@ class FakeAgent:
         except WireError as error:
             raise BadParameters(f"spec: {error}") from None
         app = self.apps.setdefault(spec.app, FakeApp(spec))
-        self._refuse_when_locked(app, params["deploy_id"])
+        over = self._over(app, params["deploy_id"])
+        if over is None:
+            self._refuse_when_locked(app, params["deploy_id"])
         app.spec = spec
-        if app.deploy is None:
+        if over is None and app.deploy is None:
             token = f"token-{len(self.calls)}"
             app.deploy = FakeDeploy(params["deploy_id"], token, params["kind"], params["user"])
-        mark = {"deploy_id": app.deploy.id, "token": app.deploy.token}
+        deploy = over or app.deploy
+        assert deploy is not None
+        mark = {"deploy_id": deploy.id, "token": deploy.token}
         _write(writer, {"jsonrpc": "2.0", "method": "locked", "params": mark})
         row = app.row(app.committed)
         committed = row and {key: row[key] for key in ("release", "revision", "branch")}
         if params.get("until") == "check":
-            return {"token": app.deploy.token, "lease_s": LEASE_S, "committed": committed}
+            return {"token": deploy.token, "lease_s": LEASE_S, "committed": committed}
         rollback = params["kind"] == "rollback"
         return {
-            "token": app.deploy.token,
+            "token": deploy.token,
             "lease_s": LEASE_S,
             "committed": committed,
+            **({"over": "committed"} if over is not None else {}),
             "releases": [row["release"] for row in app.releases],
             "have": sorted({row["revision"] for row in app.releases}),
             "free_bytes": 10**10,
@@ -342,6 +355,8 @@ class FakeAgent:
 
     def _upload(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app, deploy = self._deploy(params)
+        if deploy is not app.deploy:
+            raise LockedError(f"deploy {deploy.id} is over: it was committed", where=self.host)
         data = base64.b64decode(params["data"], validate=True)
         if params["offset"] != len(deploy.pack):
             raise BadParameters(f"offset {params['offset']}, expected {len(deploy.pack)}")
@@ -362,6 +377,9 @@ class FakeAgent:
         release = params["release"]
         if not is_release(release):
             raise BadParameters(f"not a release id: {release}")
+        before = self.ended.get(deploy.id)
+        if before is not None and before.release == release:  # put back, and begun anew: in the same folder
+            app.releases = [row for row in app.releases if row["release"] != release]
         while app.row(release) is not None:
             release = f"{int(release) + 1:014d}"
         deploy.phase, deploy.release, deploy.revision = "updating", release, params["revision"]
@@ -486,7 +504,9 @@ class FakeAgent:
         drift = _drift(app)
         if params["outcome"] != "done":
             self._undo(deploy)
-        if not params.get("until"):
+        if not params.get("until") and deploy is app.deploy:
+            if deploy.release != app.committed:
+                self._put_back(app)
             self._end(app, params["outcome"])
         return {"removed": [], "drift": drift, "draining": 1 if deploy.answers.get("publish") and not drift else 0}
 
