@@ -74,7 +74,7 @@ SERVER_SECTIONS = (
     Section(
         "Stalled clients, WSGI: p99 of the others",
         _stalled("wsgi"),
-        note="2 workers, 16 keep-alive clients, together 400 requests a second. 2,000 ms and more: nobody was answered.",
+        note="2 workers, 16 keep-alive clients, together 400 requests a second. Some 2,000 ms and more: nobody was answered.",
     ),
     Section("Stalled clients, ASGI: p99 of the others", _stalled("asgi"), note="As above."),
     Section(
