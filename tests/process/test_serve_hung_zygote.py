@@ -18,11 +18,11 @@ def app(tmp_path: Path) -> Path:
 
 
 def test_it_is_killed_and_another_one_of_its_release_takes_its_place(app: Path) -> None:
-    with running(app, "--timeout", "1") as server, InHand(server, app / "go") as request, Load(server.port) as load:
+    with running(app, "--timeout", "2") as server, InHand(server, app / "go") as request, Load(server.port) as load:
         before, zygote = server.workers(), server.zygote()
         point(app, app / "releases/two")  # not asked for: the committed release comes back
         server.signal(signal.SIGSTOP, zygote)
-        server.line(rf"generation 1 \(one\): the zygote {zygote} hangs: it has not answered for 1 s")
+        server.line(rf"generation 1 \(one\): the zygote {zygote} hangs: it has not answered for 2 s")
         server.line("2 workers serve on, and a zygote of the same release takes their place")
         server.line(r"generation 2 \(one\): serves")
         request.let_go()
@@ -34,7 +34,7 @@ def test_it_is_killed_and_another_one_of_its_release_takes_its_place(app: Path) 
 
 
 def test_one_that_is_only_slow_is_left_alone(app: Path) -> None:
-    with running(app, "--timeout", "3") as server:
+    with running(app, "--timeout", "10") as server:
         zygote = server.zygote()
         server.signal(signal.SIGSTOP, zygote)
         server.signal(signal.SIGKILL, server.workers()[0])  # its end is noticed when the zygote goes on
