@@ -111,6 +111,7 @@ def spawn(
 ) -> Child:
     """Forks and execs; argv[0] is looked up in PATH."""
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(log.parent), "LANG": "C.UTF-8", **(env or {})}
+    environ["MIDSTREAM_GENERATION"] = environ.get("MIDSTREAM_RELEASE", "")  # as the agent gives it
     if listeners:
         environ["LISTEN_FDS"] = str(len(listeners))
         environ["LISTEN_FDNAMES"] = ":".join(listeners)

@@ -46,6 +46,7 @@ CASES = (
     Case("puma", ("puma", "-w", "2", "-t", "2:2", "config.ru"), "puma"),
     Case("unicorn", ("unicorn", "-c", "unicorn.rb", "config.ru"), "unicorn", blocking=True, keeps_alive=False),
     Case("node", ("node", "server.js", "{fd}"), "node"),
+    Case("midstream-serve", ("midstream", "serve", "wsgi_app", "--workers", "2", "--release-header", ""), "midstream"),
 )
 OWN_ADDRESS = (
     Case("granian", ("granian", "--interface", "wsgi", "wsgi_app:application", "--port", "{port}"), "granian"),

@@ -117,6 +117,7 @@ def test_a_server_takes_its_listener_and_is_recognised(yard: Yard, shared: socke
         assert bool(flags & os.O_NONBLOCK) == profile.non_blocking_listener
 
 
+@pytest.mark.parametrize("shared", ["tcp", "unix"] if os.environ.get("MIDSTREAM_CRASH_ALL") else ["tcp"], indirect=True)
 @EACH
 def test_a_graceful_stop_finishes_requests_while_the_next_generation_serves(
     yard: Yard, shared: socket.socket, case: Case
@@ -149,6 +150,7 @@ def bound(case: Case, listener: socket.socket) -> tuple[str, ...] | None:
         "uwsgi": ("--http-socket", f"{host}:{port}"),
         "puma": ("-b", f"tcp://{host}:{port}"),
         "unicorn": (f"-l{host}:{port}",),
+        "midstream": ("--bind", f"{host}:{port}"),
     }.get(case.profile.split("-")[0])
     return (*case.command, *option) if option else None
 
