@@ -86,7 +86,7 @@ def test_metrics_are_of_those_who_accept_and_a_zygote_that_hangs_is_replaced(
     """The address of the metrics passes from generation to generation; SIGSTOP is noticed without a `watchdog` in the
     configuration."""
     metrics = free_port()
-    options = f"--timeout 1 --metrics 127.0.0.1:{metrics}"
+    options = f"--timeout 3 --metrics 127.0.0.1:{metrics}"
     more = 'drain_timeout = "1s"\nstop_timeout = "1s"\n'
     project.commit("serve", config=config(project, more, options), **{"app.py": APP})
     first = project.deployed()
@@ -105,7 +105,7 @@ def test_metrics_are_of_those_who_accept_and_a_zygote_that_hangs_is_replaced(
     before = machine.pids()
     os.kill(before[0], signal.SIGSTOP)
     wait_for("another zygote", lambda: machine.replaced(before) and project.get()[0] == 200)
-    assert "WATCHDOG=1 did not come within 1 s" in project.cli("why", "web").text
+    assert "WATCHDOG=1 did not come within 3 s" in project.cli("why", "web").text
     wait_for("its metrics", lambda: answered(metrics, second) >= 0)
 
 
