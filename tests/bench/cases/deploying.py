@@ -7,6 +7,7 @@ delay too, so that both are measured through it. Neither restarts a service: Cap
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -150,6 +151,14 @@ class Site:
             )
         )
 
+    def cpu_s(self) -> float:
+        """CPU time so far of the commands on this side, with their ssh, and of all processes of the hosts (cpu.stat is there
+        without a controller). The link's is not in it."""
+        ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (
+            ours.ru_utime + ours.ru_stime + sum(map(_cgroup_cpu_s, (h.box.cgroup for h in self.fleet.hosts.values())))
+        )
+
     def run(self, tool: str, *words: str) -> float:
         """Seconds that one command took. Raises RuntimeError with its output when it fails."""
         if tool == OURS:
@@ -203,12 +212,20 @@ class site:
         shutil.rmtree(self.site.folder)
 
 
+def _cgroup_cpu_s(folder: str) -> float:
+    if not folder:
+        return 0.0
+    lines = Path(folder, "cpu.stat").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("usage_usec")) / 1e6
+
+
 def _round_trips(direct: list[Measurement], slow: list[Measurement], count: int) -> Iterator[Measurement]:
     """How many times a deploy waits for the link, by what the delay adds to it."""
-    for fast, late in zip(direct, slow, strict=True):
-        if fast.metric.startswith("deploy"):
-            trips = (late.value - fast.value) * 1000 / ROUND_TRIP_MS
-            yield Measurement(f"round_trips_{count}", fast.subject, trips, "count")
+    quickly = {item.subject: item.value for item in direct if item.metric == f"deploy_{count}_0_s"}
+    for late in slow:
+        if late.metric == f"deploy_{count}_{ROUND_TRIP_MS}_s":
+            trips = (late.value - quickly[late.subject]) * 1000 / ROUND_TRIP_MS
+            yield Measurement(f"round_trips_{count}", late.subject, trips, "count")
 
 
 def _timed(here: Site, tools: list[str], times: int, count: int, round_trip_ms: int) -> Iterator[Measurement]:
@@ -216,19 +233,24 @@ def _timed(here: Site, tools: list[str], times: int, count: int, round_trip_ms: 
     here.open_link(round_trip_ms / 2)
     deploys: dict[str, list[float]] = {tool: [] for tool in tools}
     rollbacks: dict[str, list[float]] = {tool: [] for tool in tools}
+    cpu: dict[str, list[float]] = {tool: [] for tool in tools}
     for tool in tools * 2:
         here.commit()
         here.run(tool, "deploy")  # the first ones clone, and leave something to roll back to
     for _ in range(times):
         for tool in tools:
             here.commit()
+            before_s = here.cpu_s()
             deploys[tool].append(here.run(tool, "deploy"))
+            cpu[tool].append(here.cpu_s() - before_s)
         for tool in tools:
             rollbacks[tool].append(here.run(tool, "rollback"))
     here.close_link()
     for tool in tools:
         yield Measurement(f"deploy_{count}_{round_trip_ms}_s", tool, statistics.median(deploys[tool]), "s")
         yield Measurement(f"rollback_{count}_{round_trip_ms}_s", tool, statistics.median(rollbacks[tool]), "s")
+        if not round_trip_ms:
+            yield Measurement(f"deploy_{count}_cpu_s", tool, statistics.median(cpu[tool]), "s")
 
 
 def _one_file(here: Site, tools: list[str], times: int) -> Iterator[Measurement]:
