@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Most tests wait for processes most of their time.
-WORKERS ?= $(shell expr 3 \* $$(nproc))
+WORKERS ?= $(shell expr 5 \* $$(nproc) / 2)
 
 .PHONY: demo test check bench pyz format clean
 

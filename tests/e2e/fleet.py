@@ -165,10 +165,18 @@ class FleetHost:
 
     def kill_midstream(self) -> None:
         """kill -9 of keeper and agent at the same moment: nobody answers until `start_agent`. Services go on."""
+        self.kill_stopped(self.stop_agent())
+
+    def stop_agent(self) -> tuple[str, str]:
+        """SIGSTOP: it hears and answers nothing. Returns the pids of keeper and agent."""
         status = self.status()
         keeper, agent = str(status["keeper"]["pid"]), str(status["agent"]["pid"])
-        self.box.run("kill", "-STOP", agent)  # else it may have started the next keeper before its turn comes
-        self.box.run("kill", "-9", keeper, agent)
+        self.box.run("kill", "-STOP", agent)
+        return keeper, agent
+
+    def kill_stopped(self, pids: tuple[str, str]) -> None:
+        """kill -9 of the keeper and of its agent, which is stopped: else it might have started the next keeper already."""
+        self.box.run("kill", "-9", *pids)
         if self.agent is not None:
             self.agent.wait(20.0)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from crash_points import ALL
 from fleet import why_no_fleet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
@@ -17,6 +18,7 @@ import article_capistrano
 import article_midstream
 from article_counts import Counts, History, Line, Strike, Turn, count
 
+DEPLOYS = 3 if ALL else 2
 TURNS = {"batch1": History([Turn("r1", 0, 10, True), Turn("r2", 20, 30, False), Turn("r3", 40, 50, True)])}
 
 
@@ -81,6 +83,6 @@ def test_a_deploy_that_was_put_back_and_resumed_has_two_turns() -> None:
 def test_deploys_under_a_storm(owner: str, tmp_path: Path) -> None:
     if why := why_no_fleet() or article_capistrano.missing("cap"):
         pytest.skip(why)
-    found = article_midstream.replay(owner, 3, storm=True, seed=4, keep=tmp_path / "records")
+    found = article_midstream.replay(owner, DEPLOYS, storm=True, seed=4, keep=tmp_path / "records")
     assert found.strikes and found.counts and found.counts.jobs > 50
     assert not any(found.faults().values()), f"{found.faults()}, records in {tmp_path}\n{found.counts}\n{found.strikes}"

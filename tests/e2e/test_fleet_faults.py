@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from crash_points import ALL, chosen
 from fleet import HERE, Fleet, kill_session, new_fleet, why_no_fleet
-from fleet_under_fire import Fire, fire, frozen, no_failures, under_fleet_load
+from fleet_under_fire import Fire, fire, frozen, is_stopped, no_failures, under_fleet_load
 from machine import Result, wait_for
 
 from midstream.errors import EXIT_ATTENTION, EXIT_DRIFT
@@ -39,6 +39,16 @@ def two() -> Iterator[Fire]:
         pytest.skip(reason)
     with fire() as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def agents_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails between kill and start must not take those after it along."""
+    yield
+    on = request.node.funcargs.get("two")
+    for host in on.hosts if on else ():
+        if not host.answers():
+            host.start_agent()
 
 
 def told_well(result: Result, *words: str) -> None:
@@ -182,10 +192,17 @@ def test_a_candidate_that_dies_between_its_proof_and_its_hosts_own_commit_is_mad
 
 @pytest.mark.parametrize("point", ["before deploy.commit on web1", "sent deploy.commit to web1"])
 def test_a_coordinator_that_is_down_at_the_decision(two: Fire, point: str) -> None:
-    """Whether it was decided is not known, and not guessed: nobody else commits."""
+    """Whether it was decided is not known, and not guessed: nobody else commits. Its agent is stopped before the call is
+    sent, so that it cannot have answered."""
     host = two.fleet.host("web1")
-    with frozen(two, point) as deployer:
-        host.kill_midstream()
+    with frozen(two, "before deploy.commit on web1") as deployer:
+        pids = host.stop_agent()
+        if point.startswith("sent"):
+            two.deployer_plan.write_text(f"stop {point}")
+            deployer.thaw()
+            wait_for("the deployer to have sent it", lambda: not two.deployer_plan.exists())
+            wait_for("it to stop", lambda: is_stopped(deployer.process))
+        host.kill_stopped(pids)
         result = deployer.go_on()
     assert result.code == EXIT_ATTENTION, result.text
     told_well(result, "web1", "undecided", "midstream resume")
