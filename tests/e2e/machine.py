@@ -228,16 +228,31 @@ class Machine:
         )
 
     def cli(self, *args: str, cwd: Path | None = None, timeout_s: float = 180.0, **env: str) -> Result:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*MIDSTREAM, *args],
             cwd=cwd or self.root,
-            env=self.env | env,
+            env=self.env | {"PYTHONFAULTHANDLER": "1"} | env,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_s,
         )
-        return Result(done.returncode, done.stdout, done.stderr)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self._stuck(args, timeout_s, process)) from None
+        return Result(process.returncode, out, err)
+
+    def _stuck(self, args: tuple[str, ...], timeout_s: float, process: subprocess.Popen[str]) -> str:
+        """What can be seen of a command that does not end: what it said, where it stands, and its agent's side of it."""
+        seen = [f"`midstream {' '.join(args)}` did not end within {timeout_s:g} s"]
+        with contextlib.suppress(Exception):
+            seen.append(json.dumps(self.status(), indent=1))
+        with contextlib.suppress(OSError):
+            seen += [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self.left_over()]
+        process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+        seen += [*process.communicate(), self.out()[-5000:]]
+        return "\n".join(seen)
 
     def spawn_cli(self, *args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
