@@ -43,9 +43,13 @@ def upgraded(server: Server, folder: Path, to: Path) -> None:
     point(folder, to)
     answer = server.reload()
     assert answer.ok, answer.text
-    assert not [
-        line for line in server.lines[since:] if "Traceback" in line or "cut " in line.replace("nothing was cut", "")
-    ]
+    assert complaints(server, since) == [], "\n".join(server.lines)
+
+
+def complaints(server: Server, since: int = 0) -> list[str]:
+    """Lines of the log that tell of something lost."""
+    lines = server.lines[since:]
+    return [line for line in lines if "Traceback" in line or "cut " in line.replace("nothing was cut", "")]
 
 
 # ------------------------------------------------------------------------------------ Django's admin, in a browser
@@ -132,7 +136,7 @@ def test_djangos_admin_in_a_browser(tmp_path: Path) -> None:
         told = asking.run(ENDED)
         assert told["failed"] == [] and set(told["seen"]) == {"one", "two"}
         assert chromium.trouble == []
-        assert not [line for line in server.lines if "Traceback" in line]
+        assert complaints(server) == [], "\n".join(server.lines)
 
 
 # ------------------------------------------------------------------------------------ Wagtail
