@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from midstream.agent import step_session
+from midstream.agent.accounts import account_of_uid
+from midstream.agent.oneshots import Outcome
 from midstream.agent.step_requests import request_file
+from midstream.agent.step_session import StepSession
 from midstream.core import steps
+from midstream.core.messages import ProcessKind, SpawnSpec
 from midstream.errors import OperatorError
 
 PATIENCE_S = 60.0
@@ -97,8 +104,13 @@ def test_no_descriptor_stays_open_from_step_to_step(session: Session, tmp_path: 
         session.result()
         counts.append(len(os.listdir(folder)))
     assert len(set(counts)) == 1
-    open_ones = {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
-    assert not any("pack" in target or "memfd" in target for target in open_ones)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while any("pack" in target or "memfd" in target for target in targets(folder)):  # it answers, then lets go
+        assert time.monotonic() < deadline_s
+
+
+def targets(folder: str) -> list[str]:
+    return [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)]
 
 
 def test_it_ends_when_the_agent_hangs_up_after_the_step_in_hand(session: Session, tmp_path: Path) -> None:
@@ -115,3 +127,109 @@ def test_what_is_no_step_ends_it(session: Session, name: str, tmp_path: Path) ->
         file.flush()
         socket.send_fds(session.sock, [name.encode() or b" "], [file.fileno()])
     assert session.process.wait(PATIENCE_S) == 2
+
+
+class OneProcess:
+    """The agent's one-shots, of which this is the only one: it says what the test says, and ends when the test lets it."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.stopped: list[str] = []
+
+    async def run(self, spec: SpawnSpec, *, fds: tuple[int, ...], on_end: Any, **told: Any) -> Outcome:
+        self.asked = socket.socket(fileno=os.dup(fds[0]))
+        self.told = told
+        outcome = await self.ended
+        on_end(outcome)
+        return outcome
+
+    async def stop(self, key: str) -> None:
+        self.stopped.append(key)
+        self.ended.set_result(Outcome(None, "killed by SIGKILL"))
+
+    def answer(self) -> None:
+        self.told["on_result"](steps.result_line({"n": 1}))
+
+
+async def begun() -> tuple[OneProcess, StepSession]:
+    process = OneProcess()
+    program = SpawnSpec("shop/+steps/1/0/0", ("steps",), {}, "/", ProcessKind.ONE_SHOT)
+    opened = StepSession(process, program, account_of_uid(os.getuid()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    return process, opened
+
+
+async def step(opened: StepSession, timeout_s: float = PATIENCE_S) -> Outcome:
+    with request_file("inspect", steps.Inspect("/")) as body:
+        return await opened.run("inspect", body, (), timeout_s=timeout_s, on_line=lambda line: None)
+
+
+def test_a_process_that_is_killed_while_it_waits_is_not_the_next_steps_fault() -> None:
+    async def story() -> None:
+        process, opened = await begun()
+        first = asyncio.create_task(step(opened))
+        await asyncio.sleep(0)
+        process.answer()
+        assert steps.read_result((await first).result) == {"n": 1} and opened.is_free
+        second = asyncio.create_task(step(opened))
+        await asyncio.sleep(0)
+        process.ended.set_result(Outcome(None, "killed by SIGKILL"))
+        assert (await second).lost and opened.is_over
+
+    asyncio.run(story())
+
+
+def test_a_step_that_has_its_process_killed_is_told_so() -> None:
+    async def story() -> None:
+        process, opened = await begun()
+        only = asyncio.create_task(step(opened))
+        await asyncio.sleep(0)
+        process.ended.set_result(Outcome(None, "killed by SIGKILL"))
+        outcome = await only
+        assert not outcome.lost and outcome.text == "killed by SIGKILL" and not outcome.result
+
+    asyncio.run(story())
+
+
+def test_a_step_that_hangs_is_ended_with_its_process() -> None:
+    async def story() -> None:
+        process, opened = await begun()
+        outcome = await step(opened, timeout_s=0.01)
+        assert outcome.timed_out and not outcome.lost and process.stopped and opened.is_over
+
+    asyncio.run(story())
+
+
+def test_an_interrupted_step_has_the_process_end_after_it() -> None:
+    """What it answers then must not be taken for the answer to the next step."""
+
+    async def story() -> None:
+        process, opened = await begun()
+        only = asyncio.create_task(step(opened))
+        await asyncio.sleep(0)
+        only.cancel()
+        await asyncio.gather(only, return_exceptions=True)
+        assert opened.is_over and not opened.is_free
+        assert process.asked.recv(64) == b"inspect"
+        process.answer()
+        process.ended.set_result(Outcome(0, "exit 0"))
+        await opened.life
+
+    asyncio.run(story())
+
+
+def test_a_process_that_nobody_needs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_session, "IDLE_S", 0.01)
+
+    async def story() -> None:
+        process, opened = await begun()
+        only = asyncio.create_task(step(opened))
+        await asyncio.sleep(0)
+        process.answer()
+        await only
+        while not opened.is_over:
+            await asyncio.sleep(0.01)
+        process.ended.set_result(Outcome(0, "exit 0"))
+        await opened.life
+
+    asyncio.run(story())

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from midstream.agent.accounts import Account
 from midstream.agent.oneshots import TAIL_LINES, OneShots, Outcome
 from midstream.core.messages import SpawnSpec
 from midstream.errors import HostError
@@ -32,10 +33,11 @@ class _Asked:
 
 
 class StepSession:
-    """`program`: how its process is started (at once). `is_free`: whether a step may be asked of it now; `is_over`: that
-    none may any more."""
+    """`program`: how its process is started (at once), as `account`. `is_free`: whether a step may be asked of it now;
+    `is_over`: that none may any more."""
 
-    def __init__(self, one_shots: OneShots, program: SpawnSpec) -> None:
+    def __init__(self, one_shots: OneShots, program: SpawnSpec, account: Account) -> None:
+        self.account = account
         self._one_shots = one_shots
         self._program = program
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

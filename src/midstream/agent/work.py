@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from midstream.agent import crashpoint
+from midstream.agent.accounts import Account
 from midstream.agent.host import Host
 from midstream.agent.oneshots import Outcome
 from midstream.agent.spawning import Place, account_for, command_spec
@@ -299,13 +300,19 @@ class Work:
             return await self.host.one_shots.run(spec, fds=(body, *fds), timeout_s=STEP_TIMEOUT_S, on_line=on_line)
 
     def _session(self) -> StepSession | None:
-        """The process for the steps, begun when there is none; None when it is at work."""
-        if self.session is not None and self.session.is_over:
-            self.session = None
-        if self.session is None:
-            self.session = StepSession(self.host.one_shots, self._step_spec(self._session_key(), steps.SESSION, 1))
+        """The process for the steps, begun when there is none; None when it is at work. A rollback learns in its course which
+        user the release had: what ran as another is ended."""
+        account = self._account()
+        if self.session is not None and self.session.is_free and self.session.account != account:
+            self.session.close()
+        if self.session is None or self.session.is_over:
+            program = self._step_spec(self._session_key(), steps.SESSION, 1)
+            self.session = StepSession(self.host.one_shots, program, account)
             self.host.keep(self.session.life)
         return self.session if self.session.is_free else None
+
+    def _account(self) -> Account:
+        return account_for(self.spec, self.app.owner_uid, self.host.uid)
 
     def _session_key(self) -> SpawnKey:
         """Each has a slot of its own, and so a FIFO: what an earlier one still says is not taken for its answers."""
@@ -320,8 +327,7 @@ class Work:
             self.session.close()
 
     def _step_spec(self, key: SpawnKey, name: str, passed_fds: int) -> SpawnSpec:
-        account = account_for(self.spec, self.app.owner_uid, self.host.uid)
-        return step_program(key, name, account, self.host.uid, passed_fds)
+        return step_program(key, name, self._account(), self.host.uid, passed_fds)
 
     def _next_key(self, service: str, slot: int) -> SpawnKey:
         last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)
