@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -226,14 +227,14 @@ class Server:
         return found
 
     def close(self) -> None:
-        while left := self.left():
-            for pid in left:
-                wait_for_end_of(pid, signal.SIGKILL)
-        self.process.wait(LIMIT_S)
-        self._notify.close()
-        for path in self._run.iterdir():
-            path.unlink()
-        self._run.rmdir()
+        try:
+            while left := self.left():
+                for pid in left:
+                    wait_for_end_of(pid, signal.SIGKILL)
+            self.process.wait(LIMIT_S)
+        finally:
+            self._notify.close()
+            shutil.rmtree(self._run, ignore_errors=True)
 
 
 def wait_for_end_of(pid: int, kill_by: int = 0) -> None:
