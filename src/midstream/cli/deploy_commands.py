@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import click
 
-from midstream.cli.hosts import Only, host_options
-from midstream.cli.manpage import command, config_option, json_option, socket_option
+from midstream.cli.hosts import Only
+from midstream.cli.manpage import command
+from midstream.cli.run_options import run_options
 from midstream.core.names import is_release
 from midstream.errors import OperatorError
 
@@ -30,12 +31,7 @@ _EXITS = (0, 1, 2, 4, 5, 70, 130)
 @click.option(
     "-b", "--branch", metavar="REV", default="", help="Branch, tag or revision (default: the stage's branch)."
 )
-@click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too. It is in the log anyway.")
-@host_options
-@config_option
-@socket_option
-@json_option
+@run_options
 def deploy(
     stage: str | None,
     branch: str,
@@ -97,12 +93,7 @@ def deploy(
 @click.argument("stage", required=False)
 @click.option("--to", "release", metavar="RELEASE", default="", help="Which release (14 digits).")
 @click.option("--force", is_flag=True, help="Also to a bad release, and over a migration that says it is final.")
-@click.option("--wait", is_flag=True, help="Wait for the lock instead of exiting with 4.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
-@host_options
-@config_option
-@socket_option
-@json_option
+@run_options
 def rollback(
     stage: str | None,
     release: str,

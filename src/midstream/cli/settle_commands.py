@@ -13,6 +13,7 @@ import click
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
+from midstream.cli.run_options import run_options
 from midstream.errors import AttentionError, HostError, OperatorError
 
 if TYPE_CHECKING:
@@ -37,12 +38,7 @@ _ID = click.option("--id", "deploy_id", metavar="ID", default="", help="Which de
 )
 @click.argument("stage", required=False)
 @_ID
-@click.option("--wait", is_flag=True, help="Wait for another deploy instead of exiting with 4.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what the steps print, too.")
-@host_options
-@config_option
-@socket_option
-@json_option
+@run_options
 def resume(
     stage: str | None,
     deploy_id: str,
