@@ -104,7 +104,7 @@ async def _only(lines: AsyncIterator[LogLine], text: str) -> AsyncIterator[LogLi
 
 
 def on_desk(tmp_path: Path, story: Callable[[Desk], Awaitable[None]], **options: object) -> None:
-    failed: list[dict[str, object]] = []  # a callback that failed would else be a line on stderr; a time-out in one, too
+    failed: list[dict[str, object]] = []  # a callback that failed, or hung, would else be a line on stderr
 
     async def told() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
