@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from step_programs import Repository
 
 from midstream.agent import step_session
 from midstream.agent.accounts import account_of_uid
@@ -23,7 +24,7 @@ from midstream.agent.step_requests import request_file
 from midstream.agent.step_session import StepSession
 from midstream.core import steps
 from midstream.core.messages import ProcessKind, SpawnSpec
-from midstream.errors import OperatorError
+from midstream.errors import MidstreamError, OperatorError
 
 PATIENCE_S = 60.0
 
@@ -92,17 +93,36 @@ def test_a_step_that_fails_leaves_the_process_whole_and_its_lock_free(session: S
     assert session.result()["removed"] == []
 
 
-def test_no_descriptor_stays_open_from_step_to_step(session: Session, tmp_path: Path) -> None:
-    """Some hundred deploys of one second each would else end in EMFILE; and what a step is given, the next must not see."""
-    folder = f"/proc/{session.process.pid}/fd"
-    counts = []
-    for number in range(4):
-        with open(tmp_path / "pack", "wb+") as pack:
-            session.send("prepare", prepare(tmp_path / f"app{number}"), *([pack.fileno()] if number % 2 else []))
-            session.result()
-        session.send("inspect", steps.Inspect(str(tmp_path / f"app{number}")))
+def deploy(session: Session, repository: Repository, folder: str, number: int) -> None:
+    release, sha = f"2026112207000{number}", repository.commit({"app.py": f"{number}"})
+    for name, request in (
+        ("prepare", steps.Prepare(folder)),
+        ("fetch", steps.Fetch(folder, str(repository.path), "main", sha)),
+        ("make_release", steps.MakeRelease(folder, f"d{number}", release, sha)),
+        ("store_spec", steps.StoreSpec(folder, release)),
+        ("switch", steps.Switch(folder, release)),
+        ("cleanup", steps.Cleanup(folder, 1, committed=release, current=release)),
+        ("inspect", steps.Inspect(folder)),
+        ("read_spec", steps.ReadSpec(folder, release)),
+    ):
+        session.send(name, request)
         session.result()
-        counts.append(len(os.listdir(folder)))
+    session.send("make_release", steps.MakeRelease(folder, "other", release, "0" * 40))
+    with pytest.raises(MidstreamError):
+        session.result()
+
+
+def test_no_descriptor_stays_open_from_deploy_to_deploy(session: Session, tmp_path: Path) -> None:
+    """It would end in EMFILE one day; and what a step is given, the next one must not see."""
+    folder = f"/proc/{session.process.pid}/fd"
+    repository = Repository(tmp_path / "repository")
+    counts = []
+    for number in range(3):
+        deploy(session, repository, str(tmp_path / "app"), number)
+        with open(tmp_path / "pack", "wb+") as pack:
+            session.send("inspect", steps.Inspect(str(tmp_path / "app")), *([pack.fileno()] if number % 2 else []))
+            assert session.result()["releases"] == [f"2026112207000{number}"]
+        counts.append(len(targets(folder)))
     assert len(set(counts)) == 1
     deadline_s = time.monotonic() + PATIENCE_S
     while any("pack" in target or "memfd" in target for target in targets(folder)):  # it answers, then lets go
