@@ -19,6 +19,7 @@ from pathlib import Path
 BASE_DIR = Path(__file__).resolve().parent
 SHARED = BASE_DIR.parent.parent / "shared"
 SECRET_KEY = "only of this test"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # not half a second of CPU for each
 ALLOWED_HOSTS = ["127.0.0.1"]
 ROOT_URLCONF = "urls"
 INSTALLED_APPS = [
