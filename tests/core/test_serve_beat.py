@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from midstream.serve.loop import Loop, Timer
+from midstream.linux.timers import Timer
+from midstream.serve.loop import Loop
 from midstream.serve.master.beat import Beat
 
 
@@ -27,7 +28,7 @@ class Looks:
 
     def pass_by(self, count: int = 1) -> None:
         for _ in range(count):
-            act = self.timers.pop()[1].act
+            act = self.timers.pop()[1].callback
             if act is not None:
                 act()
 
