@@ -89,6 +89,7 @@ SERVER_SECTIONS = (
         "Upgrades under load, each by the server's own means",
         (
             Budget("upgrade_count", "upgrades", ""),
+            Budget("upgrade_vain", "asked for in vain", "0", 0.0),
             Budget("upgrade_failed", "failed requests", "0", 0.0, worst=True),
             Budget("upgrade_requests", "of requests", ""),
             Budget("upgrade_gap_ms", "longest time without an answer (on new connections, or on kept ones), ms", ""),

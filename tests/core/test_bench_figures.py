@@ -111,5 +111,15 @@ def test_the_gap_is_that_of_new_connections_while_kept_ones_are_answered(bench: 
     kept = [upgrading.Answer(at / 10, 0.0, True, True, "1") for at in range(100)]
     closing = [upgrading.Answer(at, 0.0, True, False, "1") for at in (0.5, 1.0, 1.5, 6.0, 6.5)]
     failed = [upgrading.Answer(3.0, 0.0, False, False, "closing: refused")]
-    assert upgrading.longest_gap_s(upgrading.Story([0.5], [6.5], [*kept, *closing, *failed])) == 4.5
-    assert upgrading.longest_gap_s(upgrading.Story([0.5], [6.5], kept)) == 6.0
+    assert upgrading.longest_gap_s(upgrading.Story([0.5], [6.5], "", [*kept, *closing, *failed])) == 4.5
+    assert upgrading.longest_gap_s(upgrading.Story([0.5], [6.5], "", kept)) == 6.0
+
+
+def test_an_upgrade_that_never_ends_does_not_hide_those_before_it(bench: Any) -> None:
+    upgrading = bench("cases.upgrading")
+    answers = [upgrading.Answer(at / 10, 0.0, True, kept, "1") for at in range(20) for kept in (True, False)]
+    judged = upgrading._judged("x", upgrading.Story([0.0], [1.5], "upgrade 2: not seen", answers))
+    found = {item.metric: item.value for item in judged}
+    assert (found["upgrade_count"], found["upgrade_vain"], found["upgrade_s"]) == (1, 1, 0.5)
+    with pytest.raises(TimeoutError, match="upgrade 1"):
+        upgrading._judged("x", upgrading.Story([], [], "upgrade 1: not seen", answers))

@@ -28,6 +28,7 @@ UPGRADE_TIMEOUT_S = 60.0
 BETWEEN_S = 0.3
 METRICS = {
     "upgrade_count": "count",
+    "upgrade_vain": "count",
     "upgrade_failed": "count",
     "upgrade_requests": "count",
     "upgrade_gap_ms": "ms",
@@ -69,10 +70,12 @@ class Answer:
 
 @dataclass(slots=True)
 class Story:
-    """What the clients saw, when each upgrade was asked for and when only new code answered."""
+    """What the clients saw, when each upgrade was asked for and when only new code answered. `vain`: why the one after
+    them did not come to an end, "" where there was none."""
 
     asked: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
+    vain: str = ""
     answers: list[Answer] = field(default_factory=list)
 
 
@@ -88,13 +91,15 @@ def _upgraded(way: Way, box: Sandbox, scale: Scale) -> Story:
             break
         time.sleep(BETWEEN_S)
         old = server.master()
-        story.asked.append(server.ask(version))
+        asked = server.ask(version)
         try:
             clients.await_line(f"saw {version}")
             server.retire(old)
             clients.await_line(f"only {version}")
         except TimeoutError as error:
-            raise TimeoutError(f"upgrade {version}: {error}; {server.said()}") from error
+            story.vain = f"upgrade {version}: {error}; {server.said()}"
+            break
+        story.asked.append(asked)
         story.done.append(time.monotonic())
     clients.stop()
     story.answers = [Answer(*item) for item in json.loads(file.read_text())]
@@ -102,6 +107,10 @@ def _upgraded(way: Way, box: Sandbox, scale: Scale) -> Story:
 
 
 def _judged(name: str, story: Story) -> list[Measurement]:
+    if story.vain and not story.done:
+        raise TimeoutError(story.vain)
+    if story.vain:
+        print(f"    {name}: {' '.join(story.vain.split())[:600]}", file=sys.stderr)
     failed = [answer.what for answer in story.answers if not answer.ok]
     for reason in sorted(set(failed)):
         print(f"    {name}: {failed.count(reason)} times {reason}", file=sys.stderr)
@@ -110,6 +119,7 @@ def _judged(name: str, story: Story) -> list[Measurement]:
         Measurement("upgrade_failed", name, len(failed), "count"),
         Measurement("upgrade_requests", name, len(story.answers), "count"),
         Measurement("upgrade_count", name, len(story.done), "count"),
+        Measurement("upgrade_vain", name, float(bool(story.vain)), "count"),
         Measurement("upgrade_gap_ms", name, longest_gap_s(story) * 1000, "ms"),
         Measurement("upgrade_worst_ms", name, max(answer.late_s for answer in story.answers if answer.ok) * 1000, "ms"),
         Measurement("upgrade_s", name, statistics.median(lasted) - ONLY_S, "s"),
