@@ -56,6 +56,7 @@ class Reading:
     raw: bytes = b""
     answers: list[tuple[int, bytes]] = field(default_factory=list)
     whole: bool = True  # the bytes are answers from the first to the last
+    reset: bool = False  # at the end
 
     @property
     def refusal(self) -> tuple[int, str] | None:
@@ -155,14 +156,15 @@ class Fuzzed:
     """One of our servers, listening on loopback, on the loop it is made on. Its app answers each request with a mark of
     what it saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.reading = Reading()
         self.server: Any = None
 
     async def start(self) -> None:
         """Makes the server, and accepts."""
-        self.server = self.make(Settings(threads=1, lifespan="off"))
+        self.server = self.make(Settings(threads=self.threads, lifespan="off"))
         await self.server.start([Listener(self.listening, "fuzz", private=True)])
 
     def make(self, settings: Settings) -> Any:
@@ -192,7 +194,7 @@ class Fuzzed:
             except TimeoutError:
                 raise AssertionError("no end of the connection") from None
             except OSError:
-                reading.whole = False
+                reading.reset = True
         finally:
             sock.close()
         if not reading.switched:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from midstream.serve.limits import Refused, exceeded
 
 _REQUEST_LINE = re.compile(rb"^[!-~]+ [!-~]+ HTTP/([0-9]\.[0-9])\r?$", re.MULTILINE)
+# The parser takes these for RTSP/1.0 alone, but does not say for which protocol it has taken a request.
+_RTSP = {"DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER", "SET_PARAMETER"}
+_RTSP |= {"REDIRECT", "RECORD", "FLUSH"}
 _ONCE = frozenset({b"content-type", b"authorization"})  # given twice, one program takes the first, another the last
 
 
@@ -42,6 +45,8 @@ def judge(
         raise Refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
     if method == "CONNECT":
         raise Refused(501, "this is no proxy")
+    if method in _RTSP:
+        raise Refused(501, "the method is none of HTTP's")
     hosts: list[bytes] = []
     size: int | None = 0
     expects = False
@@ -59,7 +64,7 @@ def judge(
             _check_encoding(value, version, size)
             size = None
         elif name == b"expect":
-            if any(word.strip() != b"100-continue" for word in value.lower().split(b",")):
+            if version == "1.1" and any(word.strip() != b"100-continue" for word in value.lower().split(b",")):
                 raise Refused(417, "nothing but 100-continue can be expected")
             expects = version == "1.1"
         elif name == b"upgrade":

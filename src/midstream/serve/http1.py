@@ -211,7 +211,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The peer sends nothing more. Its answer is still due to it, except by TLS, which cannot be half closed."""
         self.eof = True
-        return not self.tls and (self.state == BUSY or self.state == TAIL)
+        has_more = self.state == WAIT and self.buffer  # what came ahead; its turn has been asked for
+        return not self.tls and bool(self.state == BUSY or self.state == TAIL or has_more)
 
     def data_received(self, data: bytes) -> None:
         server = self.server
@@ -474,7 +475,8 @@ class Connection(asyncio.Protocol):
     def head_end(self, keep: bool, own_date: int, own_server: int) -> tuple[bool, bytes]:
         """Whether the connection is kept after this answer, and what its head ends with."""
         server = self.server
-        if keep and (server.draining or self.eof or (server.inline and server.others_wait(self))):
+        ends = server.draining or (self.eof and not self.buffer)  # what came ahead of an end is answered too
+        if keep and (ends or (server.inline and server.others_wait(self))):
             keep = False
         if time.monotonic() >= server.heads_until_s:
             server.make_heads()
@@ -562,11 +564,17 @@ class Connection(asyncio.Protocol):
         return not (wanted or wire is None or wire.watched or self.buffer or server.draining or server.crowded)
 
     def _close_here(self) -> bool:
-        """In the thread that ran the app: through the loop it would cost half as much again. False: it is closed."""
+        """In the thread that ran the app: through the loop it would cost half as much again. False: it is closed, or the
+        client has sent more all the same (old ones put a CR LF behind a body): closing would reset the answer on its way."""
         assert self.wire is not None
         with self.lock:
             if self.fd < 0:
                 return False
+            try:
+                if os.read(self.fd, 4096):
+                    return False
+            except OSError:
+                pass  # nothing, as nearly always; or an error, with which it is closed
             self.fd = -1
             self.state = GONE
             os.close(self.wire.take())
@@ -677,10 +685,14 @@ class Connection(asyncio.Protocol):
             self.cut()
         elif self.state == DISCARD:
             self._discard()
-        elif self.state == WAIT and self.eof:
-            self.transport.close()
         else:
-            self.advance()
+            self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        self.advance()
+        lacks = self.state in (HEAD, BODY) or (self.state == WAIT and not self.buffer)
+        if self.eof and lacks and self.transport is not None:
+            self.transport.close()  # what is missing will not come
 
     def refuse(self, refused: Refused) -> None:
         """Answers in place of the app, and closes."""
@@ -739,10 +751,10 @@ class Connection(asyncio.Protocol):
         self.tail = None
         if not self.tls:
             server.writables.unwatch(self.fd)
-        if self.keep and not self.eof:
+        if self.keep and (self.buffer or not self.eof):
             self.deadline_s = now_s + server.keep_alive_s
             self.state = WAIT
-            self.advance()
+            self._go_on_reading()
         else:
             self._shut()
             self._discard()
