@@ -29,6 +29,7 @@ FOR_TESTS = {
     "sidekiq": "ruby-sidekiq",
     "monit": "monit",
     "chromium": "chromium",
+    "slowhttptest": "slowhttptest",
 }
 FOR_BENCH = {"s6-svscan": "s6", "supervisord": "supervisor", "wrk": "wrk"}
 POLICY = Path("/usr/sbin/policy-rc.d")

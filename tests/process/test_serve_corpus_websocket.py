@@ -1,7 +1,7 @@
 """The cases of the Autobahn test suite for WebSockets against a live `midstream serve`.
 
-kosoku runs them: Autobahn's own runner needs Python 2. Both are fetched, not ours (`foreign.py`); they run in a process of their
-own. By default without the cases of throughput (9.*, 12.*, 13.*: megabytes and deflate); MIDSTREAM_AUTOBAHN=1: all.
+kosoku runs them: Autobahn's own runner needs Python 2. Both are fetched, not ours (`foreign.py`); they run in a process of
+their own. By default without the cases of throughput (9.*, 12.*, 13.*: megabytes and deflate); MIDSTREAM_AUTOBAHN=1: all.
 """
 
 from __future__ import annotations
