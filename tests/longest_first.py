@@ -32,10 +32,13 @@ def dealt(items: Sequence[I], workers: int) -> list[I]:
     """The same items, each once, in an order that is the same in all workers."""
     if workers < 2:
         return list(items)
+    long: dict[str, list[I]] = {name: [] for name in LONG}
+    rest: list[I] = []
+    for item in items:
+        long.get(_file(item), rest).append(item)
     fronts: list[list[I]] = [[] for _ in range(workers)]
     for number, name in enumerate(LONG):
-        fronts[number % workers] += [item for item in items if _file(item) == name]
-    rest = [item for item in items if _file(item) not in LONG]
+        fronts[number % workers] += long[name]
     order: list[I] = []
     for number, front in enumerate(fronts):
         size = (len(items) - len(order)) // (workers - number)  # as the scheduler cuts its list

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longest_first import LONG, dealt
@@ -23,6 +23,7 @@ def items_of(*counts: int) -> list[Item]:
     return [Item(name) for name in (*short[:20], *long, *short[20:])]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=len(LONG)), st.integers(1, 9))
 def test_each_is_there_once(counts: list[int], workers: int) -> None:
     items = items_of(*counts)
