@@ -223,6 +223,20 @@ def do_sleep(environ, start_response, argument):
     return [b"slept"]
 
 
+def do_bug(environ, start_response, argument):
+    """As if the server had one, once."""
+    from midstream.serve.http1 import Connection
+
+    ended = Connection.ended
+
+    def raises(self, broken, keep):
+        Connection.ended = ended
+        raise RuntimeError("a bug")
+
+    Connection.ended = raises
+    return do_hello(environ, start_response, argument)
+
+
 def do_thread(environ, start_response, argument):
     return _json(start_response, threading.current_thread().name)
 

@@ -79,3 +79,17 @@ def test_a_drain_waits_for_them_and_ends(served: Served) -> None:
     assert served.cuts() == {"requests": 0, "websockets": 0, "idle_closed": 0}
     for one in slow:
         one.close()
+
+
+def test_a_bug_of_the_server_costs_no_thread(served: Served) -> None:
+    for _ in range(6):  # more than there are threads
+        one = served.client()
+        assert one.get("/bug").status == 200
+        assert one.ends()
+        one.close()
+    one = served.client()
+    assert one.get("/").body == b"hello"
+    assert served.log().count("a bug of the server's own") == 6
+    served.drain(10, 0)
+    assert served.cuts()["requests"] == 0
+    one.close()

@@ -20,7 +20,7 @@ from midstream.serve.connections import Doors, Ending, Sweep
 from midstream.serve.contract import AccessLog, Answered, Cuts, Identity, Listener, Seat, Traffic
 from midstream.serve.environ import Environ, of_peer, template
 from midstream.serve.hosts import host_check
-from midstream.serve.http1 import Connection, Fields
+from midstream.serve.http1 import BROKEN, Connection, Fields
 from midstream.serve.output import Writables
 from midstream.serve.proxies import Proxies
 from midstream.serve.response import FileWrapper, Response
@@ -255,29 +255,39 @@ class WsgiServer:
         return connection
 
     def _run(self, connection: Connection, _: float) -> None:
-        """In an app thread, or inline. Raises nothing."""
+        """In an app thread, or inline. Raises nothing: a bug of ours costs its connection, not the thread."""
+        try:
+            self._answer(connection)
+        except BaseException:
+            log.exception("a bug of the server's own, not of the app: the connection is reset")
+            connection.state = BROKEN
+            self.wake(connection)
+
+    def _answer(self, connection: Connection) -> None:
         environ = connection.environ
         taken = environ["wsgi.input"]
         method, target = connection.method, connection.target
         response = Response(connection, environ)
-        response.serve(self.app)
-        taken.close()
-        connection.environ = {}  # what the app put into it goes as soon as it is logged
-        began_s = connection.began_s
-        self.finished.append(
-            (
-                response.code or _CLIENT_GONE,
-                time.monotonic() - began_s,
-                response.body_bytes,
-                began_s,
-                connection.private,
-                connection.peer,
-                method,
-                target,
-                connection.http11,
-                environ,
+        try:
+            response.serve(self.app)
+            taken.close()
+        finally:
+            connection.environ = {}  # what the app put into it goes as soon as it is logged
+            began_s = connection.began_s
+            self.finished.append(
+                (
+                    response.code or _CLIENT_GONE,
+                    time.monotonic() - began_s,
+                    response.body_bytes,
+                    began_s,
+                    connection.private,
+                    connection.peer,
+                    method,
+                    target,
+                    connection.http11,
+                    environ,
+                )
             )
-        )
         connection.ended(response.broken, response.keep)
 
     def _run_inline(self, connection: Connection) -> None:
