@@ -70,6 +70,7 @@ def test_a_hangup_is_an_interrupt_too(project: Project, machine: Machine) -> Non
     nothing_left(machine, project, old)
 
 
+@pytest.mark.parametrize("machine", ["30"], indirect=True, ids=["a long lease"])
 def test_a_killed_deployer_is_put_back_by_abort_without_waiting(project: Project, machine: Machine) -> None:
     old, deployer = start_a_deploy_that_hangs(project, machine)
     deployer.kill()
