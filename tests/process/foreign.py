@@ -1,7 +1,7 @@
 """Test suites that others wrote: fetched from the package index at first use, pinned by hash, kept beside the repository.
 
-They are not ours to copy, so none of them is in it. Kept in MIDSTREAM_FOREIGN, by default in the user's cache folder.
-With MIDSTREAM_NO_INSTALL nothing is fetched, and the tests that need it skip. `python foreign.py` fetches all of them.
+They are not ours to copy, so none of them is in it. Kept in MIDSTREAM_FOREIGN, by default in the virtualenv, so that nothing
+stays outside the checkout. With MIDSTREAM_NO_INSTALL nothing is fetched, and tests skip. `python foreign.py` fetches all.
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ def fetched(package: Package) -> Path:
 
 def _kept() -> Path:
     named = os.environ.get("MIDSTREAM_FOREIGN")
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(named) if named else Path(cache) / "midstream" / "foreign"
+    return Path(named) if named else Path(sys.prefix) / "foreign"
 
 
 def _download(package: Package, scratch: Path) -> Path:
