@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Most tests wait for processes most of their time.
 WORKERS ?= $(shell expr 5 \* $$(nproc) / 2)
 
+# Thousands of short Pythons are started: without byte code each would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check bench pyz format clean
 
 $(VENV)/.demo: pyproject.toml
