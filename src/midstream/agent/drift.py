@@ -12,6 +12,9 @@ from midstream.core.instance import ALIVE, Instance
 from midstream.core.layout import Layout
 from midstream.linux.drift import runs
 
+# Whoever took their files away: these processes only finish what they have.
+_LEAVING = frozenset({GenerationState.DRAINING, GenerationState.RETIRED, GenerationState.FAILED})
+
 
 def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
     """Each process that runs another release than its generation's, each slot that is down, a `current` moved by hand."""
@@ -25,7 +28,9 @@ def drift_of(host: Host, app: str) -> list[dict[str, Any]]:
         for generation in service.generations:
             for instance in service.of(generation.number):
                 pids = host.processes.pids_of(app, name, instance)
-                found.extend(_instance(host.folders.resolved(record), name, generation.release, instance, pids))
+                seen = _instance(host.folders.resolved(record), name, generation.release, instance, pids)
+                leaves = generation.state in _LEAVING
+                found.extend(row for row in seen if not (leaves and row["kind"] == "deleted"))
         committed = service.committed
         if committed is not None and service.want_up and service.hold is None:
             alive = {item.slot for item in service.of(committed.number) if item.state in ALIVE}
