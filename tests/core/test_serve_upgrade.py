@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from midstream.serve import crew, signals, upgrade
 from midstream.serve.board import LATENCY_BUCKETS_S, Board
-from midstream.serve.contract import Traffic
+from midstream.serve.contract import NO_RIVAL, Traffic
 from midstream.serve.crew import Aim, At, Crew, Fork, Tell
 from midstream.serve.master.health import verdict
 from midstream.serve.signals import Act, WorkerAct
@@ -256,3 +256,22 @@ def test_a_board_of_another_layout_is_refused() -> None:
     with pytest.raises(ValueError):
         Board(fd)
     os.close(fd)
+
+
+def test_each_worker_sees_how_many_connections_the_others_have_that_take_some() -> None:
+    board = Board.make(4)
+    one, two = board.seat(0, workers=2), board.seat(1, workers=2)
+    one.hold(5)
+    assert one.fewest() == NO_RIVAL, "the other takes none yet"
+    two.hold(0)
+    assert (one.fewest(), two.fewest()) == (0, 5)
+    added = board.seat(2, workers=2)
+    added.hold(2)
+    two.hold(7)
+    assert one.fewest() == 7
+    one.beat(1.0)
+    assert one.fewest() == 2, "one that was added is seen within a second"
+    added.hold(-1)
+    assert one.fewest() == 7, "and forgotten when it drains"
+    board.clear(1)
+    assert one.fewest() == NO_RIVAL, "or is gone"

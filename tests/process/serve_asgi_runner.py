@@ -20,7 +20,7 @@ import uvloop
 from midstream.errors import MidstreamError
 from midstream.serve import tls as serve_tls
 from midstream.serve.asgi import AsgiServer
-from midstream.serve.contract import Answered, Identity, Listener, Traffic
+from midstream.serve.contract import NO_RIVAL, Answered, Identity, Listener, Traffic
 from midstream.serve.settings import Settings
 
 
@@ -38,6 +38,11 @@ class Seat:
 
     def show(self, traffic: Traffic) -> None:
         self.shown = traffic
+
+    def hold(self, connections: int) -> None: ...
+
+    def fewest(self) -> int:
+        return NO_RIVAL
 
     def count(self, status: int, seconds: float, bytes_sent: int) -> None:
         self.counted.append(status)

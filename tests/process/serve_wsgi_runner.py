@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from midstream.serve.contract import Answered, Identity, Listener
+from midstream.serve.contract import NO_RIVAL, Answered, Identity, Listener
 from midstream.serve.settings import Settings
 from midstream.serve.wsgi import WsgiServer
 
@@ -40,6 +40,11 @@ class CountingSeat:
 
     def stuck(self, since_s: float) -> None:
         self.stuck_since_s = since_s
+
+    def hold(self, connections: int) -> None: ...
+
+    def fewest(self) -> int:
+        return NO_RIVAL
 
     def count(self, status: int, seconds: float, bytes_sent: int) -> None:
         self.counted[str(status)] = self.counted.get(str(status), 0) + 1

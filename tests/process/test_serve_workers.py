@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -186,3 +187,24 @@ def test_an_asgi_app_is_recognised_and_served(app: Path) -> None:
         point(app, app / "releases/one")
         assert server.reload().ok  # from ASGI to WSGI
         assert server.get().release == "one"
+
+
+def test_kept_connections_are_spread_over_the_workers(app: Path) -> None:
+    with running(app, "--workers", "3") as server:
+        server.until("all workers", lambda: len(server.workers()) == 3)
+        with contextlib.ExitStack() as open_ones:
+            clients = []
+            for _ in range(30):
+                client = open_ones.enter_context(
+                    contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20))
+                )
+                client.connect()
+                clients.append(client)
+            pids = []
+            for client in clients:
+                client.request("GET", "/")
+                answer = client.getresponse()
+                body = answer.read()
+                pids.append(int(body.split()[1]))
+            shares = [pids.count(pid) for pid in server.workers()]
+            assert sum(shares) == 30 and min(shares) >= 5, shares

@@ -64,7 +64,8 @@ class AsgiServer:
             listeners,
             self._make,
             tls=self._tls,
-            rivals=self._settings.workers - 1,
+            seat=self._premises.seat,
+            count=lambda: len(self._premises.connections),
             full=self._is_full,
         )
         self._doors.open(public=False)
@@ -132,6 +133,8 @@ class AsgiServer:
 
     def _ease(self) -> None:
         """A connection has closed: there is room for one that waits."""
+        if self._doors is not None:
+            self._doors.tell()
         if self._was_full and self._doors is not None and not self._is_full():
             self._doors.ease()
 

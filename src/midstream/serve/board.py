@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from midstream.serve.contract import Traffic
+from midstream.serve.contract import NO_RIVAL, Traffic
 
 LAYOUT = 1
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # and one for what is longer
@@ -28,7 +28,7 @@ _HEAD = struct.Struct("=8sQQQ")
 _HEAD_WORDS = 8
 _ROW_WORDS = 64
 # Places in a row, in words of eight bytes.
-_PID, _BEAT, _IN_FLIGHT, _IDLE, _WEBSOCKETS, _OLDEST, _STUCK = range(7)
+_PID, _BEAT, _IN_FLIGHT, _IDLE, _WEBSOCKETS, _OLDEST, _STUCK, _TAKES = range(8)  # _TAKES: connections + 1; 0: no more
 _CLASSES = 8  # six: others, 1xx … 5xx
 _BYTES = 14
 _SECONDS = 15
@@ -84,17 +84,20 @@ class Board:
         os.pwrite(fd, _HEAD.pack(_MAGIC, LAYOUT, slots, _ROW_WORDS), 0)
         return cls(fd)
 
-    def seat(self, slot: int, on_limit: Callable[[], None] | None = None, limit: int = 0) -> BoardSeat:
+    def seat(
+        self, slot: int, on_limit: Callable[[], None] | None = None, limit: int = 0, *, workers: int = 1
+    ) -> BoardSeat:
         """The writer's side of a row, for one process alone. on_limit is called once, when this process has answered
-        `limit` requests (0: never)."""
+        `limit` requests (0: never). workers: the first slots, whose workers are its rivals from the beginning; it looks for
+        others once a second."""
         self.clear(slot)
         self._whole[_at(slot) + _PID] = os.getpid()
-        return BoardSeat(self._whole, self._real, _at(slot), on_limit, limit)
+        return BoardSeat(self._whole, self._real, _at(slot), min(workers, self.slots), self.slots, on_limit, limit)
 
     def clear(self, slot: int) -> None:
         """Nobody sits there any more: what was in hand is gone, what was counted stays. Only when its writer has ended."""
         at = _at(slot)
-        for place in (_PID, _IN_FLIGHT, _IDLE, _WEBSOCKETS):
+        for place in (_PID, _IN_FLIGHT, _IDLE, _WEBSOCKETS, _TAKES):
             self._whole[at + place] = 0
         for place in (_BEAT, _OLDEST, _STUCK):
             self._real[at + place] = 0.0
@@ -162,24 +165,34 @@ def traffic_text(traffic: Traffic) -> str:
 class BoardSeat:
     """contract.Seat on one row. `count` is called for each request: no call into Python but `bisect`."""
 
-    __slots__ = ("_at", "_left", "_on_limit", "_real", "_whole")
+    __slots__ = ("_at", "_left", "_on_limit", "_real", "_rivals", "_slots", "_whole", "_workers")
 
     def __init__(
         self,
         whole: memoryview[int],
         real: memoryview[float],
         at: int,
+        workers: int,
+        slots: int,
         on_limit: Callable[[], None] | None = None,
         limit: int = 0,
     ) -> None:
         self._whole = whole
         self._real = real
         self._at = at
+        self._workers = workers
+        self._slots = slots
+        self._find_rivals()
         self._on_limit = on_limit
         self._left = limit  # 0: there is no limit, and counting down never meets 0 again
 
     def beat(self, now_s: float) -> None:
         self._real[self._at + _BEAT] = now_s
+        self._find_rivals()
+
+    def _find_rivals(self) -> None:
+        seated = (_at(slot) for slot in range(self._slots) if slot < self._workers or self._whole[_at(slot) + _PID])
+        self._rivals = [at + _TAKES for at in seated if at != self._at]
 
     def show(self, traffic: Traffic) -> None:
         whole, at = self._whole, self._at
@@ -190,6 +203,13 @@ class BoardSeat:
 
     def stuck(self, since_s: float) -> None:
         self._real[self._at + _STUCK] = since_s
+
+    def hold(self, connections: int) -> None:
+        self._whole[self._at + _TAKES] = connections + 1
+
+    def fewest(self) -> int:
+        whole = self._whole
+        return min((whole[place] for place in self._rivals if whole[place]), default=NO_RIVAL + 1) - 1
 
     def count(self, status: int, seconds: float, bytes_sent: int) -> None:
         whole, at = self._whole, self._at

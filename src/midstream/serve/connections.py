@@ -5,7 +5,8 @@ What must not live here: HTTP. Runs in the workers, in the thread of the event l
 One listening socket is shared by all workers. It is watched level-triggered, and one connection is taken at a time, so
 that a burst spreads over the workers: whoever is busy comes later. EPOLLEXCLUSIVE is of no use below libuv, whose own
 epoll cannot be given it; an epoll nested in it wakes everybody all the same (ep_poll_callback counts only who waits in
-the inner one). A worker that has won more than its share lets the others go first for a moment instead.
+the inner one). Instead each worker tells on the board how many connections it has, and one that has more than another lets
+that one go first for a moment.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
-from midstream.serve.contract import Cuts, Listener
+from midstream.serve.contract import Cuts, Listener, Seat
 
 log = logging.getLogger("midstream.serve")
 
 SWEEP_S = 1.0
-_YIELD_S = 0.001  # what a worker that is ahead gives the others
-_YIELD_BUSY_S = 0.01  # and one whose app threads are all busy
-_AHEAD = 2.0  # connections beyond its share
+_YIELD_S = 0.001  # what a worker gives another that would come sooner
+_AHEAD = 3  # connections more than another has, before that one is let go first
 _POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -54,7 +54,8 @@ def _kind_of(listener: socket.socket) -> Callable[[int], socket.socket]:
 class Doors:
     """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
     address as accept(2) gives it, and the listener. rivals: other workers on the same listeners. full: asked before each
-    connection; True shuts the public doors until `ease` is called. busy: True lets the other workers go first."""
+    connection; True shuts the public doors until `ease` is called. count: connections that are open now. busy: whether a
+    new one would have to wait here."""
 
     def __init__(
         self,
@@ -63,7 +64,8 @@ class Doors:
         *,
         take: Callable[[int, Any, Listener], None] | None = None,
         tls: ssl.SSLContext | None = None,
-        rivals: int = 0,
+        seat: Seat,
+        count: Callable[[], int],
         full: Callable[[], bool] = lambda: False,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -73,19 +75,22 @@ class Doors:
         self._make = make
         self._take = take
         self._tls = tls
-        self._rivals = rivals
+        self._seat = seat
+        self._count = count
         self._full = full
         self._busy = busy
         self._yielded = False
         self._wanted: set[Listener] = set()
+        self._public = False
         self._watched: set[Listener] = set()
-        self._ahead = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opening: deque[tuple[asyncio.Future[Any], Any]] = deque()
 
     def open(self, *, public: bool) -> None:
         """Accepts on the private listeners, and on the public ones if so. Idempotent; also shuts what is not wanted."""
         self._wanted = {listener for listener in self._listeners if public or listener.private}
+        self._public = public
+        self.tell()
         for listener in self._watched - self._wanted:
             self._unwatch(listener)
         self.ease()
@@ -93,6 +98,8 @@ class Doors:
     def shut(self) -> None:
         """Accepts nothing more. The sockets stay open: they are shared with others."""
         self._wanted = set()
+        self._public = False
+        self.tell()
         for listener in list(self._watched):
             self._unwatch(listener)
 
@@ -131,33 +138,37 @@ class Doors:
             if self._full():
                 self._unwatch(listener)
                 return
-            if self._rivals and self._yields(listener):
+            if self._yields(listener):
                 return
         try:
             fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # what accept() calls
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            if self._rivals:
-                self._ahead -= 1.0 / self._rivals
             return
         except OSError as error:
             self._refused(listener, error)
             return
-        if self._rivals:
-            self._ahead += 1.0
         if self._take is None or (listener.tls and self._tls is not None):
             self._enter(self._kinds[listener](fd), address, listener)
         else:
             os.set_blocking(fd, False)
             self._take(fd, address, listener)
+        self.tell()
+
+    def tell(self) -> None:
+        """The other workers how many connections there are here. Whenever that has changed; cheap."""
+        self._seat.hold(self._count() if self._public else -1)
 
     def _yields(self, listener: Listener) -> bool:
-        """Once for each connection at most: nobody waits for ever because all workers are busy."""
-        ahead = self._ahead >= _AHEAD
-        self._yielded = not self._yielded and (ahead or self._busy())
+        """Whether another worker is to go first: one that has fewer connections, or is not as busy. Once for each connection
+        at most: nobody waits for ever because of one that does not come."""
+        self.tell()
+        fewest = self._seat.fewest()
+        self._yielded = not self._yielded and (
+            self._count() - fewest > _AHEAD or (fewest < self._count() and self._busy())
+        )
         if self._yielded:
             self._unwatch(listener)
-            self._loop.call_later(_YIELD_S if ahead else _YIELD_BUSY_S, self.ease)
-            self._ahead = min(self._ahead, _AHEAD) - ahead
+            self._loop.call_later(_YIELD_S, self.ease)
         return self._yielded
 
     def _refused(self, listener: Listener, error: OSError) -> None:

@@ -51,6 +51,9 @@ class Cuts:
     idle_closed: int = 0  # not cuts: closed in peace, at the end of the linger
 
 
+NO_RIVAL = 1 << 32
+
+
 class Seat(Protocol):
     """The worker's own row of the board (`board.py`), which the zygote and the metrics read. Only this worker writes
     it; every method is cheap enough for each request and never blocks."""
@@ -62,6 +65,12 @@ class Seat(Protocol):
 
     def stuck(self, since_s: float) -> None:
         """Since when all app threads have been busy with no request ending; 0.0: they are not."""
+
+    def hold(self, connections: int) -> None:
+        """How many connections this worker has, for the others to see. -1: it takes no more."""
+
+    def fewest(self) -> int:
+        """The smallest such number of the other workers that take connections; NO_RIVAL: there is none."""
 
     def count(self, status: int, seconds: float, bytes_sent: int) -> None:
         """One request is answered."""

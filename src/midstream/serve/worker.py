@@ -98,7 +98,9 @@ class _Worker:
         self.orphan: Orphan | None = None
         limit = birth.settings.max_requests
         limit += random.randint(0, birth.settings.max_requests_jitter) if limit else 0
-        self.seat: BoardSeat = birth.board.seat(birth.identity.worker, self._answered_enough, limit)
+        self.seat: BoardSeat = birth.board.seat(
+            birth.identity.worker, self._answered_enough, limit, workers=birth.settings.workers
+        )
 
     def live(self) -> int:
         """Its exit status."""

@@ -103,7 +103,8 @@ class WsgiServer:
             self._encrypted,
             take=self._take,
             tls=self._tls,
-            rivals=self.settings.workers - 1,
+            seat=self._seat,
+            count=self._count,
             full=self._full,
             busy=self._busy,
         )
@@ -164,8 +165,10 @@ class WsgiServer:
                 seat.count(request[0], request[1], request[2])
             if access_log.enabled:
                 access_log.write(self._answered(request))
-        while self.closed:
-            self.connections.discard(self.closed.popleft())
+        if self.closed:
+            while self.closed:
+                self.connections.discard(self.closed.popleft())
+            self._doors.tell()
 
     def refused(self, connection: Connection, status: int) -> None:
         """A request that the app does not see."""
@@ -192,6 +195,7 @@ class WsgiServer:
 
     def left(self) -> None:
         """A connection is closed, or in a drain a request ended."""
+        self._doors.tell()
         if self._ending is not None:
             self._ending.look()
         elif self._doors.held:
@@ -327,6 +331,9 @@ class WsgiServer:
     def _in_hand(self) -> int:
         return self._running() + self._doors.entering
 
+    def _count(self) -> int:
+        return len(self.connections) - len(self.closed)
+
     def _full(self) -> bool:
         if len(self.connections) < self.settings.worker_connections:
             self.crowded = False
@@ -336,7 +343,7 @@ class WsgiServer:
         return self.crowded
 
     def _busy(self) -> bool:
-        """Whether another worker would serve a new connection sooner."""
+        """Whether a new connection would have to wait for a thread."""
         return not self.inline and self._running() >= self.settings.threads
 
     def _tick(self, now_s: float) -> None:
