@@ -245,7 +245,7 @@ def test_release_folder_removed_by_hand_and_current_moved_by_hand(project: Proje
     project.commit("third")
     with socket.create_connection(("127.0.0.1", project.port), 30) as slow:
         slow.sendall(b"GET /slow?ms=6000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        third = project.deployed()  # the old process finishes what it has; that its files are gone is no fault of the deploy
+        third = project.deployed()  # the old process only finishes what it has: what was its is not missing
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert project.get("/") == (200, third)
     assert project.cli("status", "--check").code == 0
