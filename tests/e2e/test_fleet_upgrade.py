@@ -30,6 +30,7 @@ from setup_fleet import (
 )
 
 from midstream import __version__
+from midstream.errors import MidstreamError
 
 __all__ = ["pyz"]
 ROOT = ("--user", "root")
@@ -175,7 +176,14 @@ def test_killed_between_agent_and_command_the_next_run_ends_it(setting: Setting)
     for line in process.stdout:
         if '"step": "program"' in line:
             break
-    wait_for("the new agent", lambda: setting.host.answers() and setting.host.call("hello")["version"] == "9.0.0")
+
+    def is_new() -> bool:
+        try:
+            return bool(setting.host.call("hello")["version"] == "9.0.0")
+        except (MidstreamError, OSError):  # the old one has just ended
+            return False
+
+    wait_for("the new agent", is_new)
     setting.host.box.run("pkill", "-9", "-f", "install-here", check=False)
     process.communicate(timeout=60)
     wait_for("the far end to be gone", lambda: not running(setting.host, "install-here"))

@@ -445,7 +445,10 @@ def test_an_orphan_that_washed_off_its_stamp_is_reported(client):
 def test_a_signal_reaches_the_process_or_its_tree(client):
     """With tree the sleeping child gets it too, so the shell, which ignores it, sees its child end."""
     read_fd, write_fd = os.pipe()
-    script = "trap : USR1; sleep 1000 & echo up; wait; wait; exit 5"
+    is_there = (
+        "until grep -q sleep /proc/$!/comm; do :; done"  # before its exec it would take the signal as the shell does
+    )
+    script = f"trap : USR1; sleep 1000 & {is_there}; echo up; wait; wait; exit 5"
     client.spawn(spec("app/web/1/0/1", "sh", "-c", script, fds=[FdPlacement(1, "passed:0")]), passed=[write_fd])
     os.close(write_fd)
     with open(read_fd, "rb") as pipe:
