@@ -46,7 +46,8 @@ class Saboteur:
         self._later(self._kill_worker, self._luck.uniform(0.0, 0.6))
 
     def kill_agent_soon(self) -> None:
-        self._later(self._kill_agent, self._luck.uniform(0.1, 0.5))
+        """While the new generation boots: a handover as a whole takes half a second."""
+        self._later(self._kill_agent, self._luck.uniform(0.02, 0.2))
 
     def _later(self, act: Callable[[], None], delay_s: float) -> None:
         async def wait() -> None:
