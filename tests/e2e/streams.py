@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from distance import connect
+from traffic import begun
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -203,19 +204,8 @@ class Streaming:
 @contextlib.contextmanager
 def streams(folder: Path, *plans: Streams) -> Iterator[Streaming]:
     """Clients that have begun; they are stopped in any case. `folder`: for their plan and their result."""
-    plan, result = folder / "streams-plan.json", folder / "streams-result.json"
-    plan.write_text(json.dumps([dataclasses.asdict(one) for one in plans]))
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(plan), str(result)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        assert process.stdout.readline() == "started\n"
+    with begun(__file__, "streams", folder, plans) as (process, result):
         yield Streaming(process, result)
-    finally:
-        process.stdin.close()
-        process.stdout.close()
-        process.wait(90.0)
 
 
 # ---- the program

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,21 +121,29 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(folder: Path, *clients: Clients) -> Iterator[Traffic]:
-    """Clients that have begun; they are stopped in any case. `folder`: for their plan and their result."""
-    plan, result = folder / "traffic-plan.json", folder / "traffic-result.json"
-    plan.write_text(json.dumps([dataclasses.asdict(one) for one in clients]))
+def begun(program: str, kind: str, folder: Path, plans: Sequence[Any]) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A program of clients that has begun, and where its result will be; it is stopped in any case. plans: dataclasses.
+    `folder`: for plan and result, as `kind`-plan.json and `kind`-result.json."""
+    plan, result = folder / f"{kind}-plan.json", folder / f"{kind}-result.json"
+    plan.write_text(json.dumps([dataclasses.asdict(one) for one in plans]))
     process = subprocess.Popen(
-        [sys.executable, __file__, str(plan), str(result)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, program, str(plan), str(result)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
     try:
         assert process.stdout.readline() == "started\n"
-        yield Traffic(clients, process, result)
+        yield process, result
     finally:
         process.stdin.close()
         process.stdout.close()
         process.wait(90.0)
+
+
+@contextlib.contextmanager
+def traffic(folder: Path, *clients: Clients) -> Iterator[Traffic]:
+    """Clients that have begun; they are stopped in any case. `folder`: for their plan and their result."""
+    with begun(__file__, "traffic", folder, clients) as (process, result):
+        yield Traffic(clients, process, result)
 
 
 def record(name: str, figures: dict[str, Any]) -> None:

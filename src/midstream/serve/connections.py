@@ -53,9 +53,9 @@ def _kind_of(listener: socket.socket) -> Callable[[int], socket.socket]:
 
 class Doors:
     """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
-    address as accept(2) gives it, and the listener. rivals: other workers on the same listeners. full: asked before each
-    connection; True shuts the public doors until `ease` is called. count: connections that are open now. busy: whether a
-    new one would have to wait here."""
+    address as accept(2) gives it, and the listener; take: the same for a plain connection, with its bare descriptor. seat:
+    where this worker tells the others how many connections it has (`count`), and sees theirs. full: asked before each
+    connection; True shuts the public doors until `ease` is called. busy: whether a new one would have to wait here."""
 
     def __init__(
         self,
@@ -162,10 +162,8 @@ class Doors:
         """Whether another worker is to go first: one that has fewer connections, or is not as busy. Once for each connection
         at most: nobody waits for ever because of one that does not come."""
         self.tell()
-        fewest = self._seat.fewest()
-        self._yielded = not self._yielded and (
-            self._count() - fewest > _AHEAD or (fewest < self._count() and self._busy())
-        )
+        ahead = self._count() - self._seat.fewest()
+        self._yielded = not self._yielded and (ahead > _AHEAD or (ahead > 0 and self._busy()))
         if self._yielded:
             self._unwatch(listener)
             self._loop.call_later(_YIELD_S, self.ease)

@@ -11,12 +11,8 @@ from sandbox import Sandbox
 from peers import program, said_version
 from peers.apps import write_app
 
-CONFIG = """\
-worker_processes 2
-working_directory "{folder}/app"
-listen "127.0.0.1:{port}"
-pid "{folder}/unicorn.pid"
-preload_app true
+# By which a new master retires the old one, as Unicorn's own example has it.
+RETIRE_THE_OLD = """\
 before_fork do |server, _worker|
   old = "#{{server.config[:pid]}}.oldbin"
   if File.exist?(old) && server.pid != old
@@ -27,6 +23,16 @@ before_fork do |server, _worker|
   end
 end
 """
+CONFIG = (
+    """\
+worker_processes 2
+working_directory "{folder}/app"
+listen "127.0.0.1:{port}"
+pid "{folder}/unicorn.pid"
+preload_app true
+"""
+    + RETIRE_THE_OLD
+)
 
 
 class Unicorn:

@@ -15,24 +15,19 @@ from pathlib import Path
 
 from sandbox import Sandbox
 
+from peers.unicorn import RETIRE_THE_OLD
 from peers.web import ASGI, GTHREAD, RACK, SYNC, WSGI, Wanted, WebServer, launch, named, write_apps
 
 GONE_TIMEOUT_S = 30.0
 APPS = {"wsgi": "upgraded_wsgi:app", "asgi": "upgraded_asgi:app", "rack": "upgraded.ru"}
-UNICORN = """\
+UNICORN = (
+    """\
 worker_processes 2
 preload_app true
 pid "{folder}/unicorn.pid"
-before_fork do |server, _worker|
-  old = "#{{server.config[:pid]}}.oldbin"
-  if File.exist?(old) && server.pid != old
-    begin
-      Process.kill(:QUIT, File.read(old).to_i)
-    rescue Errno::ENOENT, Errno::ESRCH
-    end
-  end
-end
 """
+    + RETIRE_THE_OLD
+)
 
 
 @dataclass(frozen=True, slots=True)
