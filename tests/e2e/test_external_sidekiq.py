@@ -107,13 +107,14 @@ def test_a_release_that_does_not_boot_leaves_no_worker_quiet(batch: Batch) -> No
 
 def test_a_deployer_killed_after_the_worker_was_quieted_leaves_none_quiet(batch: Batch) -> None:
     release = batch.release
-    batch.jobs.push(6.0)
+    job = batch.jobs.hold()  # its title says so with a heartbeat, up to 5 s later
     wait_for("the job to begin", lambda: batch.jobs.begun())
     batch.project.commit("next")
     process = batch.machine.spawn_cli("deploy", cwd=batch.project.folder)
     wait_for("it to be quiet", lambda: "stopping" in batch.title())
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    batch.jobs.let_go(job)
     wait_for("the lease to run out", lambda: batch.machine.app()["deploy"] is None, 120.0)
     wait_for("all to be well", batch.is_well)
     batch.jobs.push(0.1, 5)

@@ -84,7 +84,7 @@ def test_under_load_no_request_fails_and_no_process_changes(setting: Setting) ->
     result = next(line for line in lines(done) if line.get("type") == "result")
     assert (result["before"], result["after"]) == (__version__, "9.0.0")
     assert tally["failed"] == 0, tally
-    assert tally["requests"] > 100
+    assert tally["requests"] > 20
     assert setting.look() == before
     hello = host.call("hello")
     assert (hello["version"], hello["keeper"]["version"]) == ("9.0.0", "9.0.0")

@@ -41,11 +41,11 @@ def told(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_beginning_and_the_end_of_a_deploy_are_told_with_its_commits(shop: Shop, told: Any) -> None:
     shop.ok("deploy")
-    assert [told.got.get(timeout=10)["type"] for _ in range(2)] == ["info", "success"]
+    assert [told.got.get(timeout=60)["type"] for _ in range(2)] == ["info", "success"]
     shop.commit("app.py", "2")
     result = shop.ok("deploy")
-    assert told.got.get(timeout=10)["title"].endswith("deploy started by " + _user())
-    end = told.got.get(timeout=10)
+    assert told.got.get(timeout=60)["title"].endswith("deploy started by " + _user())
+    end = told.got.get(timeout=60)
     assert "is on release " + shop.agent.apps["shop"].committed in end["title"]
     assert "1 commit:" in end["message"] and "A: Change app.py" in end["message"]
     assert "T0KEN" not in result.out + result.err
@@ -61,8 +61,8 @@ def test_a_failure_is_told_in_the_words_of_the_terminal_without_secrets(shop: Sh
     shop.agent.script("deploy.publish", Fail(AppError("no answer; key hunter2-hunter2", detail="ImportError: x")))
     result = shop.run("deploy")
     assert result.code == 1
-    told.got.get(timeout=10)
-    end = told.got.get(timeout=10)
+    told.got.get(timeout=60)
+    end = told.got.get(timeout=60)
     assert "FAILED" in end["title"] and end["type"] == "failure"
     assert "no answer; key [SECRET_KEY]" in end["message"] and "ImportError: x" in end["message"]
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"T0KEN" in path.read_bytes()]
@@ -74,7 +74,7 @@ def test_a_deploy_refused_by_a_lock_is_not_told_and_one_needing_attention_is(sho
     assert shop.run("deploy").code == 4
     shop.agent.script("deploy.publish", Fail(AttentionError("half migrated")))
     assert shop.run("deploy").code == 5
-    titles = [told.got.get(timeout=10)["title"] for _ in range(2)]
+    titles = [told.got.get(timeout=60)["title"] for _ in range(2)]
     assert "started" in titles[0] and "needs attention" in titles[1]
     assert told.got.empty()
 
@@ -97,7 +97,7 @@ def test_notify_shows_who_is_told_and_tries_it(shop: Shop, told: Any) -> None:
     shown = shop.ok("notify").out
     assert "from the variable CHAT" in shown and "started, finished, failed, interrupted" in shown
     assert "accepted by all" in shop.ok("notify", "production", "--test").out
-    assert told.got.get(timeout=10)["title"] == "shop (production): a test"
+    assert told.got.get(timeout=60)["title"] == "shop (production): a test"
     told.close()
     result = shop.run("notify", "--test")
     assert result.code == 1
@@ -113,7 +113,7 @@ def test_what_cannot_even_be_reached_is_told_with_the_place_of_the_log(
     result = shop.run("deploy")
     assert result.code == 1
     assert Path(result.err.split("full log: ")[1].splitlines()[0]).exists()
-    assert "FAILED" in told.got.get(timeout=10)["title"]
+    assert "FAILED" in told.got.get(timeout=60)["title"]
 
 
 # ---------------------------------------------------------------------- lines

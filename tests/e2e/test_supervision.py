@@ -120,7 +120,7 @@ def test_restart_is_a_handover_to_the_same_release(project: Project, machine: Ma
 
 def test_hold_starts_nothing_and_expires(project: Project, machine: Machine) -> None:
     project.deployed()
-    held = machine.call("hold", app="shop", service="web", owner="me", ttl_s=3.0, reason="looking")
+    held = machine.call("hold", app="shop", service="web", owner="me", ttl_s=600.0, reason="looking")
     old = machine.pids()
     os.kill(old[0], signal.SIGKILL)
     wait_for("it to be down", lambda: machine.service()["state"] == "held" and machine.pids() == [])
@@ -129,6 +129,7 @@ def test_hold_starts_nothing_and_expires(project: Project, machine: Machine) -> 
     with pytest.raises(LockedError, match="held by me"):
         machine.call("hold", app="shop", service="web", owner="you", ttl_s=3.0)
     assert held["token"] > 0
+    machine.call("hold", app="shop", service="web", owner="me", ttl_s=0.5)
     wait_for("supervision to resume by itself", machine.settled)
     assert machine.pids() != old
 

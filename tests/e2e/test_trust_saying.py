@@ -56,7 +56,7 @@ SLOW = {
     "command": [PYTHON, "-c", WAITER],
     "ready": "notify",
     "handover": "replace",
-    "start_timeout_s": 4.0,
+    "start_timeout_s": 10.0,  # two programs of others speak within it
     "stop_timeout_s": 1.0,
     "listen": [],
     "health": None,

@@ -107,7 +107,7 @@ def test_deploys_under_a_stream_of_jobs_lose_none(workers: WorkerProject) -> Non
 
 def test_a_long_job_outlives_the_deploy_and_blocks_no_other(workers: WorkerProject) -> None:
     first = workers.deploy()
-    [long] = workers.jobs.push(12.0)
+    long = workers.jobs.hold()
     wait_for("the long job", lambda: long in workers.jobs.begun())
     workers.project.commit("second")
     second = workers.deploy()
@@ -116,6 +116,7 @@ def test_a_long_job_outlives_the_deploy_and_blocks_no_other(workers: WorkerProje
     assert shown["age_s"] > 0 and ("Work" in shown["name"] or "jobs.work" in shown["name"])
     [short] = workers.jobs.push(0.0)
     wait_for("a short job", lambda: short in workers.jobs.ended())
+    workers.jobs.let_go(long)
     every_job_ended(workers)
     ran = {line.job: line.release for line in workers.jobs.lines()}
     assert (ran[long], ran[short]) == (first, second)
@@ -193,12 +194,15 @@ def test_an_agent_that_dies_in_the_drain_tells_nobody_twice(machine: Machine, re
     need(library)
     workers = worker_project(machine, redis, library)
     workers.deploy()
-    [long] = workers.jobs.push(25.0)
+    long = workers.jobs.hold()
     wait_for("the long job", lambda: long in workers.jobs.begun())
     workers.project.commit("second")
     workers.deploy()
     for _ in range(3):
         machine.kill_agent()
+        wait_for("this agent to have looked at the job", lambda: any(work["jobs"] for work in work_of(workers)))
+    assert long not in workers.jobs.ended()
+    workers.jobs.let_go(long)
     every_job_ended(workers)
     begun = [line for line in workers.jobs.lines() if line.job == long and line.what == "begin"]
     assert len(begun) == 1, "it was cut, and began again"
@@ -207,7 +211,7 @@ def test_an_agent_that_dies_in_the_drain_tells_nobody_twice(machine: Machine, re
 
 def test_an_old_worker_that_is_killed_in_its_drain_does_not_come_back(sidekiq: WorkerProject) -> None:
     first = sidekiq.deploy()
-    [long] = sidekiq.jobs.push(20.0)
+    long = sidekiq.jobs.hold()
     wait_for("the long job", lambda: long in sidekiq.jobs.begun())
     old = sidekiq.machine.pids("jobs")
     sidekiq.project.commit("second")
@@ -229,10 +233,10 @@ def test_at_the_end_of_its_time_the_drain_gives_the_job_back(machine: Machine, r
     )
     workers.project.commit("short drain", config=config)
     workers.deploy()
-    [long] = workers.jobs.push(60.0)  # far longer than a Sidekiq takes to be proven quiet (up to a beat, 5 s)
+    long = workers.jobs.hold()
     wait_for("the long job", lambda: long in workers.jobs.begun())
     jobs = workers.project.folder / "jobs.rb"
-    jobs.write_text(jobs.read_text().replace("sleep seconds", "sleep 0"))
+    jobs.write_text(jobs.read_text().replace("sleep 0.05 while", "# sleep 0.05 while"))
     workers.project.commit("second")
     second = workers.deploy()
     every_job_ended(workers)

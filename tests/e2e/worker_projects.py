@@ -1,7 +1,8 @@
 """Projects whose service is a real worker (Sidekiq, RQ), a private Redis for them, and the record of what the jobs did.
 
 A job writes lines to one file that outlives all releases: `begin ID RELEASE TIME PID` and `end …`. That file, and what is
-left in Redis, is all that the tests believe.
+left in Redis, is all that the tests believe. A job that is to be in hand while something else happens is held (`Jobs.hold`)
+until the test lets it go: no number of seconds is right on every machine.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Work
   def perform(id, seconds)
     tell("begin", id)
     sleep seconds
+    sleep 0.05 while File.exist?("#{ENV['JOBS_LOG']}.hold-#{id}")
     tell("end", id)
   end
 end
@@ -49,6 +51,8 @@ def tell(what, id):
 def work(id, seconds):
     tell("begin", id)
     time.sleep(seconds)
+    while os.path.exists(os.environ["JOBS_LOG"] + ".hold-" + id):
+        time.sleep(0.05)
     tell("end", id)
 """
 
@@ -141,6 +145,18 @@ class Jobs:
             names.append(name)
             (self._sidekiq if self.library == "sidekiq" else self._rq)(name, seconds)
         return names
+
+    def hold(self) -> str:
+        """One job that goes on until `let_go` of its name."""
+        self._held(f"j{self.number + 1}").touch()
+        [name] = self.push(0.0)
+        return name
+
+    def let_go(self, name: str) -> None:
+        self._held(name).unlink()
+
+    def _held(self, name: str) -> Path:
+        return Path(f"{self.log}.hold-{name}")
 
     def _sidekiq(self, name: str, seconds: float) -> None:
         job = {
