@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def start_a_deploy_that_hangs(project: Project, machine: Machine) -> tuple[str, 
     deployer = machine.spawn_cli("deploy", cwd=project.folder)
     wait_for("the handover", lambda: in_publishing(machine))
     return old, deployer
+
+
+def gated(project: Project, machine: Machine) -> tuple[str, Path]:
+    """Commits a release that does not start before its gate is there. Returns the revision and the gate."""
+    gate = machine.root / "gate"
+    config = project.config()
+    wait = f"until [ -e {gate} ]; do sleep 0.05; done"
+    changed = config.replace(f'"{sys.executable} server.py"', f"\"sh -c '{wait}; exec {sys.executable} server.py'\"")
+    assert changed != config
+    return project.commit("waits for its gate", config=changed), gate
 
 
 def finished(deployer: subprocess.Popen[str]) -> str:
@@ -86,11 +97,12 @@ def test_a_killed_deployer_is_put_back_by_abort_without_waiting(project: Project
 
 def test_a_killed_deployer_is_resumed_to_its_end(project: Project, machine: Machine) -> None:
     project.deployed()
-    slow = project.misbehave("slow-start")
-    deployer = machine.spawn_cli("deploy", cwd=project.folder, START_S="3")
+    slow, gate = gated(project, machine)
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
     wait_for("the handover", lambda: in_publishing(machine))
     deployer.kill()
     finished(deployer)
+    gate.touch()
     project.commit("this one is not what was being deployed")
     resumed = project.cli("resume")
     assert resumed.code == 0, resumed.text
@@ -102,12 +114,13 @@ def test_a_killed_deployer_is_resumed_to_its_end(project: Project, machine: Mach
 def test_resume_waits_for_another_deploy(project: Project, machine: Machine) -> None:
     """Its own was put back meanwhile, and somebody else has the lock."""
     project.deployed()
-    wanted = project.misbehave("slow-start")
-    deployer = machine.spawn_cli("deploy", cwd=project.folder, START_S="1")
+    wanted, gate = gated(project, machine)
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
     wait_for("the handover", lambda: in_publishing(machine))
     deployer.kill()
     finished(deployer)
     assert project.cli("abort").code == 0
+    gate.touch()
     with contextlib.closing(connect(str(machine.socket))) as client:
         spec = to_wire(AppSpec("shop", str(project.deploy_to), "/repo", "production"))
         asked = {"deploy_id": "other", "spec": spec, "kind": "deploy", "user": "bob"}
@@ -135,12 +148,12 @@ def is_held(path: Path) -> bool:
 
 def test_an_agent_killed_in_the_handover_is_attached_to_again(project: Project, machine: Machine) -> None:
     old = project.deployed()
-    project.write(config=project.config(project.web('env = { START_S = "2" }')))
-    project.misbehave("slow-start")
+    _, gate = gated(project, machine)
     deployer = machine.spawn_cli("deploy", cwd=project.folder)
     wait_for("the handover", lambda: in_publishing(machine))
     machine.kill_agent()
     assert project.get("/") == (200, old)
+    gate.touch()
     text = finished(deployer)
     assert deployer.returncode == 0, text
     assert "the agent is back" in text
