@@ -1,6 +1,6 @@
 """One request to an ASGI app and its answer: uvicorn's cycle with our head, our ends and our disconnects.
 
-Differs from uvicorn's: head and first body part are one write; `Connection` and `Transfer-Encoding` are ours alone;
+Differs from uvicorn's: head and first body part are one write; whose which field is says `answer_fields.py`;
 HTTP/1.0 gets no chunks; a client that has ended its sending still gets its answer; server-sent events can be ended
 between two of them. What must not live here: parsing, deadlines, what becomes of the connection (`asgi_http.py`).
 Runs in a worker, on its event loop.
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE, STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 
+from midstream.serve.answer_fields import CONNECTION, HOP, LENGTH, PLAIN
+from midstream.serve.asgi_premises import CODING, TYPE
 from midstream.serve.contract import Answered
 
 if TYPE_CHECKING:
@@ -182,35 +184,38 @@ class Exchange(RequestResponseCycle):
         lines = [STATUS_LINE[status]]
         bodiless = status in BODILESS or self.method == "HEAD"
         length: int | None = None
-        closes = has_date = False
-        is_events = is_coded = False
+        closes = is_events = is_coded = False
+        own = 0
+        premises = self.connection.premises
+        kinds = premises.field_kinds
         for name, value in headers:
             if _NAME.match(name) is None:
                 raise RuntimeError("Invalid HTTP header name.")
             if HEADER_VALUE_RE.search(value):
                 raise RuntimeError("Invalid HTTP header value.")
             name = name.lower()
-            if name == b"content-length":
+            kind = kinds.get(name, PLAIN)
+            if kind == PLAIN:
+                pass
+            elif kind == LENGTH:
                 if not value.isdigit() or (length is not None and int(value) != length):
                     raise RuntimeError("Content-Length is no number, or two.")
                 if length is not None or status == 204:
                     continue
                 length = int(value)
-            elif name == b"connection":
+            elif kind == CONNECTION:
                 closes = closes or b"close" in [token.strip() for token in value.lower().split(b",")]
                 continue
-            elif name in (b"transfer-encoding", b"keep-alive"):
+            elif kind == HOP:
                 continue
-            elif name == b"content-type":
+            elif kind == TYPE:
                 is_events = value.lower().startswith(b"text/event-stream")
-            elif name == b"content-encoding":
+            elif kind == CODING:
                 is_coded = True
-            elif name == b"date":
-                has_date = True
+            else:
+                own |= kind
             lines += (name, b": ", value, b"\r\n")
-        lines.append(
-            self.connection.premises.head_lines_without_date if has_date else self.connection.premises.head_lines
-        )
+        lines.append(premises.head_lines_without(own) if own else premises.head_lines)
         self.chunked_encoding = not bodiless and length is None and self.version == "1.1"
         if self.chunked_encoding:
             lines.append(b"transfer-encoding: chunked\r\n")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from uvicorn.server import ServerState
 
+from midstream.serve.answer_fields import DATE, RELEASE, SERVER, kinds
 from midstream.serve.contract import AccessLog, Answered, Identity, Seat, Traffic
 from midstream.serve.hosts import host_check
 from midstream.serve.proxies import Proxies
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from midstream.serve.settings import Settings
     from midstream.serve.websockets import WebSocketConnection
 
+TYPE, CODING = 32, 64  # kinds of fields beyond those of `answer_fields`: whether an answer is an event stream
 CLIENT_GONE = 499  # as nginx logs a request whose client left before the answer began
 JITTER_SHARE = (
     0.6  # of the graceful time: within it WebSockets and event streams are ended; the rest is for their goodbyes
@@ -80,20 +82,30 @@ class Premises(ServerState):
         self.drain: Drain | None = None
         self.changed: Callable[[], None] = _nothing  # to be called when a connection or a task of the app has ended
         self.head_lines = b""  # of every answer, each with its end
-        self.head_lines_without_date = b""  # for an app that has a Date of its own
         self.set_head_lines()
+        self.field_kinds = {name.encode(): kind for name, kind in kinds(settings.release_header).items()}
+        self.field_kinds |= {b"content-type": TYPE, b"content-encoding": CODING}
 
     def set_head_lines(self) -> None:
         """Writes the lines that every answer has, anew: Date has seconds. To be called once a second."""
-        lines = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        lines = {DATE: (b"date", formatdate(time.time(), usegmt=True).encode())}
         if self.settings.server_header:
-            lines.append((b"server", self.settings.server_header.encode("latin-1")))
+            lines[SERVER] = (b"server", self.settings.server_header.encode("latin-1"))
         if self.settings.release_header and self.identity.release:
             name = self.settings.release_header.lower().encode("latin-1")
-            lines.append((name, self.identity.release.encode("latin-1")))
-        self.default_headers = lines
-        self.head_lines = b"".join(b"%b: %b\r\n" % line for line in lines)
-        self.head_lines_without_date = b"".join(b"%b: %b\r\n" % line for line in lines[1:])
+            lines[RELEASE] = (name, self.identity.release.encode("latin-1"))
+        self._lines = lines
+        self.default_headers = list(lines.values())
+        self.head_lines = self.head_lines_without(0)
+
+    def head_lines_without(self, own: int) -> bytes:
+        """The same for an app that has some of its own. own: bits of `answer_fields`."""
+        return b"".join(b"%b: %b\r\n" % line for kind, line in self._lines.items() if not kind & own)
+
+    def default_headers_beside(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The same for uvicorn's classes. headers: the app's."""
+        theirs = {name.lower() for name, _ in headers}
+        return [line for line in self._lines.values() if line[0] not in theirs]
 
     def forwarded(
         self, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str

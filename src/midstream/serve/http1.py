@@ -472,16 +472,17 @@ class Connection(asyncio.Protocol):
 
     # ---- answers out: called by whoever runs the app
 
-    def head_end(self, keep: bool, own_date: int, own_server: int) -> tuple[bool, bytes]:
-        """Whether the connection is kept after this answer, and what its head ends with."""
+    def head_end(self, keep: bool, own: int) -> tuple[bool, bytes]:
+        """Whether the connection is kept after this answer, and what its head ends with. own: bits of the fields that the
+        app has set in place of the server's."""
         server = self.server
         ends = server.draining or (self.eof and not self.buffer)  # what came ahead of an end is answered too
         if keep and (ends or (server.inline and server.others_wait(self))):
             keep = False
         if time.monotonic() >= server.heads_until_s:
             server.make_heads()
-        if own_date or own_server:
-            return keep, server.head_without(keep, self.http11, bool(own_date), bool(own_server))
+        if own:
+            return keep, server.head_without(keep, self.http11, own)
         if not keep:
             return False, server.head_close
         return True, server.head_keep if self.http11 else server.head_keep10

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from midstream.serve.answer_fields import CONNECTION, HOP, LENGTH, PLAIN, kinds
 from midstream.serve.environ import Environ
 from midstream.serve.output import ClientGone
 
@@ -27,33 +28,20 @@ _STATUS = re.compile(r"([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
-# What a header of the app is to us.
-_PLAIN, _LENGTH, _CONNECTION, _HOP = range(4)
-_DATE, _SERVER = 4, 8  # bits: the app may set both
-_SPECIAL = {
-    "content-length": _LENGTH,
-    "connection": _CONNECTION,
-    "date": _DATE,
-    "server": _SERVER,
-    # of one connection only (RFC 9110 7.6.1), so not the app's to set
-    "keep-alive": _HOP,
-    "proxy-connection": _HOP,
-    "te": _HOP,
-    "trailer": _HOP,
-    "transfer-encoding": _HOP,
-    "upgrade": _HOP,
-}
 
+class Names(dict[str, int]):
+    """What each header name is (`answer_fields`); remembers a bounded number. Raises TypeError, ValueError for what is no
+    name."""
 
-class _Names(dict[str, int]):
-    """What each header name is; remembers a bounded number. Raises TypeError, ValueError for what is no name."""
+    def __init__(self, release_header: str) -> None:
+        self._kinds = kinds(release_header)
 
     def __missing__(self, name: str) -> int:
         if not isinstance(name, str):
             raise TypeError(f"the name of a response header is a str, not {name!r}")
         if _NAME.match(name) is None:
             raise ValueError(f"{name!r} is no name of a response header")
-        kind = _SPECIAL.get(name.lower(), _PLAIN)
+        kind = self._kinds.get(name.lower(), PLAIN)
         if len(self) < _CACHE_MAX:
             self[name] = kind
         return kind
@@ -74,7 +62,6 @@ class _Statuses(dict[str, tuple[int, str]]):
         return found
 
 
-_names = _Names()
 _statuses = _Statuses()
 
 
@@ -290,8 +277,9 @@ class Response:
         lines = [self._line]
         given = -1
         own = 0
+        names = self._connection.server.names
         for name, value in self._headers:
-            kind = _names[name]
+            kind = names[name]
             if value.__class__ is not str and not isinstance(value, str):
                 raise TypeError(f"the value of the response header {name} is a str, not {value!r}")
             if not value.isprintable() and _CONTROL.search(value):
@@ -299,16 +287,16 @@ class Response:
                     f"the response header {name} contains a line break or NUL, or another control character: {value!r}"
                 )
             if kind:
-                if kind == _LENGTH:
+                if kind == LENGTH:
                     if given >= 0 and _length(value) != given:
                         raise ValueError("the response has two Content-Length")
                     if given >= 0 or self.code == 204:
                         continue
                     given = _length(value)
-                elif kind == _CONNECTION:
+                elif kind == CONNECTION:
                     self.keep = self.keep and "close" not in value.lower()
                     continue
-                elif kind == _HOP:
+                elif kind == HOP:
                     continue
                 else:
                     own |= kind
@@ -329,7 +317,7 @@ class Response:
             lines.append("Transfer-Encoding: chunked\r\n")
         else:
             self.keep = False  # the end of the connection is the end of the body
-        self.keep, end = connection.head_end(self.keep, own & _DATE, own & _SERVER)
+        self.keep, end = connection.head_end(self.keep, own)
         return "".join(lines).encode("latin-1") + end
 
     def _failed(self, error: BaseException) -> None:

@@ -89,6 +89,8 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             return
         size = len(message.get("bytes") or b"") or len(message.get("text") or "")
         was_open = self.handshake_complete
+        if not was_open:
+            self.default_headers = self.premises.default_headers_beside(message.get("headers") or ())
         await super().send(message)
         self.bytes_sent += size
         if not was_open:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Any
 
+from midstream.serve.answer_fields import DATE, RELEASE, SERVER
 from midstream.serve.app_threads import AppThreads
 from midstream.serve.connections import Doors, Ending, Sweep
 from midstream.serve.contract import AccessLog, Answered, Cuts, Identity, Listener, Seat, Traffic
@@ -23,7 +24,7 @@ from midstream.serve.hosts import host_check
 from midstream.serve.http1 import BROKEN, Connection, Fields
 from midstream.serve.output import Writables
 from midstream.serve.proxies import Proxies
-from midstream.serve.response import FileWrapper, Response
+from midstream.serve.response import FileWrapper, Names, Response
 from midstream.serve.settings import Settings
 from midstream.serve.wire import Readables
 
@@ -60,6 +61,7 @@ class WsgiServer:
         self._take_over(settings)
         self.host_ok = host_check(settings.hosts)
         self.fields = Fields()
+        self.names = Names(settings.release_header)
         self.proxies = Proxies(settings.forwarded_allow_ips)
         self.connections: set[Connection] = set()
         self.finished: deque[_Finished] = deque()  # filled by app threads, emptied by `settle`
@@ -224,17 +226,17 @@ class WsgiServer:
         now = time.time()
         self.heads_until_s = time.monotonic() + 1.0 - now % 1.0
         self._date = f"Date: {formatdate(now, usegmt=True)}\r\n"
-        self.head_keep = self.head_without(True, True, False, False)
-        self.head_keep10 = self.head_without(True, False, False, False)
-        self.head_close = self.head_without(False, True, False, False)
+        self.head_keep = self.head_without(True, True, 0)
+        self.head_keep10 = self.head_without(True, False, 0)
+        self.head_close = self.head_without(False, True, 0)
 
-    def head_without(self, keep: bool, http11: bool, date: bool, server: bool) -> bytes:
-        """The same for an app that sets Date or Server itself."""
+    def head_without(self, keep: bool, http11: bool, own: int) -> bytes:
+        """The same for an app that sets some of it itself. own: bits of `answer_fields`."""
         settings = self.settings
-        lines = "" if date else self._date
-        if settings.server_header and not server:
+        lines = "" if own & DATE else self._date
+        if settings.server_header and not own & SERVER:
             lines += f"Server: {settings.server_header}\r\n"
-        if settings.release_header and self.identity.release:
+        if settings.release_header and self.identity.release and not own & RELEASE:
             lines += f"{settings.release_header}: {self.identity.release}\r\n"
         if not keep:
             lines += "Connection: close\r\n"
