@@ -11,6 +11,7 @@ import select
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -29,7 +30,7 @@ from midstream.core.messages import (
     SlotOpening,
     SlotsRequest,
 )
-from midstream.linux import cgroup, process, spawn
+from midstream.linux import cgroup, process, spawn, tree
 from midstream.testing.keeper_host import PATIENCE_S, KeeperClient, KeeperHost, running_keeper, spec
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it drops privileges")
@@ -392,6 +393,22 @@ def wait_gone(pid: int) -> None:
             assert select.select([pidfd], [], [], PATIENCE_S)[0], f"{pid} lives"
         finally:
             os.close(pidfd)
+
+
+def test_of_a_tree_whose_cgroup_is_gone_nothing_is_looked_for(client, host):
+    """The folder went with the last process of it. To look for more in all of /proc, whenever something has ended, would
+    keep everybody waiting; a process with a copy of the stamp, in nobody's folder, shows whether that is done."""
+    client.spawn(spec("app/web/1/0/1", "true", cgroup="tree"))
+    client.until_ended("app/web/1/0/1")
+    if client.hello().cgroup is None:
+        pytest.skip("no writable cgroup2 on this host")
+    stamp = {tree.KEEPER_VARIABLE: host.keeper_id, tree.KEY_VARIABLE: "app/web/1/0/1"}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, env=stamp | {"PATH": os.environ["PATH"]}) as copy:
+        assert client.signal("app/web/1/0/1", signal.SIGTERM, whole=True) == 0
+        report = client.kill_tree("app/web/1/0/1")
+        assert (report.killed, report.unattributed) == (0, ())
+        copy.communicate()
+    assert copy.returncode == 0
 
 
 @pytest.mark.parametrize("folder", [None, "tree"])

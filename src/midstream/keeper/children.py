@@ -69,7 +69,7 @@ class Children:
         self._held = held
         self._inherited = inherited
         self._cgroup_root = cgroup_root
-        self._emptying: dict[str, int] = {}  # cgroup folder -> its cgroup.events
+        self._emptying: dict[str, tuple[int, Row | None]] = {}  # cgroup folder -> its cgroup.events, and whose it is
         self.tell_from_s = 0.0  # the agent is told of changes from then on
         self.keeper_id = layout.keeper_id
         self.orders = Orders(layout, loop, table, self._start_ordered)
@@ -248,36 +248,38 @@ class Children:
         self._table.ended(row, state)
         self.orders.process_ended(row)  # first: what is swept waits, who is served does not
         if row.cgroup is not None:
-            self._sweep_cgroup(row.cgroup)
+            self._sweep_cgroup(row.cgroup, row)
         self.on_ended(row)
 
-    def _sweep_cgroup(self, path: str) -> None:
+    def _sweep_cgroup(self, path: str, row: Row | None) -> None:
         """Remove the folder when its last process is gone: now, or when the kernel says so (cgroup.events)."""
-        if path in self._emptying or any(row.cgroup == path for row in self._table.by_pid.values()):
+        if path in self._emptying or any(other.cgroup == path for other in self._table.by_pid.values()):
             return
         try:
             if cgroup.remove(path):
+                if row is not None:
+                    row.is_swept = True
                 return
             events_fd = cgroup.open_events(path)
         except OSError as error:
             self._layout.note(f"cannot remove cgroup {path}: {error.strerror}")
             return
-        self._emptying[path] = events_fd
+        self._emptying[path] = (events_fd, row)
         self._loop.add(events_fd, lambda _events: self._cgroup_changed(path), select.EPOLLPRI)
 
     def sweep_cgroups(self) -> None:
         """Folders that were waiting to become empty when the keeper before this one ended."""
         for path in cgroup.children(self._cgroup_root) if self._cgroup_root is not None else ():
-            self._sweep_cgroup(path)
+            self._sweep_cgroup(path, None)
 
     def _cgroup_changed(self, path: str) -> None:
-        events_fd = self._emptying[path]
+        events_fd, row = self._emptying[path]
         if cgroup.is_populated(events_fd):
             return
         self._loop.remove(events_fd)
         os.close(events_fd)
         del self._emptying[path]
-        self._sweep_cgroup(path)
+        self._sweep_cgroup(path, row)
 
     # Signalling
 
@@ -293,7 +295,7 @@ class Children:
         if signum != 0 and signum not in signal.valid_signals():
             raise Refused(Refusal.BAD_REQUEST, f"{signum} is not a signal")
         if whole_tree:
-            return tree.send(row.mark(self.keeper_id), signum)
+            return 0 if row.is_swept else tree.send(row.mark(self.keeper_id), signum)
         return self.send(row, signum)
 
     def send(self, row: Row, signum: int) -> int:
@@ -309,7 +311,10 @@ class Children:
         return 1
 
     def kill_tree(self, key: str) -> tree.KillReport:
-        return tree.kill(self.row(key).mark(self.keeper_id))
+        """SIGKILL the tree. Of one whose cgroup is gone nothing is looked for: that would be a scan of all of /proc, for
+        each process that ended, while everybody waits."""
+        row = self.row(key)
+        return tree.KillReport(0, ()) if row.is_swept else tree.kill(row.mark(self.keeper_id))
 
     def strangers(self, agent_pid: int) -> tuple[int, ...]:
         """Orphans below us that no key explains."""

@@ -18,7 +18,8 @@ LIVE = (ProcessState.STARTING, ProcessState.RUNNING)
 
 
 class Row:
-    """One process, changeable. `report_fd`: open until the exec is known. `pidfd`: of one that is not our child."""
+    """One process, changeable. `report_fd`: open until the exec is known. `pidfd`: of one that is not our child.
+    `is_swept`: its cgroup was removed, so nothing of its tree is left."""
 
     __slots__ = (
         "by",
@@ -27,6 +28,7 @@ class Row:
         "ended_s",
         "error",
         "error_stage",
+        "is_swept",
         "key",
         "kind",
         "pid",
@@ -56,6 +58,7 @@ class Row:
         self.ended_s = 0.0
         self.report_fd = -1
         self.pidfd = -1
+        self.is_swept = False
 
     @property
     def is_live(self) -> bool:
