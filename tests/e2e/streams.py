@@ -43,6 +43,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 PATIENCE_S = 40.0
 BURST = 4  # pipelined requests in one write, and WebSocket messages on their way
 DOWNLOAD_PARTS = 64
+# Answers: more than there can be on their way.
+MORE = {"pipelined": 2 * BURST, "download": 2, "websocket": 50, "events": 50}
 PART_BYTES = 65_536
 FAILURES_MAX = 50
 
@@ -166,7 +168,8 @@ class Streaming:
     seen: dict[str, Seen] = field(default_factory=dict)
 
     def stop(self) -> dict[str, Seen]:
-        """Lets every request in hand end; closes WebSockets and streams."""
+        """Waits for some more answers of each kind, so that what serves now was seen by all; lets every request in hand end;
+        closes WebSockets and streams."""
         if not self.seen:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -431,6 +434,14 @@ class WebSocket(Client):
             await asyncio.sleep(0.01)
 
 
+async def _some_more(plan: Streams, seen: Seen) -> None:
+    enough = seen.answers + MORE[plan.kind] * plan.clients
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_S):
+            while seen.answers < enough and not seen.failed:
+                await asyncio.sleep(0.02)
+
+
 async def _run(plans: list[Streams]) -> dict[str, Any]:
     seen, stop = {plan.name: Seen() for plan in plans}, asyncio.Event()
     kinds = {"pipelined": Pipelined, "download": Download, "websocket": WebSocket, "events": Events}
@@ -441,6 +452,7 @@ async def _run(plans: list[Streams]) -> dict[str, Any]:
     ]
     print("started", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await asyncio.gather(*(_some_more(plan, seen[plan.name]) for plan in plans))
     stop.set()
     await asyncio.gather(*tasks)
     return {name: dataclasses.asdict(one) for name, one in seen.items()}

@@ -444,7 +444,8 @@ def test_the_agent_killed_at_each_point_of_hold_and_handover(tmp_path: Path, goe
             before = shop.release
             shop.commit()
             plan.write_text(f"agent {number}")
-            result = machine.cli("deploy", cwd=shop.project.folder, timeout_s=400.0)  # its own time-outs are 380 s in all
+            # Its own time-outs add up to 380 s.
+            result = machine.cli("deploy", cwd=shop.project.folder, timeout_s=400.0)
             assert not plan.exists(), f"{names[number - 1]} was not reached"
             wait_for("the deploy to be over", lambda: machine.app()["deploy"] is None)
             wait_for(f"all to be well after {names[number - 1]!r}: {result.text}", shop.is_well)

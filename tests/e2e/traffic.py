@@ -74,7 +74,7 @@ class Traffic:
         self.windows.append((begun, time.monotonic()))
 
     def stop(self) -> dict[str, Seen]:
-        """Lets every request in hand end."""
+        """Lets every request in hand end, and waits for one more of each kind: what serves now was seen by all."""
         if not self.seen:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -155,12 +155,22 @@ def record(name: str, figures: dict[str, Any]) -> None:
             file.write(line + "\n")
 
 
+async def _one_more(clients: Clients, load: Load) -> None:
+    """Until a request has ended that begins from now on: one more than there can be in hand."""
+    enough = load.tally.requests + clients.keep_alive + clients.closing + 1
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(40.0):
+            while load.tally.requests < enough:
+                await asyncio.sleep(0.02)
+
+
 async def _run(clients: list[Clients]) -> dict[str, Any]:
     loads = {one.name: one.load() for one in clients}
     for load in loads.values():
         load.start()
     print("started", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await asyncio.gather(*(_one_more(one, loads[one.name]) for one in clients))
     tallies = {name: await load.stop() for name, load in loads.items()}
     return {
         name: {
