@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from init_projects import DJANGO, DJANGO_GROWN, PROJECTS, SETTINGS
+from machine import free_port
 
 from midstream.core.config import Surroundings, load
 from midstream.core.placeholders import fill
@@ -269,8 +271,7 @@ def test_a_node_app_and_its_check_can_be_run(tmp_path: Path) -> None:
     release = committed(tmp_path / "shop", PROJECTS["node"])
     service = resolved(release, propose(release)).services["web"]
     assert service.health is not None
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     assert service.env.variables == {"PORT": "3000"}
     check = [word.replace(":3000/", f":{port}/") for word in service.health.command]
     server = subprocess.Popen(service.command, cwd=release, env={**os.environ, "PORT": str(port)})
@@ -278,6 +279,7 @@ def test_a_node_app_and_its_check_can_be_run(tmp_path: Path) -> None:
         while server.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
                 break
+            time.sleep(0.02)
         assert subprocess.run(check, cwd=release, timeout=60).returncode == 0
     finally:
         server.terminate()

@@ -24,9 +24,14 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from machine import free_port
+
 from midstream.serve import control
 
-LIMIT_S = 15.0
+__all__ = ["LIMIT_S", "Reply", "Server", "free_port", "make_release", "point", "running", "wait_for_end_of"]
+
+LIMIT_S = 45.0
 
 APP = """
 import os, signal, sys, time
@@ -252,12 +257,6 @@ def wait_for_end_of(pid: int, kill_by: int = 0) -> None:
         assert poll.poll(LIMIT_S * 1000), f"{pid} does not end"
     finally:
         os.close(pidfd)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -11,10 +11,14 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from machine import free_port
 from profile_servers import Child, Client, Yard, eventually, get, listener_at, program, yard_in
 from server_commands import APPS, CASES, OWN_ADDRESS, Case
 
@@ -260,8 +264,7 @@ def test_a_server_that_takes_no_listener_is_replaced_on_its_own_address(yard: Ya
     profile = recognise(case.command)
     assert profile.name == case.profile
     assert profile.policy(True) is HandoverPolicy.REPLACE
-    with listener_at() as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command = tuple(word.replace("{port}", str(port)) for word in case.command)
     for release in ("1", "2"):
         child = yard.serve(command, {}, env={"MIDSTREAM_RELEASE": release})
@@ -285,9 +288,8 @@ def test_a_wrapper_that_changes_the_pid_is_found_out_and_named(yard: Yard) -> No
     the same, so only a probe tells; and then the operator is told what was bound instead, and by whose fault."""
     case = next(one for one in CASES if one.profile == "gunicorn")
     require(case)
-    with listener_at() as own, listener_at() as shared:
-        port = own.getsockname()[1]
-        own.close()
+    port = free_port()
+    with listener_at() as shared:
         command = ("sh", "-c", f"gunicorn wsgi_app --bind 127.0.0.1:{port} -w 1; true")
         child = yard.serve(command, {"web": shared}, env={"MIDSTREAM_RELEASE": "1"})
         eventually("it serves, elsewhere", lambda: asyncio.run(check(ROOT, f"tcp://127.0.0.1:{port}")).ok)
