@@ -2,8 +2,11 @@
 
 import sys
 
+from midstream.without_inspect import import_without
+
 # asyncio takes ssl along when it can, for five megabytes that the agent never uses (it speaks to unix sockets only).
 sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
+import_without("dataclasses", "asyncio")
 
 
 def main(argv: list[str]) -> int:

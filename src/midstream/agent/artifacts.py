@@ -8,7 +8,6 @@ agent's loop.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -91,7 +90,7 @@ class Artifacts:
 
         async def unpack() -> dict[str, Any]:
             with work.step(label):
-                found = await within(apart(work.app.owner_uid, _sha256, path), _SUM_S, path)
+                found = await within(apart(work.app.owner_uid, _sum_of(), path), _SUM_S, path)
                 if found != wanted:
                     raise HostError(
                         "the files of the build arrived damaged",
@@ -161,9 +160,16 @@ def _read_piece(path: str, offset: int, size: int) -> dict[str, Any]:
     return {"data": base64.b64encode(data).decode("ascii"), "size_bytes": whole, "last": offset + len(data) >= whole}
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sum_of() -> Callable[[str], str]:
+    """What sums a file up. hashlib brings OpenSSL along, 4 MB that an agent which gets no artifacts does without; it is
+    loaded here and not in the owner's thread, who may not be able to read it."""
+    from hashlib import file_digest
+
+    def sha256(path: str) -> str:
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    return sha256
 
 
 def _files(params: dict[str, Any]) -> tuple[str, ...]:

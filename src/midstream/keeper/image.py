@@ -23,6 +23,7 @@ _PACKAGE = "midstream"
 _MODULES = (
     "__init__",
     "errors",
+    "without_inspect",
     "core/__init__",
     "core/messages",
     "core/names",
@@ -57,7 +58,12 @@ _MODULES = (
     "keeper/table",
     "keeper/upgrade",
 )
-_MAIN = b"import sys\nfrom midstream.keeper.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
+_MAIN = b"""import sys
+from midstream.without_inspect import import_without
+import_without("dataclasses")
+from midstream.keeper.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
 _KEPT = 4
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 

@@ -13,7 +13,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from midstream.core.spec import HandoverPolicy, Readiness
 from midstream.errors import OperatorError
@@ -203,6 +202,12 @@ class Inner:
     whole: bool = True
 
 
+def _name_of(path: str) -> str:
+    """The last component, "" where there is none. (pathlib's answer, without the half megabyte that its import costs an
+    agent.)"""
+    return next((part for part in reversed(path.split("/")) if part not in ("", ".")), "")
+
+
 def unwrap(argv: tuple[str, ...], shell: bool = False) -> Inner:
     """What a command really runs. `shell`: argv is one line for /bin/sh. Never fails: what cannot be read is
     taken as it stands."""
@@ -211,7 +216,7 @@ def unwrap(argv: tuple[str, ...], shell: bool = False) -> Inner:
     words = tuple(argv)
     wrappers: list[Wrapper] = []
     while words:
-        base = PurePosixPath(words[0]).name
+        base = _name_of(words[0])
         if base in _SHELLS and len(words) >= 3 and re.fullmatch(r"-[a-z]*c", words[1]):
             return _unwrap_line(words[2], tuple(wrappers))
         wrapper = next((one for one in WRAPPERS if (base, *words[1:])[: len(one.words)] == one.words), None)
@@ -245,7 +250,7 @@ def _unwrap_line(line: str, wrappers: tuple[Wrapper, ...]) -> Inner:
 def _inner(words: tuple[str, ...], wrappers: tuple[Wrapper, ...]) -> Inner:
     if not words:
         return Inner("", "", (), wrappers=wrappers)
-    base = PurePosixPath(words[0]).name
+    base = _name_of(words[0])
     if not _INTERPRETER.match(base):
         return Inner(base, "", words[1:], wrappers=wrappers)
     rest = words[1:]
@@ -254,9 +259,9 @@ def _inner(words: tuple[str, ...], wrappers: tuple[Wrapper, ...]) -> Inner:
             name = rest[1]
             if rest[0] == "-m":
                 return Inner(base, name.split(".")[0], rest[2:], base, wrappers)
-            return Inner(PurePosixPath(name).name, "", rest[2:], base, wrappers)
+            return Inner(_name_of(name), "", rest[2:], base, wrappers)
         rest = rest[2:] if rest[0] in _INTERPRETER_VALUED else rest[1:]
-    script = PurePosixPath(rest[0]).name if rest else ""
+    script = _name_of(rest[0]) if rest else ""
     return Inner(script or base, "", rest[1:], base, wrappers)
 
 
