@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ _folder = pytest.StashKey[Path]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    for ignored in (signal.SIGINT, signal.SIGQUIT):  # in the background of a script: all that tests start would be deaf
+        if signal.getsignal(ignored) is signal.SIG_IGN:
+            signal.signal(ignored, signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL)
     if not hasattr(config, "workerinput"):  # the process that the run began with, not those of pytest-xdist
         config.stash[_folder] = leftovers.begin()
 

@@ -227,7 +227,7 @@ def test_what_becomes_of_an_idle_connection_in_a_drain_is_as_the_profile_says(ya
     more = ("--keep-alive", "25") if profile.answers_late else ()
     with listener_at() as shared:
         child = start(yard, case, "1", shared, more=more)
-        with Client(shared.getsockname()) as idle, request_held_by(child, shared, "/slow?ms=1500") as in_hand:
+        with Client(shared.getsockname()) as idle, request_held_by(child, shared, "/held?go") as in_hand:
             assert idle.get("/").body == b"1\n"
             child.signal(profile.drain_signal)
             if profile.answers_late:
@@ -235,6 +235,7 @@ def test_what_becomes_of_an_idle_connection_in_a_drain_is_as_the_profile_says(ya
                 eventually("the drain is seen", lambda: told(idle) == "close")
             else:
                 assert idle.socket.recv(1) == b""
+            (yard.folder / "go").touch()
             assert in_hand.receive().body == b"1\n"
         child.wait()
 

@@ -72,7 +72,7 @@ def test_each_is_answered_and_none_is_left(served: Served) -> None:
 def test_a_drain_waits_for_them_and_ends(served: Served) -> None:
     slow = [served.client() for _ in range(3)]
     for one in slow:
-        one.send(b"GET /sleep/0.3 HTTP/1.1\r\n" + CLOSE + b"\r\n")
+        one.send(b"GET /sleep/3 HTTP/1.1\r\n" + CLOSE + b"\r\n")
     served.until_traffic(in_flight=3)
     served.drain(10, 0)
     assert [one.answer().status for one in slow] == [200, 200, 200]

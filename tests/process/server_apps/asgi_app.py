@@ -1,4 +1,5 @@
-"""The ASGI app that the Python servers run in the tests: `/` says $MIDSTREAM_RELEASE, `/slow?ms=` waits."""
+"""The ASGI app that the Python servers run in the tests: `/` says $MIDSTREAM_RELEASE, `/slow?ms=` waits,
+`/held?FILE` waits until that file is there."""
 
 import asyncio
 import os
@@ -16,6 +17,8 @@ async def application(scope, receive, send):
                 return
     if scope["path"] == "/slow":
         await asyncio.sleep(int(parse_qs(scope["query_string"].decode())["ms"][0]) / 1000)
+    while scope["path"] == "/held" and not os.path.exists(scope["query_string"]):
+        await asyncio.sleep(0.02)
     body = RELEASE + b"\n"
     headers = [(b"content-length", str(len(body)).encode()), (b"x-release", RELEASE)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
