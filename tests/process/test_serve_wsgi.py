@@ -587,9 +587,9 @@ def test_late_request_has_a_graceful_time_of_its_own(start: Start, tmp_path: Pat
     served = start()
     client, other = served.client(), served.client()
     assert client.get("/").status == other.get("/").status == 200
-    served.drain(0.4, 30)
-    assert client.get("/sleep/0.2")["Connection"] == "close"
-    assert other.get("/sleep/0.3").body == b"slept"
+    served.drain(2.0, 30)
+    assert client.get("/sleep/1.2")["Connection"] == "close"
+    assert other.get("/sleep/1.2").body == b"slept"
     client.close()
     other.close()
     assert served.cuts()["requests"] == 0
@@ -613,20 +613,17 @@ def test_drain_waits_for_the_app_though_its_client_left(start: Start, tmp_path: 
 
 
 def test_drain_accepts_nothing_more(start: Start) -> None:
-    """New connections are left to whoever else holds the listener."""
+    """New connections are left to whoever else holds the listener; where nobody does, they are refused."""
     served = start()
     kept = served.client()
     assert kept.get("/").status == 200
     served.drain(5, 5)
     served.ask("traffic")
-    new = served.client()  # the kernel completes it; nobody takes it
-    new.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+    with pytest.raises(ConnectionRefusedError):
+        served.client()
     assert kept.get("/").body == b"hello"
     kept.close()
     assert served.cuts()["requests"] == 0
-    new.sock.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        new.sock.recv(1)
 
 
 def test_pause_leaves_public_listeners_and_goes_on_with_the_rest(start: Start) -> None:

@@ -79,12 +79,15 @@ class AsgiServer:
         if self._doors is not None and self._premises.drain is None:
             self._doors.open(public=False)
 
-    async def drain(self, graceful_s: float, linger_s: float) -> Cuts:
+    async def drain(self, graceful_s: float, linger_s: float, *, last: bool = False) -> Cuts:
         """See `contract.Server`. WebSockets and event streams are ended at random within the graceful time."""
-        if self._doors is not None:
-            self._doors.shut()
         premises = self._premises
         drain = premises.drain = Drain(time.monotonic(), graceful_s, linger_s)
+        if self._doors is not None:
+            self._doors.shut()
+            if last:
+                self._doors.accept_rest()
+            self._doors.close()
         for _ in range(_ENTERING_TURNS):
             await asyncio.sleep(0)
         for exchange in premises.unanswered():
@@ -213,6 +216,8 @@ class _Ending:
     def _look_at_idle(self, connection: HttpConnection, now_s: float) -> float:
         end_s = self._drain.lingers_until_s(connection.idle_since_s)
         if now_s >= end_s:
+            if connection.has_more():
+                return now_s
             self._idle_closed += not connection.private
             connection.end()
             return NEVER

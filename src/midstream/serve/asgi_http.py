@@ -32,6 +32,7 @@ from midstream.serve.limits import (
     exceeded,
 )
 from midstream.serve.websockets import WebSocketConnection
+from midstream.serve.wire import has_sent
 
 if TYPE_CHECKING:
     from midstream.serve.asgi_premises import Premises
@@ -507,6 +508,10 @@ class HttpConnection(HttpToolsProtocol):
             self.unsent, self.unsent_since_s = unsent, now_s
         elif self.settings.write_timeout_s and now_s - self.unsent_since_s > self.settings.write_timeout_s:
             self.transport.abort()
+
+    def has_more(self) -> bool:
+        """Whether the kernel has something of the client's that is not read yet."""
+        return not self.transport.is_closing() and has_sent(self.transport.get_extra_info("socket").fileno())
 
     def end(self) -> None:
         """Our last byte is written: shuts our side, throws away what still comes, bounded, and closes. Closing at once

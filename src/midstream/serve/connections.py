@@ -31,6 +31,7 @@ log = logging.getLogger("midstream.serve")
 SWEEP_S = 1.0
 _YIELD_S = 0.001  # what a worker gives another that would come sooner
 _AHEAD = 3  # connections more than another has, before that one is let go first
+_REST_MOST = 4096  # connections of a listener that are accepted at the end; its queue may be that long
 _POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -84,6 +85,7 @@ class Doors:
         self._public = False
         self._watched: set[Listener] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._rest: deque[tuple[int, Any, Listener]] = deque()
         self._opening: deque[tuple[asyncio.Future[Any], Any]] = deque()
 
     def open(self, *, public: bool) -> None:
@@ -94,6 +96,33 @@ class Doors:
         for listener in self._watched - self._wanted:
             self._unwatch(listener)
         self.ease()
+
+    def close(self) -> None:
+        """Accepts nothing more, ever. The sockets are closed here; whoever else has them goes on."""
+        self.shut()
+        for listener in self._listeners:
+            listener.sock.close()
+
+    def accept_rest(self) -> None:
+        """What waits on the public listeners now: when the last process that has them closes them, the kernel resets it.
+        As long as more comes it goes on, up to a bound. Each is taken in a turn of its own: inline that may call the app."""
+        for listener in self._listeners:
+            while not listener.private and len(self._rest) < _REST_MOST:
+                try:
+                    fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # what accept() calls
+                except (ConnectionAbortedError, InterruptedError):
+                    continue
+                except OSError as error:
+                    if not isinstance(error, BlockingIOError):
+                        log.error("cannot accept what waits on %s: %s", listener.name, error)
+                    break
+                self._rest.append((fd, address, listener))
+        self._take_rest()
+
+    def _take_rest(self) -> None:
+        if self._rest:
+            self._admit(*self._rest.popleft())
+            self._loop.call_soon(self._take_rest)
 
     def shut(self) -> None:
         """Accepts nothing more. The sockets stay open: they are shared with others."""
@@ -117,9 +146,9 @@ class Doors:
 
     @property
     def entering(self) -> int:
-        """Connections that were accepted and are still in their TLS handshake: no connection of the server's yet, but a
-        drain has them to answer all the same."""
-        return len(self._tasks)
+        """Connections that were accepted and have not had their turn, or are still in their TLS handshake: no connection of
+        the server's yet, but a drain has them to answer all the same."""
+        return len(self._tasks) + len(self._rest)
 
     def waiting(self) -> bool:
         """Whether a connection waits on a public listener, as far as the kernel says now."""
@@ -147,6 +176,9 @@ class Doors:
         except OSError as error:
             self._refused(listener, error)
             return
+        self._admit(fd, address, listener)
+
+    def _admit(self, fd: int, address: Any, listener: Listener) -> None:
         if self._take is None or (listener.tls and self._tls is not None):
             self._enter(self._kinds[listener](fd), address, listener)
         else:

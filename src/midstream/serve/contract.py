@@ -119,8 +119,9 @@ class Server(Protocol):
     def pause(self) -> None:
         """Accepts on the private listeners only; goes on answering what it has, keep-alive included (park)."""
 
-    async def drain(self, graceful_s: float, linger_s: float) -> Cuts:
-        """Accepts nothing more, and returns when the last connection is closed (DESIGN 7). Called once."""
+    async def drain(self, graceful_s: float, linger_s: float, *, last: bool = False) -> Cuts:
+        """Accepts nothing more, closes its listeners, and returns when the last connection is closed (DESIGN 7). Called
+        once. last: nobody takes over: what waits to be accepted is accepted before."""
 
     async def stop(self) -> None:
         """Closes everything at once, and ends the app's life (lifespan). After drain(), or instead of it."""

@@ -178,6 +178,7 @@ class _Worker:
                 self._leave(
                     message.seconds("graceful_s", self.settings.graceful_timeout_s),
                     message.seconds("linger_s", self.settings.linger_s),
+                    last=message.body.get("last") is True and self.has_served and not self.is_parked,
                 )
             case "stop":
                 self._stop()
@@ -198,13 +199,14 @@ class _Worker:
             self.orphan = Orphan(self.birth.identity, self.settings, self.birth.listeners)
             self._title()
 
-    def _leave(self, graceful_s: float, linger_s: float) -> None:
+    def _leave(self, graceful_s: float, linger_s: float, *, last: bool = False) -> None:
+        """last: nobody takes over."""
         if self.ending is None and self.server is not None:
             self.server.pause()
             if self.orphan is not None:
                 self.orphan.close()
             self._tell("left")  # whoever connects from now on is another's
-            self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, linger_s))
+            self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, linger_s, last))
 
     def _stop(self) -> None:
         """Also in the middle of a drain."""
@@ -212,9 +214,9 @@ class _Worker:
         if former is not None:
             former.cancel()
 
-    async def _drain(self, graceful_s: float, linger_s: float) -> None:
+    async def _drain(self, graceful_s: float, linger_s: float, last: bool) -> None:
         assert self.server is not None
-        await self._end(await self.server.drain(graceful_s, linger_s))
+        await self._end(await self.server.drain(graceful_s, linger_s, last=last))
 
     async def _end(self, cuts: Cuts | None) -> None:
         assert self.server is not None and self.ended is not None

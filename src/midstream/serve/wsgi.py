@@ -120,9 +120,12 @@ class WsgiServer:
     def pause(self) -> None:
         self._doors.open(public=False)
 
-    async def drain(self, graceful_s: float, linger_s: float) -> Cuts:
+    async def drain(self, graceful_s: float, linger_s: float, *, last: bool = False) -> Cuts:
         self._doors.shut()
         self.draining = True
+        if last:
+            self._doors.accept_rest()
+        self._doors.close()
         self._ending = Ending(self.connections, self._in_hand, graceful_s, linger_s)
         cuts = await self._ending.wait()
         self.settle()

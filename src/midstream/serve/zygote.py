@@ -174,9 +174,14 @@ class Zygote:
         self._said.aim = None
         self.title("parked")
 
-    def leave(self, graceful_s: float | None = None, linger_s: float | None = None) -> None:
-        """Drains all workers, then ends."""
+    def leave(self, graceful_s: float | None = None, linger_s: float | None = None, *, last: bool = False) -> None:
+        """Drains all workers, then ends. last: nobody takes over. Its listeners are closed: it forks nobody any more, and
+        only where nobody has them a client is refused at once."""
         self.crew.aim = Aim.LEAVE
+        if last:
+            self._leave_words["last"] = True
+        for listener in self.listeners:
+            listener.sock.close()
         if graceful_s is not None:
             self._leave_words["graceful_s"] = graceful_s
         if linger_s is not None:

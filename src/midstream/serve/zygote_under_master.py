@@ -159,6 +159,7 @@ class _Below:
                 zygote.leave(
                     message.seconds("graceful_s", settings.graceful_timeout_s),
                     message.seconds("linger_s", settings.linger_s),
+                    last=message.body.get("last") is True,
                 )
             case "stop":
                 zygote.stop()
@@ -221,7 +222,11 @@ class _Below:
         self.is_alone = False
         self.master_pid = takeover.credentials(taker.sock)[0]
         zygote = self.zygote
-        public = [(name, sock) for name, sock in self.sockets if name != listening.PRIVATE_NAME]
+        public = [
+            (name, sock)
+            for name, sock in self.sockets
+            if name != listening.PRIVATE_NAME and sock.fileno() >= 0  # one that drains has closed them
+        ]
         self.talk.send(
             "taken",
             (zygote.board.fd, *(sock.fileno() for _, sock in public)),
@@ -252,7 +257,7 @@ class _Below:
         elif not self.is_alone:
             self.talk.send("asked", act=act.name, signal=signal.Signals(number).name)
         elif act is signals.Act.GRACEFUL:
-            self.zygote.leave()
+            self.zygote.leave(last=True)
         elif act is signals.Act.QUICK:
             self.zygote.stop()
         elif act in (signals.Act.MORE, signals.Act.FEWER):

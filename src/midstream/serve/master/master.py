@@ -6,6 +6,7 @@ request), threads. What each signal means is `serve/signals.py`'s; what an event
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,6 +59,7 @@ class Master:
         self.account = accounts.run_as(settings)
         self.listeners: list[tuple[str, socket.socket]] = []
         self.addresses: list[str] = []
+        self._were_given = False  # by whoever started us: paths are not ours to remove
         self.phase = Phase.STEADY
         self.committed: Generation | None = None
         self.new: Generation | None = None
@@ -98,7 +100,8 @@ class Master:
         finally:
             if settings.pid_file:
                 pid_file.remove(settings.pid_file)
-            self._remove_unix_paths(given)
+            if not self._living():  # what outlives us still serves there
+                self._close_listeners()
 
     def _run(self, taken: list[adopting.Taken]) -> int:
         self.askers.open(self.addresses)
@@ -119,6 +122,7 @@ class Master:
 
     def _open_listeners(self, given: list[tuple[str, socket.socket]], taken: list[adopting.Taken]) -> None:
         settings = self.settings
+        self._were_given = bool(given)
         if given:
             self.listeners = given
         else:
@@ -143,18 +147,17 @@ class Master:
                 remedy="name a file in a folder that the server's user may write in",
             ) from error
 
-    def _remove_unix_paths(self, given: list[tuple[str, socket.socket]]) -> None:
-        """Only when the last of ours has ended: what outlives us still serves there."""
-        if given or self._living():
-            return
-        for _, sock in self.listeners:
-            if sock.family == socket.AF_UNIX:
+    def _close_listeners(self) -> None:
+        """At a stop, before the workers hear of it: the last of them that closes its own has accepted what waits. Paths that
+        are ours go too, now: later they may be the next master's. Idempotent."""
+        listeners, self.listeners = self.listeners, []
+        for _, sock in listeners:
+            if sock.family == socket.AF_UNIX and not self._were_given:
                 path = sock.getsockname()
                 if isinstance(path, str) and path.startswith("/"):
-                    try:
+                    with contextlib.suppress(OSError):
                         os.unlink(path)
-                    except OSError:
-                        continue
+            sock.close()
 
     def _adopt(self, taken: adopting.Taken) -> None:
         words = taken.words
@@ -682,6 +685,7 @@ class Master:
             self.notifier.send("STOPPING=1")
         self._event(Event.STOP)
         self._cancel_check()
+        self._close_listeners()
         for generation in [one for one in (self.committed, self.new) if one is not None]:
             self._leave_for_good(generation)
         self.committed = self.new = None
@@ -694,7 +698,7 @@ class Master:
     def _leave_for_good(self, generation: Generation) -> None:
         settings = generation.settings
         linger_s = min(settings.linger_s, _STOP_LINGER_S)
-        generation.talk.send("leave", graceful_s=settings.graceful_timeout_s, linger_s=linger_s)
+        generation.talk.send("leave", graceful_s=settings.graceful_timeout_s, linger_s=linger_s, last=True)
         self._leave_orphans(generation)
         self._drains(generation, settings.graceful_timeout_s, linger_s)
 
