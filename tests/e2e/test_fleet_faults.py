@@ -17,6 +17,7 @@ from crash_points import ALL, chosen
 from fleet import HERE, Fleet, kill_session, new_fleet, why_no_fleet
 from fleet_under_fire import Fire, fire, frozen, is_stopped, no_failures, under_fleet_load
 from machine import Result, wait_for
+from test_fleet_deploy import BLOCK, block, unblock
 
 from midstream.errors import EXIT_ATTENTION, EXIT_DRIFT
 
@@ -235,15 +236,22 @@ def test_resume_from_elsewhere_and_by_somebody_else(two: Fire, tmp_path: Path) -
 
 
 def test_pairs_of_deploys_at_once_over_ssh(two: Fire) -> None:
-    """Exactly one wins, the other is told who has it; neither hangs. More pairs: `test_locks.py`, on local agents."""
+    """Exactly one wins, the other is told who has it; neither hangs. More pairs: `test_locks.py`, on local agents. The one
+    that wins builds until the other has ended: else it might be over before that one has come."""
+    config = (two.project.folder / "midstream.toml").read_text()
+    two.project.write(config=f'{config}\n[[build]]\nrun = "{BLOCK}"\nshell = true\n')
     for turn in range(10 if ALL else 2):
         before = two.begin_round()
+        block(two.fleet, "web2")
         pair = [two.fleet.spawn_cli("deploy", cwd=two.project.folder) for _ in range(2)]
+        wait_for("one to be refused", lambda: any(process.poll() is not None for process in pair))  # noqa: B023
+        unblock(two.fleet, "web2")
         ended = [(process.communicate(timeout=120)[0], process.returncode) for process in pair]
         assert sorted(code for _, code in ended) == [0, 4], ended
         loser = next(out for out, code in ended if code == 4)
         assert "has been running a deploy" in loser and "since" in loser and "--wait" in loser
         assert two.check_one_release(f"pair {turn}") != before
+    two.project.write(config=config)
 
 
 # ---------------------------------------------------------------------- disks, clocks, git
