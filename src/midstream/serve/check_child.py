@@ -16,6 +16,7 @@ from typing import Any
 import midstream
 from midstream.errors import MidstreamError
 from midstream.serve import application, forking, hooks, tls
+from midstream.serve.contract import Identity
 from midstream.serve.settings import Settings
 
 _NEEDED = {"wsgi": ("httptools", "uvloop"), "asgi": ("httptools", "uvloop", "uvicorn")}
@@ -48,10 +49,12 @@ def _look(settings: Settings) -> dict[str, Any]:
     sys.argv = ["midstream serve", settings.app]
     if settings.certfile:
         tls.context(settings)
-    hooks.load(os.path.join(folder, settings.hooks) if settings.hooks else "")
-    app = application.load(settings)
+    with forking.noting_threads():
+        found_hooks = hooks.load(os.path.join(folder, settings.hooks) if settings.hooks else "")
+        app = application.load(settings)
     interface = application.interface_of(app, settings.interface)
-    found = forking.look(())
+    first = Identity(0, 0, os.environ.get("MIDSTREAM_RELEASE", ""), 0)
+    found = forking.look_behind((), lambda: found_hooks.run("before_fork", first))
     return {
         "interface": interface,
         "app": f"{type(app).__module__}.{type(app).__qualname__}",

@@ -6,14 +6,16 @@ in the child, and the locks it held stay locked; a connection would be shared by
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,50 @@ class Found:
     @property
     def remedy(self) -> str:
         return (
-            "begin threads and connections in after_fork (--hooks FILE), or lazily in the first request; "
-            "or let each worker import the app: --no-preload"
+            "begin threads and connections in after_fork (--hooks FILE), or lazily in the first request, or close them in "
+            "before_fork; or let each worker import the app: --no-preload"
         )
+
+
+@contextlib.contextmanager
+def noting_threads() -> Iterator[None]:
+    """Within, each thread that is started is noted with the innermost module outside the standard library that asks for it:
+    later its frames and its target may be the standard library's alone (an executor's thread, a Timer)."""
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread, *arguments: Any) -> None:
+        vars(thread)[_BEGUN_BY] = _asker(sys._getframe(1))
+        start(thread, *arguments)
+
+    threading.Thread.start = noted  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        if threading.Thread.start is noted:  # else the app has wrapped it, and needs it
+            threading.Thread.start = start  # type: ignore[method-assign]
+
+
+_BEGUN_BY = "_midstream_begun_by"
+_OURS = ("midstream.serve.", "__main__")
+
+
+def _asker(frame: FrameType | None) -> str:
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in sys.stdlib_module_names and not name.startswith(_OURS):
+            return name
+        frame = frame.f_back
+    return ""
+
+
+def look_behind(ours: Collection[int], close: Callable[[], None]) -> Found:
+    """As `look`; where something stands in the way, close() may first put it out of the way: it is the hook before_fork."""
+    found = look(ours)
+    if not found.refused:
+        return found
+    close()
+    gc.collect()  # what it let go in a circle is closed now
+    return look(ours)
 
 
 def look(ours: Collection[int]) -> Found:
@@ -91,6 +134,9 @@ def _peer_text(sock: socket.socket) -> str:
 
 
 def _thread_text(thread: threading.Thread) -> str:
+    begun_by = vars(thread).get(_BEGUN_BY)
+    if begun_by:
+        return f"thread {thread.name!r} of {begun_by}"
     frame = sys._current_frames().get(thread.ident or 0)
     target = getattr(thread, "_target", None)
     module = getattr(target, "__module__", None) or type(thread).__module__

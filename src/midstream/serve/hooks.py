@@ -10,6 +10,7 @@
 | `pre_request(worker, request)` | the worker | before the app is called: the WSGI environ or the ASGI scope |
 | `post_request(worker, request)` | the worker | after the answer's end |
 
+Where the import has left threads or connections, before_fork runs once more, in front of all, before it is refused.
 worker: contract.Identity. What a hook raises before a worker is ready lets its boot fail, later it is told in the log.
 """
 

@@ -132,10 +132,11 @@ class Zygote:
                 sys.path.remove(entry)
             sys.path.insert(0, entry)
         sys.argv = ["midstream serve", settings.app]
-        self._hooks = hooks.load(os.path.join(self.release.folder, settings.hooks) if settings.hooks else "")
-        self._hooks.run("before_exec", settings)
-        if settings.preload:
-            self._app = application.load(settings)
+        with forking.noting_threads():
+            self._hooks = hooks.load(os.path.join(self.release.folder, settings.hooks) if settings.hooks else "")
+            self._hooks.run("before_exec", settings)
+            self._app = application.load(settings) if settings.preload else None
+        if self._app is not None:
             self._interface = application.interface_of(self._app, settings.interface)
         elif settings.interface != "auto":
             self._interface = settings.interface
@@ -151,7 +152,8 @@ class Zygote:
         self._watch_workers()
 
     def _require_safe(self) -> None:
-        found = forking.look(self.ours())
+        first = Identity(0, 0, self.release.name, self.release.generation)
+        found = forking.look_behind(self.ours(), lambda: self._hooks.run("before_fork", first))
         for warning in found.warnings:
             self.voice.warning(warning)
         if found.refused:
