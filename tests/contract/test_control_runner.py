@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,40 @@ def test_no_way_back_over_a_migration_that_cannot_be_reversed(tmp_path: Path) ->
         assert agents["db1"].apps["shop"].committed == R1
         assert "deploy.revert" not in agents["db1"].methods()
         assert "cannot be reversed" in str(outcome.error)
+
+
+def test_a_handover_in_hand_is_not_cut_where_the_way_back_is_refused(tmp_path: Path) -> None:
+    """It would put the old code back on a schema that it cannot work with."""
+    specs = {"db1": app_spec("db", "web", reversible=False), "web1": app_spec("web", reversible=False)}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["db1"].migrates = True
+        agents["db1"].script("deploy.publish", Wait())
+        agents["web1"].script("deploy.publish", Fail(BROKEN))
+        task = asyncio.create_task(Run(agents, specs)())
+        await agents["web1"].wait_for("deploy.publish")
+        with suppress(TimeoutError):  # what was cut would be put back at once
+            await asyncio.wait_for(agents["db1"].wait_for("deploy.revert"), 0.5)
+        agents["db1"].release()
+        outcome = await task
+        assert outcome.exit_code == 5
+        assert agents["db1"].apps["shop"].committed == R1
+        assert "deploy.revert" not in agents["db1"].methods()
+        assert "cannot be reversed" in str(outcome.error)
+
+
+def test_code_that_went_back_over_such_a_migration_is_told(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["here"].migrates = True
+        spec = {"here": app_spec(reversible=False)}
+        await deploy(agents, spec, deploy_id="d0")
+        agents["here"].script("deploy.publish", Fail(BROKEN))
+        outcome = await deploy(agents, spec)
+        assert outcome.exit_code == 5
+        assert f"schema: {R2} (the migration says `reversible = false`), code: {R1}" in str(outcome.error)
+        assert "mend the new code at once" in str(outcome.error)
 
 
 def test_a_host_that_refuses_the_decision_after_the_coordinator_took_it_is_behind(tmp_path: Path) -> None:

@@ -213,6 +213,25 @@ def test_a_task_runs_where_it_is_attached_on_the_hosts_of_its_role(tmp_path: Pat
         assert any(e.kind is EventKind.END and e.step == "sidekiq:monit:unmonitor" for e in run.events)
 
 
+def test_a_task_for_hosts_that_there_are_not_says_so(tmp_path: Path) -> None:
+    registry = Registry()
+
+    @registry.task("warm")
+    def warm(run: TaskRun) -> None:
+        run.on(roles("wbe")).run("true")
+
+    registry.after("check", warm)
+
+    @on_fleet(tmp_path, "web1")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        run = task_run(agents, {"web1": app_spec("web")}, registry)
+        assert (await run()).exit_code == 0
+        assert commands(agents["web1"]) == []
+        assert [e.text for e in run.events if e.kind is EventKind.NOTE] == [
+            "warm: no host here is wbe: nothing is done there"
+        ]
+
+
 def test_what_a_task_did_is_undone_when_the_deploy_fails(tmp_path: Path) -> None:
     registry = Registry()
     told: list[str] = []

@@ -66,6 +66,14 @@ def test_the_migration_runs_once_and_after_everybody_else_has_built() -> None:
     assert [task.name for move in updates for task in move.tasks].count("deploy:migrate") == 1
 
 
+def test_a_migration_is_not_run_on_a_host_without_its_role() -> None:
+    """`--hosts web1` must not move it to the first of what is left."""
+    for names in (("web1",), ("web1", "web2")):
+        plan = deploy_plan({name: spec("web", migrate=MIGRATE) for name in names})
+        assert not any(move.migrate for move in plan.moves)
+        assert not any("migrate" in line for line in plan_lines(plan))
+
+
 def test_the_primary_is_the_first_host_of_the_role_or_the_first_host() -> None:
     specs = {"a": spec("web"), "b": spec("db"), "c": spec("db")}
     assert primary_of("db", specs) == "b"

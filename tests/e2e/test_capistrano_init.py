@@ -111,6 +111,23 @@ def test_a_stage_says_what_differs(tmp_path: Path) -> None:
     assert staging.roles == ("app", "web", "db", "worker")
 
 
+def test_what_is_taken_from_monit_is_given_back_in_every_way_of_failing(tmp_path: Path) -> None:
+    """The usual pair of tasks leaves Sidekiq unwatched when a deploy fails between them."""
+    tasks = "namespace :jobs do\n" + "".join(
+        f"  task(:{verb}) {{ on(roles(:app)) {{ sudo :monit, '-g jobs', '{verb} all' }} }}\n"
+        for verb in ("unmonitor", "monitor")
+    )
+    hooks = 'end\nafter "deploy:check", "jobs:unmonitor"\nafter "deploy:finishing", "jobs:monitor"\n'
+    deploy_rb = 'set :application, "x"\nset :repo_url, "git@example.com:x.git"\n' + tasks + hooks
+    server = 'server "a", user: "deploy", roles: %w{app}\n'
+    files = {"Capfile": SAMPLES["static"]["Capfile"], "config/deploy.rb": deploy_rb}
+    found = convert(written(tmp_path / "x", {**files, "config/deploy/production.rb": server}))
+    off, on = spec(load(None, found.text, around=AROUND, profiles=PROFILES)).hooks
+    assert off.step.run == ("sudo", "monit", "-g", "jobs", "unmonitor", "all")
+    assert off.undo is not None and off.undo.run == ("sudo", "monit", "-g", "jobs", "monitor", "all")
+    assert on.step.run == off.undo.run and on.undo is None
+
+
 def test_hooks_that_are_commands_are_hooks_and_programs_are_named(tmp_path: Path) -> None:
     found, config = converted(tmp_path, "rails")
     hooks = [(hook.when, hook.point, hook.step.run, hook.step.roles) for hook in spec(config, host=1).hooks]

@@ -93,6 +93,7 @@ def test_commands_speak_of_all_hosts_or_of_those_that_are_meant(fleet_of: FleetO
     assert hosts_in("why", "jobs") == ["web3"]
     assert hosts_in("releases", "--hosts", "web1,web3") == ["web1", "web3"]
     assert hosts_in("exec", "--roles", "web", "--", "hostname") == ["web1", "web2"]
+    assert hosts_in("exec", "production", "--", "hostname") == ["web1", "web2", "web3"]
     assert hosts_in("hold", "web") == ["web1", "web2"]
     assert hosts_in("unhold", "web") == ["web1", "web2"]
     unknown = project.cli("status", "--hosts", "web7")
@@ -104,7 +105,8 @@ def test_commands_speak_of_all_hosts_or_of_those_that_are_meant(fleet_of: FleetO
     lock = project.cli("lock", "--reason", "maintenance")
     assert lock.code == 0, lock.text
     assert project.deploy().code == 4
-    assert project.cli("unlock").code == 0
+    unlocked = project.cli("unlock")
+    assert (unlocked.code, unlocked.out.count("shop is unlocked on web")) == (0, 3)
     assert project.deploy().code == 0
 
 

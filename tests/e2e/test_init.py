@@ -122,6 +122,25 @@ def test_what_a_grown_django_project_keeps_in_its_settings_is_found(tmp_path: Pa
     assert spec.services["beat"].handover is HandoverPolicy.REPLACE
 
 
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ('os.environ.get("DATABASE", BASE_DIR / "db.sqlite3")', "db.sqlite3"),
+        ('BASE_DIR / os.getenv("DATABASE", "data/db.sqlite3")', "data/db.sqlite3"),
+        ('config("DATABASE", default=str(BASE_DIR / "db.sqlite3"))', "db.sqlite3"),
+        ('os.environ["DATABASE"]', ""),
+        ('env("DATABASE")', ""),
+    ],
+)
+def test_the_database_of_a_variable_is_its_default(written: str, path: str, tmp_path: Path) -> None:
+    files = {**PROJECTS["django"]}
+    old = 'BASE_DIR / "db.sqlite3"'
+    assert old in files["shop/settings.py"]
+    files["shop/settings.py"] = files["shop/settings.py"].replace(old, written)
+    links = [line for line in propose(committed(tmp_path / "shop", files)).text.splitlines() if "ln -sfn" in line]
+    assert [line.split('"')[1] for line in links] == ([f"ln -sfn {{shared}}/db.sqlite3 {path}"] if path else [])
+
+
 def test_a_dotenv_that_comes_with_the_revision_is_not_linked(tmp_path: Path) -> None:
     folder = committed(tmp_path / "shop", {**PROJECTS["flask"], ".env": "A=1\n"})
     assert resolved(folder, propose(folder)).linked_files == ()

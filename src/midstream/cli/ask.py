@@ -6,6 +6,7 @@ Each host has a thread with a blocking client: an answer takes as long as the sl
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import click
 from midstream.cli.output import echo_json
 from midstream.deploy.sync_client import SyncClient, connect
 from midstream.deploy.transport import Host
+from midstream.deploy.unreachable import name_of
 from midstream.errors import EXIT_ATTENTION, EXIT_BUG, EXIT_FAILED, MidstreamError
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ class Named(Protocol):
 
 
 N = TypeVar("N", bound=Named)
+_SOME_HOST = "HOST"
 _GRAVEST_FIRST = (EXIT_BUG, EXIT_ATTENTION, EXIT_FAILED)
 
 
@@ -67,12 +70,32 @@ class Answers(Generic[T]):
             assert failed[0].error is not None
             raise failed[0].error
         for row in failed:
-            assert row.error is not None
-            if as_json:
+            if as_json and row.error is not None:
                 echo_json({"host": row.host, "error": row.error.to_wire()})
-            click.echo(f"midstream: {_with_host(row.host, row.error)}", err=True)
+        for text in _told(failed):
+            click.echo(f"midstream: {text}", err=True)
         codes = {code, *(row.error.exit_code for row in failed if row.error is not None)} - {0}
         return next((grave for grave in _GRAVEST_FIRST if grave in codes), max(codes, default=0))
+
+
+def _told(failed: Sequence[Answer[Any]]) -> Iterator[str]:
+    """What failed, in words; once where it is the same on several hosts."""
+    same: dict[str, list[tuple[str, MidstreamError]]] = {}
+    for row in failed:
+        if row.error is not None:
+            same.setdefault(_without_host(row.host, str(row.error)), []).append((row.host, row.error))
+    for text, rows in same.items():
+        if len(rows) == 1:
+            yield _with_host(*rows[0])
+            continue
+        lines = [line for line in text.splitlines() if line.split() != ["where:", _SOME_HOST]]
+        what = lines[0].removeprefix(f"{_SOME_HOST}: ")
+        yield "\n".join([f"{', '.join(host for host, _ in rows)}: {what}", *lines[1:]])
+
+
+def _without_host(host: str, text: str) -> str:
+    names = sorted({host, name_of(host)}, key=len, reverse=True)
+    return re.sub("|".join(rf"(?<![\w.-]){re.escape(name)}(?![\w-])" for name in names), _SOME_HOST, text)
 
 
 def _with_host(host: str, error: MidstreamError) -> str:

@@ -33,6 +33,7 @@ from midstream.deploy.record import Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.tasks.book import TaskBook
 from midstream.deploy.transport import Host, LocalHost
+from midstream.deploy.unreachable import NOT_INSTALLED
 from midstream.errors import HostError, MidstreamError
 
 A_YEAR_S = 366 * 86400
@@ -281,12 +282,14 @@ async def _start_all(order: Order, clients: Sequence[AgentClient]) -> None:
 
 def _not_reached(order: Order, failed: Mapping[str, MidstreamError]) -> HostError:
     names = ", ".join(failed)
-    told = [
-        line
-        for name, error in failed.items()
-        for line in (f"{name}: {error.what}", *(f"  {said}" for said in error.detail.splitlines()))
-    ]
-    remedy = "bring them back"
+    told: list[str] = []
+    for what in dict.fromkeys(error.what for error in failed.values()):
+        same = {name: error for name, error in failed.items() if error.what == what}
+        told.append(f"{', '.join(same)}: {what}")
+        told += dict.fromkeys(f"  {said}" for error in same.values() for said in error.detail.splitlines())
+        told += [f"  do: {next(iter(same.values())).remedy}"] if what != NOT_INSTALLED else []
+    missing = all(error.what == NOT_INSTALLED for error in failed.values())
+    remedy = f"put it there: `midstream setup {order.plan.stage}`" if missing else "bring them back"
     if len(failed) < len(order.plan.hosts):
         command = f"midstream {order.plan.kind.value} {order.plan.stage} --without {','.join(failed)}"
         remedy += f", or go past them: `{command}` (recorded as behind)"

@@ -16,7 +16,7 @@ def fleet_text(seen: Seen, failed: Mapping[str, str]) -> str:
     names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
     parts = [_app_text(name, seen, failed) for name in names]
     if not parts:
-        parts = ["no app yet: `midstream deploy` brings one"]
+        parts = ["no app yet: `midstream deploy` brings one"] if seen else ["no host could be asked"]
     return "\n\n".join(
         [*parts, "\n".join([*_hosts(seen), *(f"{host}: NOT REACHED: {why}" for host, why in failed.items())])]
     )

@@ -132,12 +132,14 @@ def unlock(stage: str | None, force: bool, only: Only, app: str, config_path: st
 
     def free(client: SyncClient, host: str) -> tuple[str, dict[str, Any]]:
         name = only_app(client, aim.app)
-        return name, client.call("unlock", app=name, owner=operator_name(), force=force)
+        held = any(row["app"] == name and row.get("lock") for row in client.call("status")["apps"])
+        return name, {**client.call("unlock", app=name, owner=operator_name(), force=force), "was_locked": held}
 
     answers = aim.ask(free)
     for host, (name, answer) in answers.good():
         if as_json:
             echo_json({"host": host, **answer} if aim.several else answer)
         else:
-            click.echo(f"{name} is not locked" + (f" on {host}" if aim.several else ""))
+            words = "is unlocked" if answer["was_locked"] else "was not locked"
+            click.echo(f"{name} {words}" + (f" on {host}" if aim.several else ""))
     return answers.conclude(as_json)

@@ -6,13 +6,13 @@ The revision is resolved once, here (DESIGN 6). Blocks: git and files.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from midstream.cli.aim import find_config
 from midstream.cli.hosts import ALL, HERE, Only, choose, reach
 from midstream.core.config import Config, Stage
-from midstream.core.spec import AppSpec
+from midstream.core.spec import AppSpec, HostSpec
 from midstream.deploy.config_file import ProjectFile, open_project
 from midstream.deploy.order import Target
 from midstream.deploy.source import Source
@@ -106,9 +106,24 @@ def _project(
     ways = reach([host.address for host in hosts], socket, of_several=len(stage.hosts) > 1)
     specs = {host.address or HERE: config.resolve(stage.name, host) for host in hosts}
     _refuse_what_would_not_happen(file, specs)
-    notes = (*config.notes, *stage.warnings, *(source.notes if source else ()))
-    left_out = tuple(host.address or HERE for host in stage.hosts if host not in hosts)
+    left = tuple(host for host in stage.hosts if host not in hosts)
+    notes = (
+        *config.notes,
+        *stage.warnings,
+        *(source.notes if source else ()),
+        *(_passed_over(stage, hosts) if target else ()),
+    )
+    left_out = tuple(host.address or HERE for host in left)
     return Project(file, config, stage, specs, ways, notes, left_out, target, source)
+
+
+def _passed_over(stage: Stage, hosts: Sequence[HostSpec]) -> tuple[str, ...]:
+    """What the choice of hosts takes out of a deploy. A migration is not run on a host that has not its role."""
+    migrate = stage.app.migrate
+    if migrate is None or any(migrate.role in host.roles for host in hosts):
+        return ()
+    held = ", ".join(host.address for host in stage.hosts if migrate.role in host.roles)
+    return (f'a deploy of these hosts runs no migration: role "{migrate.role}" is that of {held}, left out',)
 
 
 def _refuse_what_would_not_happen(file: ProjectFile, specs: Mapping[str, AppSpec]) -> None:

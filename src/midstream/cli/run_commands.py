@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from midstream.cli.aim import Aim, find_config, only_app, take_aim
+from midstream.cli.aim import Aim, find_config, only_app, raw_stages, take_aim
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
@@ -26,6 +26,7 @@ MIGRATE = "deploy:migrate"
     midstream exec python manage.py check --deploy
     midstream exec --shell 'ls -l | head'
     midstream exec -- cat REVISION
+    midstream exec production -- df -h .
     midstream exec --stage production --roles db -- df -h .
     """,
 )
@@ -50,20 +51,28 @@ def exec_(
     """Run COMMAND on the hosts, in the folder of the committed release, with the app's user and environment.
 
     Its output is printed as it comes, of several hosts at the same time, with the host. Exits with 0 when COMMAND did
-    everywhere, else with 1, and says how it ended.
+    everywhere, else with 1, and says how it ended. The stage may stand in front, with `--` behind it.
     """
+    path = find_config(config_path)
+    stages = raw_stages(path) if path else {}
+    if not stage and argv[0] in stages and argv[1:2] == ("--",) and argv[2:]:
+        stage, argv = argv[0], argv[2:]
     aim = take_aim([stage] if stage else [], config=config_path, app=app, socket_path=socket, only=only)
     if aim.services:
-        raise OperatorError(f"there is no stage {stage}", remedy="midstream.toml names the stages")
+        raise OperatorError(f"there is no stage {stage}", remedy=f"choose from {', '.join(stages) or 'none'}")
 
     def work(client: SyncClient, host: str) -> int:
-        return _one_shot(client, only_app(client, aim.app), argv, shell, as_json, host if aim.several else "")
+        hint = f"options go in front of the command: midstream exec --stage {argv[0]} …" if argv[0] in stages else ""
+        return _one_shot(client, only_app(client, aim.app), argv, shell, as_json, host if aim.several else "", hint)
 
     return aim.ask(work).conclude(as_json)
 
 
-def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, as_json: bool, host: str = "") -> int:
-    """Runs one command to its end. Raises AppError when it fails. host: in front of each line, when there are several."""
+def _one_shot(
+    client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, as_json: bool, host: str = "", hint: str = ""
+) -> int:
+    """Runs one command to its end. Raises AppError when it fails. host: in front of each line, when there are several.
+    hint: what to do where there is no such program."""
     mark: dict[str, Any] = {"host": host} if host else {}
     head = f"{host} | " if host else ""
 
@@ -79,12 +88,11 @@ def _one_shot(client: SyncClient, app: str, argv: tuple[str, ...], shell: bool, 
         echo_json({"type": "end", **mark, **answer})
     if answer.get("code") == 0:
         return 0
-    raise AppError(
-        f"`{' '.join(argv)}` {answer.get('text') or 'failed'}",
-        where=app,
-        serving="unchanged",
-        remedy="its own lines above say why",
-    )
+    text = str(answer.get("text") or "failed")
+    remedy = "its own lines above say why"
+    if text.startswith("did not start"):
+        remedy = hint or "look at its name, and at `path` of [env]; a line for the shell needs --shell"
+    raise AppError(f"`{' '.join(argv)}` {text}", where=app, serving="unchanged", remedy=remedy)
 
 
 @command(
@@ -150,6 +158,13 @@ def _migrate(aim: Aim, only: Only, config_path: str, socket: str, as_json: bool)
             remedy="write [migrate] run = … into midstream.toml, commit, deploy; or run the command itself: midstream exec",
         )
     primary = primary_of(migrate.role, chosen.specs)
+    roles = chosen.specs[primary].roles
+    if roles and migrate.role not in roles:
+        raise OperatorError(
+            f'none of these hosts has role "{migrate.role}", which the migration is run on',
+            where=", ".join(chosen.specs),
+            remedy="leave --hosts, --roles and --without out",
+        )
     with connect(chosen.reach[primary]) as client:
         for step in migrate.run:
             _one_shot(client, aim.app, step.run, step.shell, as_json, primary if aim.several else "")

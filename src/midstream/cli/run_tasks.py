@@ -90,6 +90,8 @@ class _Show:
         elif self._as_json:
             more = {"seconds": round(seconds, 3), "ok": not text} if seconds is not None else {}
             echo_json({"type": kind.value, "task": task, "text": self._redact(text), **more})
+        elif kind is EventKind.NOTE:
+            click.echo(f"note: {self._redact(text)}", err=True)
         elif kind is EventKind.END and not text and seconds is not None:
             click.echo(f"{task}: done in {span(seconds)}", err=True)
 

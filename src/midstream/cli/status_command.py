@@ -51,7 +51,7 @@ def status(
     if app and seen and not any(answer["apps"] for answer in seen.values()):
         raise OperatorError(f"the agent has no app {app}", where=aim.where, remedy="midstream deploy brings one")
     if aim.services:
-        _narrow([row for answer in seen.values() for row in answer["apps"]], aim.services)
+        _narrow([row for answer in seen.values() for row in answer["apps"]], aim)
     found = {host: problems(answer) for host, answer in seen.items()}
     _show(aim, seen, found, {row.host: str(row.error.what) for row in answers.failed if row.error}, as_json)
     code = _checked(aim, seen, found) if check else EXIT_OK
@@ -83,11 +83,15 @@ def _checked(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]]) -> int
     return EXIT_DRIFT if lines else EXIT_OK
 
 
-def _narrow(apps: list[dict[str, object]], wanted: tuple[str, ...]) -> None:
+def _narrow(apps: list[dict[str, object]], aim: Aim) -> None:
+    wanted = aim.services
     known = {row["service"] for app in apps for row in _services(app)}
     for name in wanted:
         if name not in known:
-            raise OperatorError(f"no service is called {name}", remedy=f"known: {', '.join(sorted(known)) or 'none'}")
+            stage = f"; stages: {aim.stage}" if aim.stage else ""
+            raise OperatorError(
+                f"no service is called {name}", remedy=f"known: {', '.join(sorted(known)) or 'none'}{stage}"
+            )
     for app in apps:
         app["services"] = [row for row in _services(app) if row["service"] in wanted]
         drift = app.get("drift")

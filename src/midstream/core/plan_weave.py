@@ -115,7 +115,10 @@ class Weave:
             case Part.ASSETS:
                 return any(spec.assets for spec in self.specs.values())
             case Part.MIGRATE:
-                return self._first.migrate is not None
+                migrate = self._first.migrate
+                return migrate is not None and any(
+                    not spec.roles or migrate.role in spec.roles for spec in self.specs.values()
+                )
         return True
 
     def _segment(self, parts: list[Part], following: Part | None, extras: list[_Extra]) -> Iterator[Move]:

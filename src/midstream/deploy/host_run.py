@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.builds import Carry, carries, stretch
@@ -25,6 +25,7 @@ from midstream.errors import HostError, LockedError, MidstreamError
 PIECE_BYTES = 1024 * 1024
 ALONG = "objects along"  # a feature of agents: objects may come with the update
 ALONG_BYTES = 256 * 1024
+WORDS_MAX = 72
 PIECE_S = 600.0  # 2 kB/s; a connection that is dead is noticed long before, by ssh and by the agent's pings
 
 Tell = Callable[[Event], None]
@@ -51,6 +52,7 @@ class HostRun:
     refusal: str = ""  # why it did not take the decision
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: bool | None = None
+    _words: dict[str, str] = field(default_factory=dict)  # step -> the command that it is
 
     def __post_init__(self) -> None:
         self.client.on_notice = self._take
@@ -168,6 +170,7 @@ class HostRun:
         """Runs a hook. Its undo is the agent's from now on, whatever becomes of us. Raises AppError when it failed."""
         if self.state == "open":
             self.state = "changing"
+        self._words[hook.name] = _shown(hook.step.run)
         undo: dict[str, Any] = {}
         if hook.undo is not None:
             undo = {"undo": hook.undo.run, "undo_shell": hook.undo.shell, "undo_timeout_s": hook.undo.timeout_s}
@@ -193,7 +196,9 @@ class HostRun:
 
     async def publish(self) -> None:
         self.state = "changing"
-        self.published = await self._call("deploy.publish")
+        answer = await self._call("deploy.publish")
+        told = answer.get("services") or self.published.get("services", ())  # only the first answer has them
+        self.published = {**answer, "services": told}
         self.proven_s = time.monotonic()
         self.state = "proven"
 
@@ -348,7 +353,16 @@ class HostRun:
         if method == "locked":
             self._hold(params.get("token"))
         elif method == "progress":
-            self.tell(_progress_event(self.name, params))
+            event = _progress_event(self.name, params)
+            if event.kind is EventKind.END and not event.text:
+                event = replace(event, text=self._words.get(event.step, ""))
+            self.tell(event)
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """A command in a line that may stand behind a step's name."""
+    line = " ".join(argv)
+    return line if len(line) <= WORDS_MAX else f"{line[: WORDS_MAX - 1]}…"
 
 
 _STEP_KINDS = {"begin": EventKind.BEGIN, "line": EventKind.LINE, "end": EventKind.END}

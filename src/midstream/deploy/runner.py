@@ -177,7 +177,9 @@ class Deployment:
             works: list[Awaitable[None]] = [self._on_host(perform, move, host) for host in group] if not locking else []
             if locking:
                 works = self._one_lock_after_the_other(perform, move)
-            await self._together(works, patient=locking and not self.order.wait)
+            # What is being handed over when another host fails is not cut where no way back is: the proven ones go on.
+            final = move.call is Call.PUBLISH and self._no_way_back()
+            await self._together(works, patient=final or (locking and not self.order.wait))
         if move.call is Call.OPEN and not move.until:
             self._pick_release()
         elif move.call in (Call.UPDATE, Call.SELECT) and move.until != Part.RELEASE.value:
@@ -526,7 +528,7 @@ class Deployment:
 
     def _why_go_on(self, facts: Facts) -> str:
         """Why hosts that are proven stay on the new release although another one failed; "" where they go back."""
-        if facts.migrated_release and not self._reversible():
+        if facts.irreversible:
             return "its migrations cannot be reversed"
         if isinstance(facts.error, InterruptedDeploy) or all(spec.auto_revert for spec in self.order.specs.values()):
             return ""
@@ -540,6 +542,7 @@ class Deployment:
             kind=self.plan.kind.value,
             before={host.name: host.before for host in self.hosts.values() if host.opened},
             migrated_release=self.release if any(host.migrated for host in self.hosts.values()) else "",
+            irreversible=self._no_way_back(),
             undecided=undecided,
             lease_s=self._lease_s(),
         )
@@ -557,8 +560,10 @@ class Deployment:
         failed = await self._each(hosts, self._commit)
         return tuple(host.name for host in hosts if host.name not in failed)
 
-    def _reversible(self) -> bool:
-        return all(spec.migrate is None or spec.migrate.reversible for spec in self.order.specs.values())
+    def _no_way_back(self) -> bool:
+        """Migrations ran that say `reversible = false`: the old code cannot work with the new schema."""
+        final = any(spec.migrate is not None and not spec.migrate.reversible for spec in self.order.specs.values())
+        return final and any(host.migrated for host in self.hosts.values())
 
     # ------------------------------------------------------------------ what is told
 

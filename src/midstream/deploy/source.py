@@ -271,11 +271,16 @@ class Source:
     def _note_uncommitted(self, sha: str) -> None:
         with contextlib.suppress(_GitFailed):  # a bare repository has no files to be changed
             out = self._run(("status", "--porcelain", "-z")).decode(errors="replace")
-            changed = sum(1 for record in out.split("\0") if record)
-            if changed:
-                files = "1 file" if changed == 1 else f"{changed} files"
+            paths = [record[3:] for record in out.split("\0") if record]
+            if paths:
+                files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
                 self.notes.append(
                     f"{files} in {self.path} changed but not committed: not deployed; what is deployed is {sha[:12]}"
+                )
+            if any(path.rpartition("/")[2] == "midstream.toml" for path in paths):
+                self.notes.append(
+                    "midstream.toml is changed but not committed: its services, builds and hooks count, and are "
+                    "checked, once they are; its stages count now"
                 )
 
     def _has(self, revision: str) -> bool:

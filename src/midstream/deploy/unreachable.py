@@ -16,6 +16,7 @@ from midstream.errors import HostError, MidstreamError, NotAllowedError, Operato
 SSH_FAILED = 255
 MISSING = "midstream-is-not-installed"  # said by the line that `ssh.py` runs at the far end
 NO_AGENT = "no agent answers"
+NOT_INSTALLED = "midstream is not installed on the host, or not where it is looked for"
 _GOES_ON = "whatever runs there goes on running; services do not depend on being reached"
 _LINES_SHOWN = 12
 
@@ -127,8 +128,8 @@ _SSH = (
 _FAR_END = (
     _Case(
         MISSING,
-        "midstream is not installed on the host, or not where it is looked for",
-        "install it: `midstream agent install {host}`",
+        NOT_INSTALLED,
+        "install it: `midstream agent install {host}`, or on all hosts of the stage: `midstream setup STAGE`",
     ),
     _Case(
         r"midstream needs Python|requires? Python 3\.1[1-9]",

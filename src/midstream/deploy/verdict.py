@@ -15,10 +15,10 @@ from midstream.errors import AttentionError, InterruptedDeploy, LockedError, Mid
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All maps: host -> text or error. `before`: the release that was committed when the deploy began, "" for none.
-    `migrated_release`: whose migrations ran, "" for none. `put_back_failed`: hosts that took no way back.
-    `not_closed`: hosts whose lock could not be freed by us. `undecided`: hosts of which the decision is not known.
-    `lost`: hosts that cannot be reached any more. `went_on`: hosts that stay on the new release, and why.
-    `not_undone`: what hooks did and their undo did not take back."""
+    `migrated_release`: whose migrations ran, "" for none; `irreversible`: they say `reversible = false`.
+    `put_back_failed`: hosts that took no way back. `not_closed`: hosts whose lock could not be freed by us.
+    `undecided`: hosts of which the decision is not known. `lost`: hosts that cannot be reached any more.
+    `went_on`: hosts that stay on the new release, and why. `not_undone`: what hooks did and their undo did not take back."""
 
     error: MidstreamError
     host: str
@@ -27,6 +27,7 @@ class Facts:
     before: Mapping[str, str] = field(default_factory=dict)
     serving: Mapping[str, str] = field(default_factory=dict)
     migrated_release: str = ""
+    irreversible: bool = False
     put_back_failed: Mapping[str, MidstreamError] = field(default_factory=dict)
     not_closed: Mapping[str, MidstreamError] = field(default_factory=dict)
     undecided: tuple[str, ...] = ()
@@ -66,7 +67,8 @@ def _serving(facts: Facts) -> str:
     parts = []
     if facts.migrated_release:
         code = sorted({release for release in facts.before.values() if release}) or ["none"]
-        parts.append(f"schema: {facts.migrated_release}, code: {', '.join(code)}")
+        final = " (the migration says `reversible = false`)" if facts.irreversible else ""
+        parts.append(f"schema: {facts.migrated_release}{final}, code: {', '.join(code)}")
     if facts.undecided:
         return "; ".join([*parts, *(_of_undecided(host, facts) for host in facts.before)])
     if facts.serving:
@@ -116,6 +118,8 @@ def _remedy(facts: Facts) -> str:
         return f"look at {', '.join(facts.put_back_failed)} with `midstream status`, then `{command}` again"
     if facts.not_undone:
         return f"undo by hand what {', '.join(facts.not_undone)} could not; then `{command}`"
+    if facts.migrated_release and facts.irreversible:
+        return f"the old code cannot work with the new schema: mend the new code at once, then `{command}`"
     if error.remedy:
         return error.remedy
     if isinstance(error, InterruptedDeploy):

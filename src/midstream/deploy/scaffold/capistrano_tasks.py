@@ -22,13 +22,14 @@ from midstream.deploy.scaffold.foreign import needs_shell
 
 _DEPTH_MAX = 5
 _SUPERVISOR = re.compile(r"\b(?:systemctl|service|monit|supervisorctl|sv|initctl|pm2)\b")
+_UNWATCHED = re.compile(r"(\bmonit\s(?:[^;&|]*\s)?)unmonitor(?=\s)")
 _HARMLESS = frozenset({"info", "puts", "warn", "debug", "p", "next"})
 _BUNDLED = frozenset({"rake", "rails", "sidekiq", "puma", "unicorn", "cap", "whenever"})
 
 
 @dataclass(frozen=True, slots=True)
 class HookDraft:
-    """One `[[hooks]]` table. comment: where it comes from."""
+    """One `[[hooks]]` table. comment: where it comes from. undo: for every way of failing, "" for none."""
 
     when: str
     point: str
@@ -38,6 +39,7 @@ class HookDraft:
     primary: bool = False
     env: tuple[tuple[str, str], ...] = ()
     comment: str = ""
+    undo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,12 @@ def _draft(hook: Hook, point: str, name: str, around: _Around, lines: tuple[str,
     comment = f"{name}, {hook.place}" + ("" if exact else f"; there it was {hook.when} {hook.point}")
     if any(_SUPERVISOR.search(line) for line in lines):
         comment += "; it goes when that process is one of the [services] here"
+    undo = _UNWATCHED.sub(r"\1monitor", lines[0]) if len(lines) == 1 and _UNWATCHED.search(lines[0]) else ""
+    if undo:  # Capistrano leaves it unwatched when a deploy fails between the two tasks
+        comment += "; `undo` has it watched again in every way of failing"
     shell = any(needs_shell(line) for line in lines)
     return HookDraft(
-        hook.when, point, lines, shell, around.roles, around.primary, tuple(sorted(around.env.items())), comment
+        hook.when, point, lines, shell, around.roles, around.primary, tuple(sorted(around.env.items())), comment, undo
     )
 
 

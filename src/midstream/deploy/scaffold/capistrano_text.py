@@ -145,6 +145,8 @@ def _service(service: ServiceDraft, common: Mapping[str, Any]) -> str:
 
 def _hook_keys(hook: HookDraft) -> dict[str, Any]:
     keys: dict[str, Any] = {hook.when: hook.point, "run": list(hook.run) if len(hook.run) > 1 else hook.run[0]}
+    if hook.undo:
+        keys["undo"] = hook.undo
     if hook.shell:
         keys["shell"] = True
     if hook.roles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -148,11 +149,29 @@ def _build(tree: Tree, project: Project, packages: Packages, server: str, databa
 
 def _inside(project: Project, expression: ast.expr) -> str:
     """The path inside the project that an expression such as `BASE_DIR / "a" / "b"` means; "" where it is elsewhere."""
-    parts = [part for text in source.strings(expression) for part in text.split("/")]
+    known = _Defaults().visit(copy.deepcopy(expression))
+    parts = [part for text in source.strings(known) for part in text.split("/")]
     if not parts or parts[0] == "" or ".." in parts or any(not re.fullmatch(r"[\w.-]*", part) for part in parts):
         return ""
     named = [part for part in parts if part not in ("", ".")]
     return project.place("/".join(named)) if named else ""  # "." is the project itself, which is no folder in it
+
+
+class _Defaults(ast.NodeTransformer):
+    """Puts what counts where a variable is not set in the place of asking for it; an absolute path where that is not known."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if source.called(node) not in ("get", "getenv", "config", "env", "str", "path"):
+            return node
+        given = [key.value for key in node.keywords if key.arg == "default"] + node.args[1:2]
+        return given[0] if given else node if source.called(node) == "str" else self._elsewhere(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        return self._elsewhere(node)
+
+    def _elsewhere(self, node: ast.expr) -> ast.AST:
+        return ast.copy_location(ast.Constant("/"), node)
 
 
 def _media(project: Project) -> tuple[str, ...]:

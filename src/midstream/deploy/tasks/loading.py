@@ -29,7 +29,9 @@ def load_tasks(folder: str) -> tuple[Registry, str]:
         return Registry(), ""
     except (OSError, UnicodeDecodeError) as error:
         raise OperatorError(
-            f"cannot be read: {error}", where=path, remedy="look at its permissions, or move it away: it is optional"
+            f"{NAME} cannot be read: {error}",
+            where=path,
+            remedy="look at its permissions, or move it away: it is optional",
         ) from error
     if not _is_ours(text, path):
         return Registry(), f"{path} does not import midstream: it is taken for something else, and not run"
@@ -46,7 +48,7 @@ def _is_ours(text: str, path: str) -> bool:
         if "midstream" not in text:
             return False
         raise OperatorError(
-            f"is no valid Python: {error.msg}",
+            f"{NAME} is no valid Python: {error.msg}",
             where=f"{path}:{error.lineno}",
             detail=(error.text or "").rstrip(),
             remedy="mend that line: python -m py_compile deploy.py",
@@ -96,7 +98,9 @@ def _registry_of(module: types.ModuleType, path: str) -> Registry:
     if len(found) == 1:
         return next(iter(found.values()))
     raise OperatorError(
-        "makes no Registry, and has no tasks(registry)" if not found else f"makes {len(found)} registries",
+        f"{NAME} makes no Registry, and has no tasks(registry)"
+        if not found
+        else f"{NAME} makes {len(found)} registries",
         where=path,
         remedy="registry = Registry(), once, at the top",
     )

@@ -174,6 +174,9 @@ class Performance:
         for line in text.splitlines():
             self._tell(task, phase, EventKind.LINE, line, None)
 
+    def note(self, task: str, phase: str, text: str) -> None:
+        self._tell(task, phase, EventKind.NOTE, text, None)
+
     # -- settings --------------------------------------------------------------------------------------------------
 
     def setting(self, name: str, default: Any, run: TaskRun, missing: object) -> Any:

@@ -33,12 +33,17 @@ class TaskRun:
     # -- hosts -----------------------------------------------------------------------------------------------------
 
     def on(self, selection: Selection = all_hosts, *, at_once: int = 0, pause_s: float = 0.0) -> Hosts:
-        """The hosts that are meant, in the stage's order; none is no error. at_once: see `Hosts`."""
+        """The hosts that are meant, in the stage's order; none is no error, and is told. at_once: see `Hosts`."""
         hosts = [
             RemoteHost(seat, self)
             for seat in self._performance.seats
             if selection.takes(seat.name, seat.spec.roles) and (not self._only or seat.name in self._only)
         ]
+        if not hosts:
+            meant = "/".join((*selection.roles, *selection.names)) or "any"
+            self._performance.note(
+                self.task, self.phase, f"{self.task}: no host here is {meant}: nothing is done there"
+            )
         return Hosts(tuple(hosts), at_once, pause_s)
 
     def primary(self, role: str) -> RemoteHost:
