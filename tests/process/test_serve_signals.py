@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 from tests.process.serving import LIMIT_S, Server, make_release, point, running, wait_for_end_of
 
-from midstream.serve.signals import ALONE, DIALECTS, WORKER, WorkerAct
+from midstream.serve.signals import ALONE, DIALECTS, WORKER, Act, WorkerAct
 
+PAGE = Path(__file__).parents[2] / "SIGNALS.md"
+ENDING = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+# (dialect, signal, whether what is in hand is answered first): of the master, and of a worker that is sent it
 ENDS = [
     ("midstream", "TERM", True),
     ("midstream", "QUIT", True),
@@ -95,6 +99,27 @@ def test_ttin_ttou_and_winch_change_the_number_of_workers(app: Path) -> None:
         server.until("two workers", lambda: len(server.workers()) == 2)
 
 
+@pytest.mark.parametrize("dialect", ["unicorn", "gunicorn"])
+def test_what_does_not_end_it_means_the_same_in_each_dialect(app: Path, dialect: str) -> None:
+    log = app / "access.log"
+    with running(app, "--signals", dialect, "--access-log", str(log)) as server:
+        server.signal(signal.SIGTTIN)
+        server.until("three workers", lambda: len(server.workers()) == 3)
+        server.signal(signal.SIGTTOU)
+        server.until("two workers", lambda: len(server.workers()) == 2)
+        log.rename(app / "access.log.1")
+        server.signal(signal.SIGUSR1)
+        server.until("it is made anew", log.exists)
+        point(app, app / "releases/two")
+        for generation, number in ((2, signal.SIGHUP), (3, signal.SIGUSR2)):
+            server.signal(number)
+            server.line(rf"generation {generation} \(two\): serves")
+        assert server.get().release == "two"
+        server.signal(signal.SIGWINCH)
+        server.until("no worker", lambda: server.workers() == [])
+        assert server.process.poll() is None
+
+
 def test_what_is_added_by_ttin_stays_after_an_upgrade(app: Path) -> None:
     with running(app) as server:
         server.signal(signal.SIGTTIN)
@@ -131,36 +156,37 @@ def test_what_is_for_all_is_nothing_to_one_worker(app: Path) -> None:
                 assert server.get().pid == worker
 
 
-@pytest.mark.parametrize(("dialect", "name"), [("midstream", "TERM"), ("midstream", "INT"), ("unicorn", "TERM")])
-def test_a_worker_that_is_told_to_end_has_a_successor(app: Path, dialect: str, name: str) -> None:
-    """Graceful: it answers what it has."""
-    number = getattr(signal, f"SIG{name}")
-    graceful = WORKER[dialect][number] is WorkerAct.GRACEFUL
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_worker_that_is_told_to_end_has_a_successor(app: Path, dialect: str) -> None:
+    """Graceful: it answers what it has. Quick: it does not."""
     with running(app, "--signals", dialect, "--workers", "1") as server:
-        worker = server.workers()[0]
-        request = Asked(server, app / "go")
-        server.signal(number, worker)
-        server.line(rf"worker 0 \({worker}\) ends, because it was sent a signal")
-        server.until("another worker", lambda: any(pid != worker for pid in server.workers()))
-        if graceful:
-            assert worker in server.workers()
-            request.gate.touch()
-        wait_for_end_of(worker)
-        assert (request.end() == "one") is graceful
-        assert server.get().pid != worker
+        for number in ENDING:
+            [worker] = server.workers()
+            request = Asked(server, app / f"go.{number.name}")
+            server.signal(number, worker)
+            server.line(rf"worker \d+ \({worker}\) ends, because it was sent a signal")
+            server.until("another worker", lambda worker=worker: set(server.workers()) - {worker})
+            graceful = (dialect, number.name.removeprefix("SIG"), True) in ENDS
+            if graceful:
+                assert worker in server.workers()
+                request.gate.touch()
+            wait_for_end_of(worker)
+            assert (request.end() == "one") is graceful
+            server.until("it alone", lambda worker=worker: worker not in server.workers())
+            assert server.get().pid != worker
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT"])
-def test_a_zygote_that_is_told_to_end_is_replaced_first(app: Path, name: str) -> None:
+def test_a_zygote_that_is_told_to_end_is_replaced_first(app: Path) -> None:
     with running(app) as server:
-        before = server.workers()
         point(app, app / "releases/two")  # nobody asked for an upgrade: the committed release comes again
-        server.signal(getattr(signal, f"SIG{name}"), server.zygote())
-        server.line("it is replaced by a fresh one")
-        server.line(r"generation 2 \(one\): serves")
-        server.line("generation 1 .*has drained")
-        assert not set(before) & set(server.left())
-        assert server.get().release == "one"
+        for generation, number in enumerate(ENDING, 1):
+            before, zygote = server.workers(), server.zygote()
+            server.signal(number, zygote)
+            server.line(rf"{number.name} to the zygote {zygote}: it is replaced by a fresh one")
+            server.line(rf"generation {generation + 1} \(one\): serves")
+            server.line(rf"generation {generation} .*has drained")
+            assert not {zygote, *before} & set(server.left())
+            assert server.get().release == "one"
 
 
 def test_other_signals_to_the_zygote_are_passed_on_to_the_master(app: Path) -> None:
@@ -169,12 +195,27 @@ def test_other_signals_to_the_zygote_are_passed_on_to_the_master(app: Path) -> N
         server.until("three workers", lambda: len(server.workers()) == 3)
         server.signal(signal.SIGTTOU, server.zygote())
         server.until("two workers", lambda: len(server.workers()) == 2)
-        server.signal(signal.SIGUSR1, server.zygote())
         point(app, app / "releases/two")
         server.signal(signal.SIGHUP, server.zygote())
         server.line(r"generation 2 \(two\): serves")
+        server.signal(signal.SIGUSR2, server.zygote())
+        server.line(r"generation 3 \(two\): serves")
         server.signal(signal.SIGWINCH, server.zygote())
         server.until("no workers", lambda: server.workers() == [])
+
+
+def test_usr1_to_a_worker_or_the_zygote_opens_what_it_writes_anew(app: Path) -> None:
+    log, errors = app / "access.log", app / "error.log"
+    with running(app, "--workers", "1", "--access-log", str(log), "--error-log", str(errors)) as server:
+        for pid in (server.workers()[0], server.zygote()):
+            for path in (log, errors):
+                path.rename(f"{path}.{pid}")
+            server.signal(signal.SIGUSR1, pid)
+            server.until("both are made anew", lambda: log.exists() and errors.exists())
+            server.get(f"/of-{pid}")
+            server.until("the line is in the new file", lambda pid=pid: f"/of-{pid}" in log.read_text())
+        server.signal(signal.SIGKILL, server.workers()[0])
+        server.until("the zygote writes to the new file", lambda: "was killed by signal KILL" in errors.read_text())
 
 
 def test_a_zygote_without_a_master_obeys_by_itself(app: Path) -> None:
@@ -183,10 +224,16 @@ def test_a_zygote_without_a_master_obeys_by_itself(app: Path) -> None:
         server.signal(signal.SIGKILL)
         server.line("the master is gone")
         request = Asked(server, app / "go")
-        server.signal(signal.SIGUSR2, zygote)
-        server.line("nothing is upgraded while there is no master")
+        before = sorted(server.left())
+        for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGWINCH):
+            mark = server.mark()
+            server.signal(number, zygote)
+            server.line("nothing is upgraded while there is no master", mark)
+        assert sorted(server.left()) == before
         server.signal(signal.SIGTTIN, zygote)
         server.until("three workers", lambda: len(server.left()) == 4)
+        server.signal(signal.SIGTTOU, zygote)
+        server.until("two workers", lambda: len(server.left()) == 3)
         server.signal(signal.SIGTERM, zygote)
         request.gate.touch()
         assert request.end() == "one"
@@ -194,11 +241,65 @@ def test_a_zygote_without_a_master_obeys_by_itself(app: Path) -> None:
         server.until("nothing is left", lambda: server.left() == [])
 
 
+# ---- the page
+
+
+def tables() -> list[dict[str, list[str]]]:
+    """The tables of `midstream serve` in SIGNALS.md, in their order: what stands in the first column (each name for itself;
+    "zygote TERM" where the second column is the signal's), and the other cells. "the same" is the cell to the left."""
+    section = PAGE.read_text(encoding="utf-8").split("\n## midstream serve\n")[1].split("\n## ")[0]
+    found: list[dict[str, list[str]]] = []
+    for text in re.split(r"^\|[-|]+\|$", section, flags=re.MULTILINE)[1:]:
+        found.append(table := {})
+        for line in text.split("\n\n")[0].strip().split("\n"):
+            first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            if first in ("zygote", "worker"):
+                names = [f"{first} {name}" for name in cells.pop(0).split(", ")]
+            else:
+                names = first.split(", ")
+            for at, cell in enumerate(cells):
+                cells[at] = cells[at - 1] if cell == "the same" else cell
+            assert not table.keys() & names
+            table |= dict.fromkeys(names, cells)
+    return found
+
+
+def says(cell: str, act: Act | WorkerAct) -> bool:
+    """Whether the cell begins with it; what follows is more of the same."""
+    return re.match(re.escape(act.value) + r"($|[:,])", cell) is not None
+
+
 def test_signals_md_says_what_the_tables_say() -> None:
-    page = (Path(__file__).parents[2] / "SIGNALS.md").read_text()
-    for table in (*DIALECTS.values(), ALONE):
+    master, others, alone = tables()
+    assert {"KILL", *(number.name[3:] for number in DIALECTS["midstream"])} == master.keys()
+    for column, table in enumerate(DIALECTS.values()):
         for number, act in table.items():
-            assert number.name.removeprefix("SIG") in page and act.value in page
-    for table in WORKER.values():
-        for act in table.values():
-            assert act.value in page
+            assert says(master[number.name[3:]][column], act), (number, act)
+    assert alone.keys() == {number.name[3:] for number in ALONE}
+    for number, act in ALONE.items():
+        assert says(alone[number.name[3:]][0].removeprefix("park: "), act), (number, act)
+    for dialect, table_of_workers in WORKER.items():
+        for number, worker_act in table_of_workers.items():
+            [cell] = others[f"worker {number.name[3:]}"]
+            if cell.startswith("as its dialect says"):
+                assert worker_act.value == DIALECTS[dialect][number].value in cell
+            else:
+                assert says(cell, worker_act), (number, worker_act)
+    names = {f"{who} {name}" for who in ("zygote", "worker") for name in master}
+    assert names == others.keys()
+
+
+def caught(pid: int) -> set[str]:
+    """What a process has handlers for."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(status.split("SigCgt:")[1].split()[0], 16)
+    return {item.name.removeprefix("SIG") for item in signal.Signals if mask >> (item - 1) & 1}
+
+
+def test_the_running_programs_catch_what_the_page_says(app: Path) -> None:
+    master, others, _ = tables()
+    with running(app, "--workers", "1") as server:
+        assert caught(server.pid) == master.keys() - {"KILL"} | {"CHLD"}
+        for who, pid in (("zygote", server.zygote()), ("worker", server.workers()[0])):
+            on_page = {name.split()[1] for name in others if name.startswith(who)}
+            assert caught(pid) - {"CHLD"} == on_page - {"KILL"}
