@@ -5,6 +5,7 @@ Real masters, zygotes and workers, real sockets; the workers are stopped (SIGSTO
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -131,13 +132,12 @@ class Given(serving.Server):
 
     def __init__(self, folder: Path, listener: socket.socket) -> None:
         self._listener = listener
-        words = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))"
-        words += "; os.execv(sys.argv[2], sys.argv[2:])"
+        words = "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 3); os.set_inheritable(fd, fd == 3); "
+        words += "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])"
         program = (sys.executable, "-c", words, str(listener.fileno()), sys.executable, "-m", "midstream")
         super().__init__(folder, ["--chdir", str(folder / "current")], {}, listener.getsockname()[1], program)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        os.set_inheritable(self._listener.fileno(), True)
         process = subprocess.Popen(
             [*self.program, "serve", "app:app", *self._arguments],
             env=self._environment,
@@ -149,6 +149,21 @@ class Given(serving.Server):
         threading.Thread(target=self._read, args=(process,), daemon=True).start()
         return process
 
+    def left_with(self, sock: socket.socket) -> list[int]:
+        """Its processes that have this socket open."""
+        wanted = os.fstat(sock.fileno()).st_ino
+        return [pid for pid in self.left() if wanted in inodes_of(pid)]
+
+
+def inodes_of(pid: int) -> set[int]:
+    """Of what it has open; nothing, once it has ended."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
+    return found
+
 
 def test_a_socket_that_somebody_else_holds_keeps_its_queue(folder: Path) -> None:
     """A .socket unit of systemd: who comes meanwhile is the next server's."""
@@ -158,7 +173,7 @@ def test_a_socket_that_somebody_else_holds_keeps_its_queue(folder: Path) -> None
             server.said("READY=1")
             held = Held(server)
             server.signal(signal.SIGTERM)
-            server.line("drains and ends")
+            server.until("nobody but this test has the socket", lambda: not server.left_with(listener))
             held.let_go()
             with socket.create_connection(("127.0.0.1", server.port), timeout=serving.LIMIT_S):
                 assert server.ends() == 0

@@ -408,6 +408,58 @@ def test_slow_app_does_not_make_clients_late(start: Start) -> None:
     assert busy_one.answer().body == b"slept"
 
 
+# ---- bodies in memory
+
+
+def test_slow_uploads_take_a_bounded_part_of_the_memory(start: Start) -> None:
+    """16 bodies of the largest size that is kept in memory; others go to files, until these are done with."""
+    served = start(body_memory_bytes=100_000)
+    body = os.urandom(100_000)
+    head = f"POST /digest HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    uploads = [served.client() for _ in range(20)]
+    for upload in uploads:
+        upload.send(head + body[:-1])
+        assert upload.sock.fileno() >= 0
+    assert served.until_traffic(in_flight=20)
+    for upload in uploads:
+        upload.send(body[-1:])
+    told = [upload.answer().json() for upload in uploads]
+    assert {each["sha256"] for each in told} == {hashlib.sha256(body).hexdigest()}
+    assert sorted(each["kind"] for each in told) == ["file"] * 4 + ["memory"] * 16
+    again = [upload.post("/digest", body).json()["kind"] for upload in uploads]
+    assert again == ["memory"] * 20
+
+
+@pytest.mark.parametrize("ending", ["cut", "refused", "answered"])
+def test_memory_of_a_body_is_given_back(start: Start, ending: str) -> None:
+    """However a request with a body ends, and more often than there is room for at a time."""
+    served = start(body_memory_bytes=100_000, limit_body_bytes=150_000)
+    for _ in range(20):
+        client = served.client()
+        if ending == "cut":
+            client.send(b"POST /digest HTTP/1.1\r\nHost: t\r\nContent-Length: 99999\r\n\r\n" + b"x" * 50_000)
+        elif ending == "refused":
+            client.send(
+                b"POST /digest HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n15f90\r\n"
+                + b"x" * 90_000
+                + b"!!\r\n"
+            )
+            assert client.answer().status == 400
+        else:
+            assert client.post("/hello", b"x" * 100_000).status == 200
+        client.close()
+    assert served.until_traffic(in_flight=0)
+    assert served.client().post("/digest", b"x" * 100_000).json()["kind"] == "memory"
+
+
+def test_what_comes_behind_a_body_is_the_next_request(client: Client) -> None:
+    body = os.urandom(60_000)
+    head = f"POST /digest HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    client.send((head + body) * 3 + b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+    assert [client.answer().json()["sha256"] for _ in range(3)] == [hashlib.sha256(body).hexdigest()] * 3
+    assert client.answer().body == b"hello"
+
+
 # ---- who the client is
 
 

@@ -10,12 +10,15 @@ import errno
 import io
 import re
 import tempfile
+from collections import deque
 from typing import IO, cast
 
 from midstream.serve.limits import (
+    BODIES_IN_MEMORY,
     CHUNK_LINE_BYTES,
     FRAMING_PER_BODY_BYTE,
     NEVER_TRAILERS,
+    SMALL_BODY_BYTES,
     TRAILER_BYTES,
     Refused,
     exceeded,
@@ -31,38 +34,111 @@ _EXTENSIONS = re.compile(rb"(?:;[\t ]*%b(?:=(?:%b|%b))?)*\Z" % (_TOKEN, _TOKEN, 
 _FIELD = re.compile(rb"(%b):[\t\x20-\x7e\x80-\xff]*\Z" % _TOKEN)  # RFC 9110 5.1, 5.5
 
 
+class Memory:
+    """What the bodies of one worker may take of its memory: each_bytes one, BODIES_IN_MEMORY times that all together, from
+    their beginning until the app is done with them. Small ones are not counted: there are as many as connections."""
+
+    __slots__ = ("_back", "_left_bytes", "each_bytes", "small_bytes")
+
+    def __init__(self, each_bytes: int) -> None:
+        self.each_bytes = each_bytes
+        self.small_bytes = min(each_bytes, SMALL_BODY_BYTES)
+        self._left_bytes = each_bytes * BODIES_IN_MEMORY
+        self._back: deque[int] = deque()  # by app threads, which must not count
+
+    def take(self, size: int) -> bool:
+        """Whether there is so much; from the loop's thread."""
+        while self._back:
+            self._left_bytes += self._back.popleft()
+        if size > self._left_bytes:
+            return False
+        self._left_bytes -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """From any thread."""
+        if size:
+            self._back.append(size)
+
+
+class _InMemory(io.BytesIO):
+    """A body for wsgi.input. Gives its memory back when it is closed, or forgotten."""
+
+    def __init__(self, content: bytes, memory: Memory, taken: int) -> None:
+        super().__init__(content)
+        self._memory = memory
+        self._taken = taken
+
+    def close(self) -> None:
+        taken, self._taken = self._taken, 0
+        self._memory.give_back(taken)
+        super().close()
+
+
 class Body:
-    """memory_bytes: what is kept in memory; more goes to an unnamed file in TMPDIR. limit_bytes: 0: none. Raises Refused
-    413 beyond the limit, 507 when the disk is full, 503 when no file can be made."""
+    """memory: what is kept there; more goes to an unnamed file in TMPDIR. limit_bytes: 0: none. size: by Content-Length,
+    the limit included; -1: not known. Raises Refused 413 beyond the limit, 507 when the disk is full, 503 when no file can
+    be made."""
 
-    __slots__ = ("_file", "_limit_bytes", "_memory", "_memory_bytes", "size")
+    __slots__ = ("_file", "_limit_bytes", "_memory", "_pieces", "_taken", "_whole", "room", "size")
 
-    def __init__(self, memory_bytes: int, limit_bytes: int) -> None:
-        self._memory_bytes = memory_bytes
+    def __init__(self, memory: Memory, limit_bytes: int, size: int = -1) -> None:
+        self._memory = memory
         self._limit_bytes = limit_bytes
-        self._memory: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._taken = 0  # of the memory
         self._file: IO[bytes] | None = None
+        self._whole: _InMemory | None = None  # where the body's size is known: it is read to its place
+        self.room: memoryview | None = None  # what of that is to come
         self.size = 0
+        if memory.small_bytes < size <= memory.each_bytes and memory.take(size):
+            self._whole = _InMemory(bytes(size), memory, size)
+            self.room = self._whole.getbuffer()
+
+    def filled(self, count: int) -> None:
+        """So much was read into `room`."""
+        assert self.room is not None
+        self.size += count
+        self.room = self.room[count:]
 
     def add(self, piece: bytes) -> None:
+        if self.room is not None:
+            self.room[: len(piece)] = piece
+            self.filled(len(piece))
+            return
         self.size += len(piece)
         if self._limit_bytes and self.size > self._limit_bytes:
             raise exceeded("limit_body_bytes")
         if self._file is None:
-            if self.size <= self._memory_bytes:
-                self._memory.append(piece)
+            if self._fits(len(piece)):
+                self._pieces.append(piece)
                 return
             self._to_file()
         self._write(piece)
+
+    def _fits(self, more: int) -> bool:
+        """In memory."""
+        if self.size <= self._memory.small_bytes:
+            return True
+        if self.size > self._memory.each_bytes or not self._memory.take(more):
+            return False
+        self._taken += more
+        return True
 
     def _to_file(self) -> None:
         try:
             self._file = tempfile.TemporaryFile(buffering=0)
         except OSError as error:
             raise _not_stored(error) from error
-        for piece in self._memory:
+        for piece in self._pieces:
             self._write(piece)
-        self._memory.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is in memory."""
+        self._pieces.clear()
+        self._memory.give_back(self._taken)
+        self._taken = 0
 
     def _write(self, piece: bytes) -> None:
         assert self._file is not None
@@ -75,8 +151,16 @@ class Body:
 
     def input(self) -> IO[bytes]:
         """The whole body, at its beginning, for wsgi.input. Whoever takes it closes it."""
+        if self._whole is not None:
+            self.room = None  # else it could not be given away without a copy
+            whole, self._whole = self._whole, None
+            return whole
         if self._file is None:
-            return io.BytesIO(b"".join(self._memory))
+            content = b"".join(self._pieces)
+            if not self._taken:
+                return io.BytesIO(content)
+            taken_bytes, self._taken = self._taken, 0
+            return _InMemory(content, self._memory, taken_bytes)
         taken, self._file = self._file, None
         try:
             taken.seek(0)
@@ -87,7 +171,11 @@ class Body:
 
     def close(self) -> None:
         """When the request is given up before it is complete. Idempotent."""
-        self._memory.clear()
+        self._forget()
+        self.room = None
+        if self._whole is not None:
+            self._whole.close()
+            self._whole = None
         if self._file is not None:
             self._file.close()
             self._file = None

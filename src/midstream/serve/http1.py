@@ -415,7 +415,7 @@ class Connection(asyncio.Protocol):
                 raise Refused(400, "HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != "chunked":
                 raise Refused(501, "of transfer codings only chunked is known")
-        self.body = Body(server.body_memory_bytes, server.limit_body_bytes)
+        self.body = Body(server.body_memory, server.limit_body_bytes, -1 if coding is not None else self.need)
         if coding is not None:
             self.chunks = Chunks(self.body)
 
@@ -453,6 +453,18 @@ class Connection(asyncio.Protocol):
                 self.server.wake(self)  # may be waiting already, when the app ran inline
         else:
             self.deadline_s = time.monotonic() + self.server.body_timeout_s
+
+    def body_read(self, count: int) -> None:
+        """So much of the body is in its place (`Body.room`); nothing was read beyond it."""
+        body = self.body
+        assert body is not None
+        body.filled(count)
+        self.need -= count
+        if self.need:
+            self.deadline_s = time.monotonic() + self.server.body_timeout_s
+            return
+        self._complete(body)
+        self._dispatch()
 
     def _complete(self, body: Body) -> None:
         environ = self.environ

@@ -53,6 +53,8 @@ REASONS: dict[int, str] = {
 }
 
 # What no setting changes.
+BODIES_IN_MEMORY = 16  # times body_memory_bytes: what all bodies of a worker take of its memory; others go to files
+SMALL_BODY_BYTES = 16384  # bodies up to this are not counted in that
 CHUNK_LINE_BYTES = 1024  # a chunk's size with its extensions
 TRAILER_BYTES = 8192  # fields after a chunked body; read and forgotten
 NEVER_TRAILERS = frozenset(

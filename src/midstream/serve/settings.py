@@ -330,7 +330,8 @@ class Settings:
         Kind.SIZE,
         _R,
         "--body-memory",
-        "bytes of a body that are kept in memory; what is longer goes to a file in TMPDIR (WSGI)",
+        "bytes of a body that are kept in memory, and 16 times as many of all bodies of a worker; others go to a file in "
+        "TMPDIR (WSGI)",
     )
 
     # ---- proxy

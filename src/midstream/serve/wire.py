@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from midstream.serve.body import Body
     from midstream.serve.http1 import Connection
 
 _READ_BYTES = 65536
@@ -70,6 +71,10 @@ class Wire:
 
     def read(self) -> None:
         """What there is, if there is anything."""
+        body = self._connection.body
+        if body is not None and body.room is not None:
+            self._read_into(body)
+            return
         try:
             data = os.read(self._fd, _READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -80,9 +85,28 @@ class Wire:
         if data:
             self._connection.data_received(data)
         else:
-            self.pause_reading()  # there is nothing more to wait for, and the kernel would tell it again and again
-            if not self._connection.eof_received():
-                self.close()
+            self._ended()
+
+    def _read_into(self, body: Body) -> None:
+        """A body whose size is known, to its place: without a piece for each read, and without joining them. No reference
+        to that place may be left when the app has the body: it could not be closed."""
+        assert body.room is not None
+        try:
+            count = os.readv(self._fd, (body.room,))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._close(error)
+            return
+        if count:
+            self._connection.body_read(count)
+        else:
+            self._ended()
+
+    def _ended(self) -> None:
+        self.pause_reading()  # there is nothing more to wait for, and the kernel would tell it again and again
+        if not self._connection.eof_received():
+            self.close()
 
     def resume_reading(self) -> None:
         if not self.watched and not self.closing:

@@ -17,6 +17,7 @@ from typing import Any
 
 from midstream.serve.answer_fields import DATE, RELEASE, SERVER
 from midstream.serve.app_threads import AppThreads
+from midstream.serve.body import Memory
 from midstream.serve.connections import Doors, Ending, Sweep
 from midstream.serve.contract import AccessLog, Answered, Cuts, Identity, Listener, Seat, Traffic
 from midstream.serve.environ import Environ, of_peer, template
@@ -87,6 +88,7 @@ class WsgiServer:
         self.limit_header_bytes = settings.limit_header_bytes
         self.limit_body_bytes = settings.limit_body_bytes
         self.body_memory_bytes = settings.body_memory_bytes
+        self.body_memory = Memory(settings.body_memory_bytes)
         self.header_timeout_s = settings.header_timeout_s or float("inf")
         self.body_timeout_s = settings.body_timeout_s or float("inf")
         self.write_timeout_s = settings.write_timeout_s or _FOR_EVER_S
