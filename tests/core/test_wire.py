@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midstream.core import messages
+from midstream.core import messages, wire
 from midstream.core.messages import (
     REPLIES,
     REQUESTS,
@@ -53,6 +53,39 @@ entries = st.builds(
     started_s=st.floats(allow_nan=False, allow_infinity=False),
 )
 values = specs | entries | st.builds(StandingOrder, texts, specs) | st.builds(ListenerSpec, texts, texts)
+
+
+mangled = (
+    st.none() | st.booleans() | numbers | st.floats(allow_nan=False) | texts | st.just([]) | st.just({}) | st.just([{}])
+)
+
+
+@given(values, st.lists(st.integers(min_value=0), max_size=6), mangled, st.sampled_from(["put", "add", "drop"]))
+def test_what_fits_is_decoded_as_it_would_be_step_by_step(value, way, other, deed):
+    """The decoder made for a class takes what the one that names the place takes, and nothing else."""
+    data = json.loads(json.dumps(to_wire(value)))
+    at = data
+    while way and isinstance(at, dict | list) and at:
+        places = list(at) if isinstance(at, dict) else list(range(len(at)))
+        place = places[way.pop(0) % len(places)]
+        if not (way and isinstance(at[place], dict | list) and at[place]):
+            if deed == "drop":
+                del at[place]
+            elif deed == "put" or isinstance(at, list):
+                at[place] = other
+            else:
+                at["more"] = other
+            break
+        at = at[place]
+    try:
+        expected = wire._decode(type(value), data, "")
+    except WireError as error:
+        with pytest.raises(WireError) as refused:
+            from_wire(type(value), data)
+        assert str(refused.value) == str(error)
+    else:
+        found = from_wire(type(value), data)
+        assert found == expected and repr(found) == repr(expected)
 
 
 @given(values)

@@ -2,6 +2,7 @@
 
 Pure and dependency-free, because keeper and agent use it. What comes from another process is never trusted:
 an unknown key, a missing one or a wrong type raises `WireError` with the path of the place.
+What fits is decoded by functions made once for each dataclass; what does not is gone through again, to say where.
 Supported: str, int, float, bool, None, enums, dataclasses, tuple[X, ...], dict[str, X], unions with None.
 """
 
@@ -11,6 +12,7 @@ import dataclasses
 import enum
 import types
 import typing
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -21,19 +23,25 @@ class WireError(ValueError):
     """The value does not fit its type; the text names the path (`services.web.listen[0]`)."""
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def to_wire(value: Any) -> Any:
     """`value` as plain JSON types. Fields that equal their default are left out, so that records stay short."""
+    kind: Any = type(value)
+    if kind in _PLAIN:
+        return value
     if isinstance(value, enum.Enum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         out: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if field.default is not dataclasses.MISSING and item == field.default:
+        for name, default, made in _defaults_of(kind):
+            item = getattr(value, name)
+            if default is not dataclasses.MISSING and item == default:
                 continue
-            if field.default_factory is not dataclasses.MISSING and item == field.default_factory():
+            if made is not dataclasses.MISSING and item == made():
                 continue
-            out[field.name] = to_wire(item)
+            out[name] = to_wire(item)
         return out
     if isinstance(value, tuple | list):
         return [to_wire(item) for item in value]
@@ -42,10 +50,142 @@ def to_wire(value: Any) -> Any:
     return value
 
 
+@cache
+def _defaults_of(kind: Any) -> tuple[tuple[str, Any, Any], ...]:
+    return tuple((field.name, field.default, field.default_factory) for field in dataclasses.fields(kind))
+
+
 def from_wire(kind: type[T], data: Any, path: str = "") -> T:
     """`data` as a `kind`. Raises WireError with the path of the first place that does not fit."""
-    result: T = _decode(kind, data, path)
+    result: T
+    known: Any = kind
+    if dataclasses.is_dataclass(kind):
+        try:
+            result = _dataclass_decoder(known)(data)
+            return result
+        except _Misfit:
+            pass  # below it is said where
+    result = _decode(kind, data, path)
     return result
+
+
+# Decoding what fits
+
+
+class _Misfit(Exception):
+    """Somewhere below something does not fit."""
+
+
+_Decoder = Callable[[Any], Any]
+
+
+def _decoder(kind: Any) -> _Decoder:
+    """Does what `_decode` does. Not cached: `int | str` and `str | int` are equal, and not the same."""
+    origin = get_origin(kind)
+    if kind is Any:
+        return lambda data: data
+    if origin is Union or origin is types.UnionType:
+        return _union_decoder(get_args(kind))
+    if origin is tuple:
+        return _tuple_decoder(get_args(kind))
+    if origin is dict:
+        return _table_decoder(_decoder(get_args(kind)[1]))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _enum_decoder(kind)
+    if dataclasses.is_dataclass(kind):
+        known: Any = kind
+        return lambda data: _dataclass_decoder(known)(data)  # looked up when it is used: they may be recursive
+    return _plain_decoder(kind)
+
+
+def _plain_decoder(kind: Any) -> _Decoder:
+    def decode(data: Any) -> Any:
+        if type(data) is kind:
+            return data
+        try:
+            return _decode_plain(kind, data, "")
+        except WireError:
+            raise _Misfit from None
+
+    return decode
+
+
+def _enum_decoder(kind: Any) -> _Decoder:
+    def decode(data: Any) -> Any:
+        try:
+            return kind(data)
+        except ValueError:
+            raise _Misfit from None
+
+    return decode
+
+
+def _union_decoder(options: tuple[Any, ...]) -> _Decoder:
+    may_be_none = type(None) in options
+    decoders = [_decoder(option) for option in options if option is not type(None)]
+
+    def decode(data: Any) -> Any:
+        if data is None and may_be_none:
+            return None
+        for one in decoders:
+            try:
+                return one(data)
+            except _Misfit:
+                continue
+        raise _Misfit
+
+    return decode
+
+
+def _tuple_decoder(args: tuple[Any, ...]) -> _Decoder:
+    if len(args) == 2 and args[1] is Ellipsis:
+        one = _decoder(args[0])
+
+        def decode_all(data: Any) -> Any:
+            if not isinstance(data, list | tuple):
+                raise _Misfit
+            return tuple([one(item) for item in data])
+
+        return decode_all
+    each = [_decoder(arg) for arg in args]
+
+    def decode_each(data: Any) -> Any:
+        if not isinstance(data, list | tuple) or len(data) != len(each):
+            raise _Misfit
+        return tuple([one(item) for one, item in zip(each, data, strict=True)])
+
+    return decode_each
+
+
+def _table_decoder(one: _Decoder) -> _Decoder:
+    def decode(data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise _Misfit
+        return {str(key): one(item) for key, item in data.items()}
+
+    return decode
+
+
+@cache
+def _dataclass_decoder(kind: Any) -> _Decoder:
+    fields, required = _fields_of(kind)
+    decoders = {name: _decoder(hint) for name, hint in fields.items()}
+
+    def decode(data: Any) -> Any:
+        if not isinstance(data, dict) or not required <= data.keys():
+            raise _Misfit
+        found = {}
+        for key, item in data.items():
+            one = decoders.get(key)
+            if one is None:
+                raise _Misfit
+            found[key] = one(item)
+        return kind(**found)
+
+    return decode
+
+
+# Saying what does not fit
 
 
 @cache
