@@ -84,5 +84,5 @@ def test_deploys_under_a_storm(owner: str, tmp_path: Path) -> None:
     if why := why_no_fleet() or article_capistrano.missing("cap"):
         pytest.skip(why)
     found = article_midstream.replay(owner, DEPLOYS, storm=True, seed=4, keep=tmp_path / "records")
-    assert found.strikes and found.counts and found.counts.jobs > 50
+    assert found.strikes and found.counts and found.counts.jobs > 20
     assert not any(found.faults().values()), f"{found.faults()}, records in {tmp_path}\n{found.counts}\n{found.strikes}"
