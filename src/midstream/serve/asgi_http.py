@@ -54,7 +54,8 @@ class HttpConnection(HttpToolsProtocol):
         self.premises = premises
         self.settings = premises.settings
         self.private = listener.private
-        self.trusts_peer = premises.proxies.trusts(peer)
+        # Who knows the private listener is above us, and says how the health check is asked.
+        self.trusts_peer = listener.private or premises.proxies.trusts(peer)
         self.running: Exchange | None = None  # the request whose answer is on its way
         self.newest: Exchange | None = None  # the request whose body is being read
         self.heard_s = self.idle_since_s = self.head_since_s = self.loop.time()

@@ -60,7 +60,7 @@ def _look(settings: Settings) -> Iterator[Finding]:
     except MidstreamError as error:
         yield _bad(error)
         return
-    if not os.path.islink(settings.chdir):
+    if not source.link:
         yield Finding("note", f"{settings.chdir} is a folder, no symlink: an upgrade loads the same folder again")
     yield from _app(settings, source, account)
     for bind in settings.bind:

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+# Of a release whose virtualenv lacks midstream, or what its server needs.
+REMEDY = "put 'midstream[serve]' of the server's own version into the app's requirements and make its virtualenv anew"
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:

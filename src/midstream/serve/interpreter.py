@@ -21,25 +21,43 @@ VIRTUALENVS = (".venv", "venv")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """folder: resolved. python: absolute. virtualenv: the folder of the one that was found below `folder`, or ""."""
+    """folder: resolved. python: absolute. virtualenv: the folder of the one that was found below `folder`, or "". link: as
+    `release_link`."""
 
     folder: str
     python: str
     virtualenv: str
     release: str
+    link: str = ""
 
 
 def resolve(settings: Settings, former: Source | None = None) -> Source:
     """What there is now. former: what serves; a release without a virtualenv after one with it has failed, for it would
     run on other packages than it was made for. Raises AppError that names the remedy."""
-    folder = os.path.realpath(settings.chdir)
+    link = release_link(settings.chdir)
+    top = os.path.realpath(link or settings.chdir)  # once: it may be moved at this moment
+    folder = os.path.realpath(os.path.join(top, os.path.relpath(settings.chdir, link))) if link else top
     if not os.path.isdir(folder):
         raise AppError(
             f"there is no folder {settings.chdir}" + (f" ({folder})" if folder != settings.chdir else ""),
             remedy="let --chdir name the folder of the release, or the symlink to it",
         )
     python, virtualenv = _interpreter(settings, folder, former)
-    return Source(folder, python, virtualenv, os.path.basename(folder))
+    return Source(folder, python, virtualenv, os.path.basename(top), link)
+
+
+def release_link(chdir: str) -> str:
+    """The symlink that deploys move, "" where there is none: the last in the path (`current` in /srv/shop/current/backend)
+    that leads to a folder of another name. One that keeps the name has only moved a folder elsewhere, as /var/run to /run;
+    it counts where the path ends with it and there is no other."""
+    if os.pardir in chdir.split(os.sep):
+        return ""  # what `..` is behind a symlink is the kernel's to say
+    whole = path = os.path.abspath(chdir)
+    while path != os.sep:
+        if os.path.islink(path) and os.path.basename(os.path.realpath(path)) != os.path.basename(path):
+            return path
+        path = os.path.dirname(path)
+    return whole if os.path.islink(whole) else ""
 
 
 def _interpreter(settings: Settings, folder: str, former: Source | None) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from midstream.errors import HostError, OperatorError
@@ -29,11 +29,18 @@ class Account:
     gid: int | None = None
 
 
-def given(environment: Mapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:
-    """(name, socket) of LISTEN_FDS, when it is meant for this process (sd_listen_fds(3)). Raises OperatorError for one that
-    does not listen."""
+def given(environment: Mapping[str, str], pid: int, warn: Callable[[str], None]) -> list[tuple[str, socket.socket]]:
+    """(name, socket) of LISTEN_FDS, when it is meant for this process (sd_listen_fds(3)); meant for another one, it is warned
+    of: a program between us and whoever passes them. Raises OperatorError for one that does not listen."""
     count = environment.get("LISTEN_FDS", "")
-    if not (count.isascii() and count.isdecimal()) or environment.get("LISTEN_PID", str(pid)) != str(pid):
+    if not (count.isascii() and count.isdecimal()) or not int(count):
+        return []
+    meant_for = environment.get("LISTEN_PID", str(pid))
+    if meant_for != str(pid):
+        warn(
+            f"the sockets of LISTEN_FDS={count} are for process {meant_for} (LISTEN_PID), and this is {pid}: they are left "
+            "alone, and --bind is served; have this program started by exec, without `sh -c` or `uv run` in front"
+        )
         return []
     names = environment.get("LISTEN_FDNAMES", "").split(":")
     found = []

@@ -25,7 +25,7 @@ from midstream.errors import AppError, MidstreamError
 from midstream.serve import application, hooks, signals, titles
 from midstream.serve.board import Board, BoardSeat
 from midstream.serve.channel import Channel, Message
-from midstream.serve.contract import Cuts, Identity, Listener, Server
+from midstream.serve.contract import REMEDY, Cuts, Identity, Listener, Server
 from midstream.serve.hooks import Hooks
 from midstream.serve.orphan import Orphan
 from midstream.serve.say import Voice, open_error_log
@@ -53,9 +53,19 @@ class Birth:
 
 
 def import_server(interface: str) -> type[Any]:
-    """The server's class. Called in the zygote already, so that workers share its memory."""
+    """The server's class. Called in the zygote already, so that workers share its memory. Raises AppError where what it needs
+    is missing: a midstream without its extra `serve`."""
     module, name = _SERVERS[interface]
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    try:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise _without_extra(error) from error
+
+
+def _without_extra(error: ImportError) -> AppError:
+    return AppError(
+        f"the midstream in the release's virtualenv is without `serve`: {error}", where=sys.executable, remedy=REMEDY
+    )
 
 
 def run(birth: Birth) -> NoReturn:
@@ -111,9 +121,10 @@ class _Worker:
         try:
             self.birth.hooks.run("after_fork", self.birth.identity)
             app, interface = self._app()
+            loop_factory = _loop_factory()
         except (MidstreamError, Exception) as error:
             return self._did_not_boot(error)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(self._serve(app, interface))
 
     def _app(self) -> tuple[application.App, str]:
@@ -330,8 +341,8 @@ def _signals_while_booting(dialect: str) -> None:
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
-    except ImportError:
-        raise AppError("uvloop is not installed", remedy="put 'midstream[serve]' into the app's requirements") from None
+    except ImportError as error:
+        raise _without_extra(error) from error
     return uvloop.new_event_loop
 
 

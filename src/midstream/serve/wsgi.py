@@ -253,7 +253,8 @@ class WsgiServer:
 
     def _connection(self, address: Any, listener: Listener) -> Connection:
         base, peer = of_peer(self._bases[listener], address)
-        connection = Connection(self, base, peer, self.proxies.trusts(peer))
+        # Who knows the private listener is above us, and says how the health check is asked.
+        connection = Connection(self, base, peer, listener.private or self.proxies.trusts(peer))
         connection.private = listener.private
         return connection
 

@@ -34,7 +34,7 @@ def run_alone(settings: Settings) -> int:
     OperatorError for listeners that are none, HostError for an address that is in use."""
     open_error_log(settings.error_log)
     notifier = Notifier(os.environ, os.getpid())
-    given = listening.given(os.environ, os.getpid())
+    given = listening.given(os.environ, os.getpid(), Voice(settings.log_level).warning)
     if not given:
         account = listening.Account()
         given = [

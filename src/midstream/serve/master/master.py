@@ -90,7 +90,7 @@ class Master:
         settings = self.settings
         open_error_log(settings.error_log)
         prctl.become_subreaper()  # workers whose zygote was killed become our children
-        given = listening.given(os.environ, os.getpid())
+        given = listening.given(os.environ, os.getpid(), self.voice.warning)
         taken = adopting.take(adopting.wanted_addresses(settings.bind, given), self.account)
         self._open_listeners(given, taken)
         if settings.pid_file:
@@ -280,7 +280,7 @@ class Master:
         if settings.workers != self.settings.workers or self.count == 0:
             self.count = settings.workers
         source = interpreter.resolve(settings, committed.source if committed else None)
-        if committed is not None and source.folder == committed.source.folder and not os.path.islink(settings.chdir):
+        if committed is not None and source.folder == committed.source.folder and not source.link:
             self.voice.warning(
                 f"--chdir {settings.chdir} is a folder, no symlink to one: the upgrade loads the same folder again"
             )

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from midstream.linux.spawn import Launch, Placement, launch, read_report
 from midstream.serve.account import RunAs
 from midstream.serve.channel import Channel, pair
+from midstream.serve.contract import REMEDY
 from midstream.serve.interpreter import Source, environment
 from midstream.serve.settings import Settings
 from midstream.serve.signals import DIALECTS
-
-REMEDY = "put 'midstream[serve]' of the server's own version into the app's requirements and make its virtualenv anew"
 
 # Runs with any Python 3: descriptor 3 is the channel (zygote_under_master.CHANNEL_FD). sys.path[0] is the working folder,
 # the app's: what is named like a module of Python's must not be imported in its place before we are there.
