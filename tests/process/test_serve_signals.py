@@ -120,6 +120,20 @@ def test_what_does_not_end_it_means_the_same_in_each_dialect(app: Path, dialect:
         assert server.process.poll() is None
 
 
+def test_the_last_worker_ends_by_ttou_in_unicorns_dialect_alone(app: Path) -> None:
+    with running(app, "--signals", "unicorn", "--workers", "1") as server:
+        server.signal(signal.SIGTTOU)
+        server.until("no worker", lambda: server.workers() == [])
+        server.signal(signal.SIGTTOU)
+        server.signal(signal.SIGTTIN)
+        server.until("one worker again", lambda: len(server.workers()) == 1)
+        zygote = server.zygote()
+        server.signal(signal.SIGKILL)
+        server.line("the master is gone")
+        server.signal(signal.SIGTTOU, zygote)
+        server.until("no worker, without a master either", lambda: server.left() == [zygote])
+
+
 def test_what_is_added_by_ttin_stays_after_an_upgrade(app: Path) -> None:
     with running(app) as server:
         server.signal(signal.SIGTTIN)
@@ -159,7 +173,7 @@ def test_what_is_for_all_is_nothing_to_one_worker(app: Path) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_worker_that_is_told_to_end_has_a_successor(app: Path, dialect: str) -> None:
     """Graceful: it answers what it has. Quick: it does not."""
-    with running(app, "--signals", dialect, "--workers", "1") as server:
+    with running(app, "--signals", dialect, "--workers", "1", "--graceful-timeout", "300") as server:
         for number in ENDING:
             [worker] = server.workers()
             request = Asked(server, app / f"go.{number.name}")
