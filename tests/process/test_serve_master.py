@@ -43,6 +43,15 @@ def test_it_serves_with_titles_and_the_release_in_each_answer(app: Path) -> None
         assert b"MIDSTREAM_RELEASE=one\0" in Path(f"/proc/{server.zygote()}/environ").read_bytes()
 
 
+def test_without_titles_all_processes_keep_their_command_line(app: Path) -> None:
+    with running(app, "--no-proc-title") as server:
+        point(app, app / "releases/two")
+        assert server.reload().ok
+        for pid in server.left():
+            assert b"midstream serve: " not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert server.get().headers["X-Release"] == "two"
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
 def test_an_upgrade_loads_where_current_leads_now_and_keeps_the_pid(app: Path, number: signal.Signals) -> None:
     with running(app) as server:

@@ -134,6 +134,20 @@ def test_the_last_worker_ends_by_ttou_in_unicorns_dialect_alone(app: Path) -> No
         server.until("no worker, without a master either", lambda: server.left() == [zygote])
 
 
+def test_the_last_worker_ends_by_ttou_in_unicorns_dialect_alone(app: Path) -> None:
+    with running(app, "--signals", "unicorn", "--workers", "1") as server:
+        server.signal(signal.SIGTTOU)
+        server.until("no worker", lambda: server.workers() == [])
+        server.signal(signal.SIGTTOU)
+        server.signal(signal.SIGTTIN)
+        server.until("one worker again", lambda: len(server.workers()) == 1)
+        zygote = server.zygote()
+        server.signal(signal.SIGKILL)
+        server.line("the master is gone")
+        server.signal(signal.SIGTTOU, zygote)
+        server.until("no worker, without a master either", lambda: server.left() == [zygote])
+
+
 def test_what_is_added_by_ttin_stays_after_an_upgrade(app: Path) -> None:
     with running(app) as server:
         server.signal(signal.SIGTTIN)

@@ -301,7 +301,7 @@ class Settings:
         Kind.CHOICE,
         _U,
         "--signals",
-        "what signals mean: our own table, or exactly that of Unicorn or gunicorn (docs/serve.md)",
+        "what signals mean: our own table, or that of Unicorn or gunicorn (SIGNALS.md)",
         choices=("midstream", "unicorn", "gunicorn"),
     )
 
@@ -463,6 +463,13 @@ class Settings:
         gunicorn="pidfile",
     )
     proc_name: str = _is("", Kind.TEXT, _C, "-n --name", "word for the process titles; default: the app")
+    proc_title: bool = _is(
+        True,
+        Kind.FLAG,
+        _C,
+        "--proc-title",
+        "processes are titled with their part, release and generation; --no-proc-title leaves the command line",
+    )
 
     # ---- development
     reload: bool = _is(

@@ -19,7 +19,8 @@ class Act(enum.Enum):
     UPGRADE = "verified upgrade"
     REOPEN = "open the log files anew"
     MORE = "one worker more"
-    FEWER = "one worker less"
+    FEWER = "one worker less"  # at least one stays
+    FEWER_TO_NONE = "one worker less, down to none"
     STOP_WORKERS = "drain the workers, stay"
     PAUSE = "accept nothing, answer what there is"
     RESUME = "accept again"
@@ -44,10 +45,12 @@ _COMMON = {
     signal.SIGWINCH: Act.STOP_WORKERS,
 }
 
-# Unicorn: QUIT is graceful, TERM and INT quick. gunicorn: TERM is graceful, QUIT and INT quick.
+# Unicorn: QUIT is graceful, TERM and INT quick, and TTOU may end the last worker. gunicorn: TERM is graceful, QUIT and INT
+# quick. An upgrade is a verified one in each, and WINCH works on a terminal too (SIGNALS.md has where they differ from them).
 DIALECTS: Mapping[str, Mapping[Signals, Act]] = {
     "midstream": {signal.SIGTERM: Act.GRACEFUL, signal.SIGQUIT: Act.GRACEFUL, signal.SIGINT: Act.QUICK, **_COMMON},
-    "unicorn": {signal.SIGTERM: Act.QUICK, signal.SIGQUIT: Act.GRACEFUL, signal.SIGINT: Act.QUICK, **_COMMON},
+    "unicorn": {signal.SIGTERM: Act.QUICK, signal.SIGQUIT: Act.GRACEFUL, signal.SIGINT: Act.QUICK, **_COMMON}
+    | {signal.SIGTTOU: Act.FEWER_TO_NONE},
     "gunicorn": {signal.SIGTERM: Act.GRACEFUL, signal.SIGQUIT: Act.QUICK, signal.SIGINT: Act.QUICK, **_COMMON},
 }
 

@@ -303,6 +303,8 @@ class _Worker:
             self.access_log.reopen()
 
     def _title(self) -> None:
+        if not self.settings.proc_title:
+            return
         identity = self.birth.identity
         more = "draining" if self.ending else "parked" if self.is_parked else "orphan" if self.line.ended else ""
         role = f"worker {identity.worker}"

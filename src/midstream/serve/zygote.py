@@ -162,7 +162,8 @@ class Zygote:
             )
 
     def title(self, more: str = "") -> None:
-        titles.set_title(titles.title("zygote", self.name, self.release.name, self.release.generation, more))
+        if self.settings.proc_title:
+            titles.set_title(titles.title("zygote", self.name, self.release.name, self.release.generation, more))
 
     # ---- what Above asks for
 

@@ -262,6 +262,8 @@ class _Below:
             self.zygote.stop()
         elif act in (signals.Act.MORE, signals.Act.FEWER):
             self.zygote.count(max(1, self.zygote.crew.count + (1 if act is signals.Act.MORE else -1)))
+        elif act is signals.Act.FEWER_TO_NONE:
+            self.zygote.count(self.zygote.crew.count - 1)
         else:
             self.zygote.voice.warning("nothing is upgraded while there is no master: start one with the same --bind")
 

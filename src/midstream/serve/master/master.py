@@ -376,9 +376,10 @@ class Master:
         self.voice.info(f"{self.committed.name}: serves")
         self.notifier.send("READY=1")
         self.askers.answer(True, f"{self.committed.name} serves")
-        titles.set_title(
-            titles.title("master", self._title_name(), self.committed.source.release, self.committed.number)
-        )
+        if self.settings.proc_title:
+            titles.set_title(
+                titles.title("master", self._title_name(), self.committed.source.release, self.committed.number)
+            )
 
     def _discard(self) -> None:
         """It never accepted from the public: nothing is lost with it."""
@@ -662,6 +663,8 @@ class Master:
                 self._set_count(self.count + 1)
             case Act.FEWER:
                 self._set_count(max(1, self.count - 1))
+            case Act.FEWER_TO_NONE:
+                self._set_count(max(0, self.count - 1))
             case Act.STOP_WORKERS:
                 self._set_count(0)
 
