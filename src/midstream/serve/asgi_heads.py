@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from midstream.serve.limits import Refused, exceeded
 
 _REQUEST_LINE = re.compile(rb"^[!-~]+ [!-~]+ HTTP/([0-9]\.[0-9])\r?$", re.MULTILINE)
-# The parser takes these for RTSP/1.0 alone, but does not say for which protocol it has taken a request.
-_RTSP = {"DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER", "SET_PARAMETER"}
-_RTSP |= {"REDIRECT", "RECORD", "FLUSH"}
 _ONCE = frozenset({b"content-type", b"authorization"})  # given twice, one program takes the first, another the last
 
 
@@ -45,14 +42,13 @@ def judge(
         raise Refused(505, "HTTP/1.1 and HTTP/1.0 are spoken here")
     if method == "CONNECT":
         raise Refused(501, "this is no proxy")
-    if method in _RTSP:
-        raise Refused(501, "the method is none of HTTP's")
     hosts: list[bytes] = []
     size: int | None = 0
     expects = False
     upgrade = b""
     connection: list[bytes] = []
     once: list[bytes] = []
+    encodings: list[bytes] = []
     for name, value in headers:
         if name == b"host":
             hosts.append(value)
@@ -61,7 +57,7 @@ def judge(
             if limit_body_bytes and size > limit_body_bytes:
                 raise exceeded("limit_body_bytes")
         elif name == b"transfer-encoding":
-            _check_encoding(value, version, size)
+            encodings.append(value)
             size = None
         elif name == b"expect":
             if version == "1.1" and any(word.strip() != b"100-continue" for word in value.lower().split(b",")):
@@ -75,6 +71,8 @@ def judge(
             if name in once:
                 raise Refused(400, f"{name.decode().title()} is given twice")
             once.append(name)
+    if encodings:
+        _check_encoding(encodings, version)
     _check_host(hosts, version, host_allowed)
     websocket = upgrade == b"websocket" and b"upgrade" in connection and version == "1.1"
     if websocket and size != 0:
@@ -111,10 +109,10 @@ def split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes]:
     return b"/" + path, query, host
 
 
-def _check_encoding(value: bytes, version: str, size: int | None) -> None:
-    if version == "1.0" or size is None:
+def _check_encoding(values: list[bytes], version: str) -> None:
+    if version == "1.0" or len(values) > 1:
         raise Refused(400, "this Transfer-Encoding is not allowed")
-    if value.strip().lower() != b"chunked":
+    if values[0].strip().lower() != b"chunked":
         raise Refused(501, "chunked is the only Transfer-Encoding here")
 
 

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from midstream.serve.asgi_answer import Exchange
 from midstream.serve.asgi_heads import Verdict, judge, misread, split_target
+from midstream.serve.asgi_outline import Outline
 from midstream.serve.connections import NEVER
 from midstream.serve.contract import Answered, Listener
 from midstream.serve.limits import (
@@ -59,6 +60,7 @@ class HttpConnection(HttpToolsProtocol):
         self.running: Exchange | None = None  # the request whose answer is on its way
         self.newest: Exchange | None = None  # the request whose body is being read
         self.heard_s = self.idle_since_s = self.head_since_s = self.loop.time()
+        self.outline = Outline()
         self.held = b""  # came ahead, and is parsed when more of what came before it is answered
         self.websocket: WebSocketConnection | None = None  # what it has become
         self.in_head = False
@@ -159,11 +161,28 @@ class HttpConnection(HttpToolsProtocol):
                 self.held = data
                 self.flow.pause_reading()
                 return
-            piece = data if self._body_is_coming() else data[:PIECE_BYTES]
-            data = data[len(piece) :]
+            left, most = self._body_left(), len(data) if self._body_is_coming() else PIECE_BYTES
+            end = self.outline.cut(data, left, most)
+            piece, data = (data, b"") if end >= len(data) else (data[:end], data[end:])
             self._parse_piece(piece)
         if self.websocket is not None and data:
             self.websocket.data_received(data)
+
+    def _body_left(self) -> int:
+        """Bytes of a body by Content-Length that are to come."""
+        newest = self.newest
+        return (self.verdict.body_size or 0) - newest.body_bytes if newest is not None and newest.more_body else 0
+
+    def _look(self, piece: bytes) -> None:
+        """At what the parser would not mind. Raises Refused."""
+        begins = not (self.in_head or self._body_is_coming())
+        if (begins and not self.is_last) or self.in_head:
+            try:
+                self.outline.look(piece, begins=begins)
+            except Refused:
+                if begins:
+                    self.on_message_begin()
+                raise
 
     def _parse_held(self) -> None:
         held, self.held = self.held, b""
@@ -182,7 +201,10 @@ class HttpConnection(HttpToolsProtocol):
     def _parse_piece(self, data: bytes) -> None:
         head, newest, body_bytes = (self.heads if self.in_head else 0), self.newest, self._body_bytes()
         try:
+            self._look(data)
             self._feed(data)
+        except Refused as refused:
+            self.refuse(refused)
         except httptools.HttpParserError as error:
             self._cannot_parse(data, error)
         if self.in_head and head == self.heads:
