@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import pwd
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.process.serving import LIMIT_S, Server, make_release, point, running
+from tests.process.test_serve_signals import Asked
 
 
 @pytest.fixture
@@ -251,17 +253,41 @@ def test_alone_a_signal_for_an_upgrade_is_the_agents(app: Path) -> None:
     agent.settimeout(LIMIT_S)
     environment = {**ALONE, "MIDSTREAM_APP": "shop", "MIDSTREAM_AGENT_SOCKET": str(app / "agent.sock")}
     with contextlib.closing(agent), given(app, ["http"], environment=environment) as (_, server):
-        server.signal(signal.SIGUSR2)
-        connection, _address = agent.accept()
-        with connection, connection.makefile("rw") as lines:
-            import json
-
-            call = json.loads(lines.readline())
-            assert (call["method"], call["params"]) == ("restart", {"app": "shop", "services": ["web"]})
-            lines.write('{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"web is held"}}\n')
-            lines.flush()
-            server.line("the agent refused the handover: web is held")
+        for number in (signal.SIGUSR2, signal.SIGHUP):
+            mark = server.mark()
+            server.signal(number)
+            connection, _address = agent.accept()
+            with connection, connection.makefile("rw") as lines:
+                call = json.loads(lines.readline())
+                assert (call["method"], call["params"]) == ("restart", {"app": "shop", "services": ["web"]})
+                lines.write('{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":"web is held"}}\n')
+                lines.flush()
+                server.line("the agent refused the handover: web is held", mark)
         assert server.process.poll() is None
+
+
+@pytest.mark.parametrize(("number", "graceful"), [(signal.SIGQUIT, True), (signal.SIGINT, False)])
+def test_alone_quit_answers_what_is_in_hand_and_int_does_not(app: Path, number: signal.Signals, graceful: bool) -> None:
+    """And before that TTOU is nothing, USR1 opens the logs anew."""
+    log = app / "access.log"
+    arguments = ("--access-log", str(log), "--graceful-timeout", "300")
+    with given(app, ["http"], *arguments, environment=ALONE) as (how, server):
+        before = sorted(server.left())
+        log.rename(app / "access.log.1")
+        server.signal(signal.SIGTTOU)
+        server.signal(signal.SIGUSR1)
+        server.until("it is made anew", log.exists)
+        assert how.get(0).startswith("one ")
+        assert sorted(server.left()) == before
+        request = Asked(server, app / "go")
+        server.signal(number)
+        server.said("STOPPING=1")
+        if graceful:
+            assert server.process.poll() is None
+            request.gate.touch()
+        assert server.ends() == 0
+        assert (request.end() == "one") is graceful
+        assert server.left() == []
 
 
 def test_alone_a_release_that_does_not_boot_ends_with_status_1_and_says_why(app: Path) -> None:

@@ -135,16 +135,20 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def refused(server: Server, words: str) -> str:
-    """An upgrade fails, says so everywhere, and what served goes on serving with the same processes."""
-    before = server.workers()
-    told = len(server.told)
-    mark = server.mark()
-    answer = server.reload()
-    assert not answer.ok
-    server.line("upgrade failed", mark)
-    server.said("STATUS=serving good .*the last upgrade failed", told)
-    assert server.workers() == before
-    assert server.get().release == "good"
+    """An upgrade fails, says so everywhere, and what served goes on serving with the same processes: no request fails."""
+    with Load(server.port) as load:
+        before = server.workers()
+        told = len(server.told)
+        mark = server.mark()
+        load.more_answers(2)
+        answer = server.reload()
+        assert not answer.ok
+        server.line("upgrade failed", mark)
+        server.said("STATUS=serving good .*the last upgrade failed", told)
+        assert server.workers() == before
+        assert server.get().release == "good"
+        load.more_answers(4)
+    assert load.failed == []
     import re
 
     assert re.search(words, answer.text), answer.text
