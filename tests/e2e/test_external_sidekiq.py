@@ -57,7 +57,7 @@ def batch(machine: Machine) -> Iterator[Batch]:
         config = (
             f'app = "shop"\ndeploy_to = "{project.deploy_to}"\n[[holds]]\nsupervisor = "monit"\nservice = "sidekiq"\n'
             f'from = "after check"\nto = "after finishing"\ncontrol = "{monit.control}"\nquiet = "TSTP"\n'
-            'quiet_timeout = "20s"\nmin_uptime = "4s"\n'
+            'quiet_timeout = "60s"\nmin_uptime = "4s"\n'
         )
         project.commit("first", config=config, jobs_dot_rb=SIDEKIQ_JOBS, misbehave="no")
         monit.start()

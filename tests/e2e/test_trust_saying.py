@@ -7,8 +7,9 @@ import json
 import os
 import sqlite3
 import stat
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,45 @@ def shop(machine: GuardedMachine) -> OwnedProject:
     return project
 
 
-def _speak(path: str, words: str) -> str:
-    """A program that sends one datagram, and tells how that went."""
-    return (
-        "import os, socket\n"
-        "try:\n"
-        "    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:\n"
-        f"        s.sendto({words.encode()!r}, {path!r})\n"
-        "    print('sent')\n"
-        "except OSError as error:\n    print(type(error).__name__)\n"
-    )
+_SPEAK = """
+import socket, sys
+print("ready", flush=True)
+path = sys.stdin.readline().strip()
+try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.sendto(sys.argv[1].encode(), path)
+    print("sent", flush=True)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+sys.stdin.read()  # alive while it is judged, as any attacker would be; a sender that is gone is judged by its uid
+"""
+
+
+@contextlib.contextmanager
+def _speaker(person: Person, words: str) -> Iterator[Callable[[str], str]]:
+    """Call the value with the path of a socket: the words are sent there, and how that went is the answer. The program is
+    there already: who is proven has only so much time."""
+    with subprocess.Popen(
+        ["python3", "-c", _SPEAK, words],
+        cwd=person.home,
+        env=person.machine.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        user=person.uid,
+        group=person.gid,
+        extra_groups=[],
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        told, heard = process.stdin, process.stdout
+        assert heard.readline() == "ready\n"
+
+        def say(path: str) -> str:
+            told.write(path + "\n")
+            told.flush()
+            return heard.readline().strip()
+
+        yield say
 
 
 WAITER = "import os, time; print('waiting', os.environ['NOTIFY_SOCKET'], flush=True); time.sleep(3600)"
@@ -56,7 +86,7 @@ SLOW = {
     "command": [PYTHON, "-c", WAITER],
     "ready": "notify",
     "handover": "replace",
-    "start_timeout_s": 10.0,  # two programs of others speak within it
+    "start_timeout_s": 6.0,  # others speak within it
     "stop_timeout_s": 1.0,
     "listen": [],
     "health": None,
@@ -75,28 +105,29 @@ def test_ready_said_by_others_is_not_believed(shop: OwnedProject, machine: Guard
     """By another user, who cannot send; by another process of the same user, who is refused. The deploy fails, as the
     service never said it. Its own word counts (the service `web` of the other tests is ready that way)."""
     heard: list[str] = []
-
-    def tell() -> None:
-        services = [item["service"] for item in machine.app()["services"]]
-        pids = [item["pid"] for item in machine.instances("slow") if item["pid"]] if "slow" in services else []
-        path = _notify_socket(pids[0]) if pids and not heard else ""
-        if not path:
-            return
-        stranger = Person("games", machine)
-        heard.append(stranger.run("python3", "-c", _speak(path, "READY=1")).out.strip())
-        # Alive while it is judged, as any attacker would be; a sender that is gone is judged by its uid.
-        living = _speak(path, f"READY=1\nMAINPID={os.getpid()}") + "import time; time.sleep(3)\n"
-        heard.append(shop.person.run("python3", "-c", living).out.strip())
-
-    def change(spec: dict[str, Any]) -> None:
-        spec["services"]["slow"] = SLOW | {"name": "slow"}
-
-    with pytest.raises(MidstreamError) as refused:
-        _publish(shop, change, tell)
+    with contextlib.ExitStack() as stack:
+        stranger = stack.enter_context(_speaker(Person("games", machine), "READY=1"))
+        another = stack.enter_context(_speaker(shop.person, f"READY=1\nMAINPID={os.getpid()}"))
+        with pytest.raises(MidstreamError) as refused:
+            _publish(shop, _with_slow, lambda: _tell(machine, heard, (stranger, another)))
     assert heard == ["PermissionError", "sent"]
     assert "READY=1" in refused.value.what
     assert machine.settled() or machine.service("slow")["state"] in ("stopped", "failed")
     assert "is not of this instance" in shop.cli("why", "slow").out
+
+
+def _tell(machine: GuardedMachine, heard: list[str], speakers: Sequence[Callable[[str], str]]) -> None:
+    """Once, as soon as there is somebody to speak for."""
+    if heard:
+        return
+    services = [item["service"] for item in machine.app()["services"]]
+    pids = [item["pid"] for item in machine.instances("slow") if item["pid"]] if "slow" in services else []
+    if path := _notify_socket(pids[0]) if pids else "":
+        heard += [say(path) for say in speakers]
+
+
+def _with_slow(spec: dict[str, Any]) -> None:
+    spec["services"]["slow"] = SLOW | {"name": "slow"}
 
 
 def _publish(shop: OwnedProject, change: Any, tell: Any) -> None:
