@@ -158,6 +158,21 @@ def test_a_deploy_that_was_put_back_is_over_for_its_calls(project: Project, mach
         machine.call("deploy.publish", deploy_id=deploy_id, token=token)
 
 
+def test_a_deploy_that_was_put_back_is_over_for_good_when_another_came_after_it(
+    project: Project, machine: Machine
+) -> None:
+    """`midstream resume` of it would take the later release back."""
+    project.deployed()
+    project.misbehave("exit")
+    assert project.deploy().code == 1
+    deploy_id, _ = last_deploy(machine)
+    project.misbehave("")
+    later = project.deployed()
+    with pytest.raises(LockedError, match=f"is over: it was put back, and release {later} has come after it"):
+        machine.call("deploy.open", **opening(project, deploy_id))
+    assert machine.app()["release"] == later and machine.app()["deploy"] is None
+
+
 # -- what a deploy removed -------------------------------------------------------------------------------------------
 
 

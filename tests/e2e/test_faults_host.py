@@ -56,6 +56,45 @@ def test_killed_deployer_leaves_a_lease_that_runs_out(project: Project, machine:
     project.deployed()
 
 
+@pytest.mark.parametrize("rerun", [True, False], ids=["rerun", "as it is"])
+def test_a_migration_whose_end_nobody_saw_is_run_again_only_where_that_was_said(
+    project: Project, machine: Machine, rerun: bool
+) -> None:
+    """Its process and the keeper die while the agent looks away."""
+    good = project.deployed()
+    gate, runs = machine.root / "gate", machine.root / "runs"
+    os.mkfifo(gate)
+    runs.touch()
+    migrate = f'run = "echo run >> {runs}; exec cat {gate}"\nshell = true\nrerun = {str(rerun).lower()}\n'
+    project.commit("a migration", config=project.config(tail="[migrate]\n" + migrate))
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
+    wait_for("the migration to run", lambda: runs.read_text())
+    agent, keeper = machine.agent_pid, machine.keeper_pid
+    command = b"cat\x00" + os.fsencode(gate)
+
+    def migrations() -> list[int]:
+        return [pid for pid in machine.left_over() if command in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    [migration] = wait_for("its command", migrations)
+    os.kill(agent, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    os.kill(migration, signal.SIGKILL)
+    # While it is a zombie its exit status can be read.
+    wait_for("the migration to be gone", lambda: not Path(f"/proc/{migration}").exists())
+    os.kill(agent, signal.SIGCONT)
+    if rerun:
+        wait_for("the migration to run again", lambda: runs.read_text().count("run") == 2)
+        with gate.open("w") as opened:
+            opened.write("go\n")
+    out, _ = deployer.communicate(timeout=60)
+    assert deployer.returncode == (0 if rerun else 5), out
+    if not rerun:
+        assert "is unknown: its process was lost" in out, out
+        assert "`[migrate] rerun = true`" in out
+        assert machine.app()["release"] == good
+    assert runs.read_text().count("run") == 1 + rerun
+
+
 def test_interrupted_deploy_puts_back_and_exits_130(project: Project, machine: Machine) -> None:
     good = project.deployed()
     before = (project.folder / "midstream.toml").read_text()

@@ -133,21 +133,26 @@ class Deploys:
 
     def _committed_before(self, peer: Peer, deploy_id: str) -> Work | None:
         """A deploy that was committed and is over, as long as what it committed still stands. To begin it anew would
-        empty the folder that its processes run from; one that was put back may be made anew (`midstream resume`)."""
+        empty the folder that its processes run from. One that was put back may be made anew (`midstream resume`), unless
+        others have deployed since: their release would be taken back."""
         intent = self.host.store.intent(deploy_id)
-        if intent is None or intent.ended != "committed":
+        if intent is None or intent.ended not in ("committed", "reverted"):
             return None
         app = self.host.apps.get(intent.app)
         spec = self._spec_for(intent)
         if app is None or spec is None:
             return None
         accounts.require_owner(peer, app.owner_uid, self.host.uid, app.app)
-        if app.release != intent.release:
+        was_committed = intent.ended == "committed"
+        if app.release != intent.release and (was_committed or app.release != intent.previous):
+            how = "committed" if was_committed else "put back"
             raise LockedError(
-                f"deploy {deploy_id} is over: it was committed, and release {app.release} has come after it",
+                f"deploy {deploy_id} is over: it was {how}, and release {app.release} has come after it",
                 serving=f"release {app.release}",
                 remedy="begin a new one: midstream deploy",
             )
+        if not was_committed:
+            return None
         return Work(self.host, replace(intent, state=IntentState.COMMITTED), spec, over=True)
 
     def _begin(self, peer: Peer, asked: Opening, spec: AppSpec, owner_uid: int) -> Work:

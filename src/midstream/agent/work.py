@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -346,7 +346,7 @@ class Work:
         on_end: Callable[[Outcome], None] = lambda outcome: None,
     ) -> Outcome:
         """A build step, migration or hook. One that an earlier agent began is found and waited for; one whose end nobody
-        knows is run again only if it `may_rerun`, else its outcome is `lost`."""
+        knows is run again, once, only if it `may_rerun`, else its outcome is `lost`."""
         last = self.host.one_shots.last_attempt(self.intent.app, service, self.intent.number, slot)
         begun = self.intent.steps.get(label) == "begun-before"
         if last is not None and last.state is not ProcessState.LOST:
@@ -360,13 +360,20 @@ class Work:
             self.app.owner_uid,
             os.environ.get("PATH", os.defpath),
         )
-        spec = command_spec(record, step, key, place, self.host.uid)
-        return await self.host.one_shots.run(
-            spec,
-            timeout_s=step.timeout_s,
-            on_line=lambda line: self.tell(label, "line", line=line),
-            on_end=on_end,
-        )
+
+        def run(key: SpawnKey) -> Awaitable[Outcome]:
+            return self.host.one_shots.run(
+                command_spec(record, step, key, place, self.host.uid),
+                timeout_s=step.timeout_s,
+                on_line=lambda line: self.tell(label, "line", line=line),
+                on_end=on_end,
+            )
+
+        outcome = await run(key)
+        if outcome.lost and may_rerun:
+            self.tell(label, "line", line="its process was lost, nobody knows how it ended: it is run once more")
+            outcome = await run(self._next_key(service, slot))
+        return outcome
 
     def command_failed(self, label: str, step: CommandStep, outcome: Outcome) -> AppError:
         command = " ".join(step.run)
