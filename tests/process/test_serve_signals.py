@@ -134,20 +134,6 @@ def test_the_last_worker_ends_by_ttou_in_unicorns_dialect_alone(app: Path) -> No
         server.until("no worker, without a master either", lambda: server.left() == [zygote])
 
 
-def test_the_last_worker_ends_by_ttou_in_unicorns_dialect_alone(app: Path) -> None:
-    with running(app, "--signals", "unicorn", "--workers", "1") as server:
-        server.signal(signal.SIGTTOU)
-        server.until("no worker", lambda: server.workers() == [])
-        server.signal(signal.SIGTTOU)
-        server.signal(signal.SIGTTIN)
-        server.until("one worker again", lambda: len(server.workers()) == 1)
-        zygote = server.zygote()
-        server.signal(signal.SIGKILL)
-        server.line("the master is gone")
-        server.signal(signal.SIGTTOU, zygote)
-        server.until("no worker, without a master either", lambda: server.left() == [zygote])
-
-
 def test_what_is_added_by_ttin_stays_after_an_upgrade(app: Path) -> None:
     with running(app) as server:
         server.signal(signal.SIGTTIN)
@@ -274,7 +260,7 @@ def test_a_zygote_without_a_master_obeys_by_itself(app: Path) -> None:
 
 def tables() -> list[dict[str, list[str]]]:
     """The tables of `midstream serve` in SIGNALS.md, in their order: what stands in the first column (each name for itself;
-    "zygote TERM" where the second column is the signal's), and the other cells. "the same" is the cell to the left."""
+    "zygote TERM" where the second column is the signal's), and the other cells. "the same" is the first of them."""
     section = PAGE.read_text(encoding="utf-8").split("\n## midstream serve\n")[1].split("\n## ")[0]
     found: list[dict[str, list[str]]] = []
     for text in re.split(r"^\|[-|]+\|$", section, flags=re.MULTILINE)[1:]:
@@ -286,7 +272,7 @@ def tables() -> list[dict[str, list[str]]]:
             else:
                 names = first.split(", ")
             for at, cell in enumerate(cells):
-                cells[at] = cells[at - 1] if cell == "the same" else cell
+                cells[at] = cells[0] if cell == "the same" else cell
             assert not table.keys() & names
             table |= dict.fromkeys(names, cells)
     return found
