@@ -107,6 +107,7 @@ class Doors:
         """What waits on the public listeners now: when the last process that has them closes them, the kernel resets it.
         As long as more comes it goes on, up to a bound. Each is taken in a turn of its own: inline that may call the app."""
         for listener in self._listeners:
+            listener.sock.setblocking(False)  # as in `ease`
             while not listener.private and len(self._rest) < _REST_MOST:
                 try:
                     fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # what accept() calls
@@ -323,6 +324,9 @@ class Ending:
         self._over = asyncio.Event()
         self._cut: set[Any] = set()
         self._idle_closed = 0
+
+    def linger_less(self, linger_s: float) -> None:
+        self._linger_until_s = min(self._linger_until_s, time.monotonic() + linger_s)
 
     async def wait(self) -> Cuts:
         """Until the last connection is closed."""

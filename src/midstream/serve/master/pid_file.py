@@ -10,10 +10,14 @@ def write(path: str) -> None:
     beside = f"{path}.{os.getpid()}"
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, f"{os.getpid()}\n".encode())
-    finally:
-        os.close(fd)
-    os.rename(beside, path)
+        try:
+            os.write(fd, f"{os.getpid()}\n".encode())
+        finally:
+            os.close(fd)
+        os.rename(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
 
 
 def remove(path: str) -> None:
