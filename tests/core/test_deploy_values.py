@@ -15,7 +15,7 @@ from midstream.cli.places import places, socket_to_ask
 from midstream.cli.status_view import problems, status_text
 from midstream.core.names import is_release
 from midstream.deploy.events import Event, EventKind
-from midstream.deploy.record import ENDED, Memo, Record, last_memo, memo_of
+from midstream.deploy.record import ENDED, UNTOUCHED, Memo, Record, last_memo, memo_of
 from midstream.deploy.redact import Redactor
 from midstream.deploy.verdict import Facts, judge
 from midstream.errors import AppError, AttentionError, HostError, InterruptedDeploy, LockedError, OperatorError
@@ -218,6 +218,24 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: 
     record.event(Event(EventKind.STATE, text="opened"))
     record.close()
     assert len(said) == 1
+
+
+def test_a_deploy_that_was_refused_hides_no_unfinished_one(tmp_path: Path) -> None:
+    """A deployer is killed, the next deploy is refused because of it: `midstream resume` means the first."""
+    killed = Record(str(tmp_path), memo("20261121T190501-aa"), print)
+    killed.begin()
+    killed.event(Event(EventKind.STATE, text="publishing", release=R1))
+    killed.close()
+    refused = Record(str(tmp_path), memo("20261121T190502-bb"), print)
+    refused.begin()
+    refused.ended(UNTOUCHED)
+    found = last_memo(str(tmp_path), "shop", "production")
+    assert found is not None and found.deploy_id == killed.memo.deploy_id
+    done = Record(str(tmp_path), memo("20261121T190503-cc"), print)
+    done.begin()
+    done.ended(ENDED[0])
+    found = last_memo(str(tmp_path), "shop", "production")
+    assert found is not None and found.state in ENDED, "what came after it and went through has settled it"
 
 
 def test_other_apps_and_spoilt_records_are_passed_over(tmp_path: Path) -> None:

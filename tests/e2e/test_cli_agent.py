@@ -125,10 +125,11 @@ def test_resume_waits_for_another_deploy(project: Project, machine: Machine) -> 
         spec = to_wire(AppSpec("shop", str(project.deploy_to), "/repo", "production"))
         asked = {"deploy_id": "other", "spec": spec, "kind": "deploy", "user": "bob"}
         token = client.call("deploy.open", until="check", **asked)["token"]
+        memo = max(machine.root.rglob("deploys/*.log"))
+        assert project.deploy().code == 4, "and that this one was refused hides nothing from `resume`"
         refused = project.cli("resume")
         assert refused.code == 4 and "bob" in refused.text, refused.text
         waiting = machine.spawn_cli("resume", "--wait", cwd=project.folder)
-        memo = max(machine.root.rglob("deploys/*.log"))
         wait_for("resume to have begun", lambda: is_held(memo))
         client.call("deploy.finish", deploy_id="other", token=token, outcome="failed")
     out = waiting.communicate(timeout=60)[0]
@@ -146,6 +147,7 @@ def is_held(path: Path) -> bool:
     return False
 
 
+@pytest.mark.parametrize("machine", ["15"], indirect=True, ids=["a long lease"])
 def test_an_agent_killed_in_the_handover_is_attached_to_again(project: Project, machine: Machine) -> None:
     old = project.deployed()
     _, gate = gated(project, machine)

@@ -29,7 +29,7 @@ from midstream.deploy.catching_up import CatchingUp
 from midstream.deploy.client import AgentClient
 from midstream.deploy.events import Event, HostOutcome, Outcome
 from midstream.deploy.order import Order, Pack, Target
-from midstream.deploy.record import Memo, Record, new_deploy_id
+from midstream.deploy.record import UNTOUCHED, Memo, Record, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.tasks.book import TaskBook
 from midstream.deploy.transport import Host, LocalHost
@@ -196,15 +196,15 @@ def perform(order: Order, project: Project, show: Show, *, socket: str = "", res
         if resumed:  # what was begun is still unfinished
             record.close()
         else:
-            record.ended("reverted")
+            record.ended(UNTOUCHED)
         raise _with_log(error, record) from None
     except BaseException:
         out.close()
         raise
     finally:
         asking.restore()
-    if resumed and all(host.state == "untouched" for host in outcome.hosts):
-        record.keep("refused")  # nothing was done: what was begun is still unfinished
+    if all(host.state == "untouched" for host in outcome.hosts):
+        record.keep("refused" if resumed else UNTOUCHED)  # nothing was done: what was begun is still unfinished
     return _conclude(outcome, redact, record, report, notices)
 
 

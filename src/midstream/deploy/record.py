@@ -23,12 +23,13 @@ from midstream.errors import LockedError
 
 KEPT = 50  # records; older ones are removed
 
-ENDED = ("finished", "reverted")
+UNTOUCHED = "untouched"  # it was refused, or reached no host: what was unfinished before it still is
+ENDED = ("finished", "reverted", UNTOUCHED)
 
 
 @dataclass(frozen=True, slots=True)
 class Memo:
-    """What is known of a deploy after its deployer died. `state`: the runner's, or reverted/finished: it is over."""
+    """What is known of a deploy after its deployer died. `state`: the runner's, or one of ENDED: it is over."""
 
     deploy_id: str
     kind: str
@@ -178,10 +179,10 @@ def _seconds(event: Event) -> str:
 
 
 def last_memo(folder: str, app: str, stage: str = "") -> Memo | None:
-    """The newest memo of that app (and stage), whatever became of it; None where there is none."""
+    """The newest memo of that app (and stage) that did anything; None where there is none."""
     for name in sorted(_names(folder), reverse=True):
         memo = _read(os.path.join(folder, name))
-        if memo is not None and memo.app == app and stage in ("", memo.stage):
+        if memo is not None and memo.app == app and stage in ("", memo.stage) and memo.state != UNTOUCHED:
             return memo
     return None
 
