@@ -282,6 +282,8 @@ class Manager:
         self.folder = folder
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
+        self.path = folder / "web.sock"
+        self.unix = socket.create_server(str(self.path), family=socket.AF_UNIX)
         self.told: list[str] = []
         self.inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.inbox.bind(str(folder / "notify"))
@@ -289,14 +291,16 @@ class Manager:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, command: list[str]) -> int:
-        """The main pid. It gets the listener as descriptor 3, as sd_listen_fds(3) says."""
+        """The main pid. It gets the listeners as descriptors 3 and 4, as sd_listen_fds(3) says."""
         self.told.clear()
+        passed = (self.listener.fileno(), self.unix.fileno())
+        assert passed[1] != 3
         shell = (
-            f"exec 3<&{self.listener.fileno()} && LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web "
+            f"exec 3<&{passed[0]} 4<&{passed[1]} && LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:web "
             f"NOTIFY_SOCKET={self.folder}/notify WATCHDOG_PID=$$ WATCHDOG_USEC=1000000 exec {' '.join(command)}"
         )
         self.process = subprocess.Popen(
-            ["/bin/bash", "-c", shell], env=ENVIRONMENT, pass_fds=[self.listener.fileno()], start_new_session=True
+            ["/bin/bash", "-c", shell], env=ENVIRONMENT, pass_fds=passed, start_new_session=True
         )
         return self.process.pid
 
@@ -316,8 +320,8 @@ class Manager:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)  # not KILL: its zygotes would serve on
             self.process.wait(LIMIT_S)
-        self.listener.close()
-        self.inbox.close()
+        for sock in (self.listener, self.unix, self.inbox):
+            sock.close()
 
 
 @pytest.fixture
@@ -327,6 +331,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made.close()
 
 
+@pytest.mark.server("nginx", "haproxy")
 def test_systemds_protocol_from_start_to_stop(site: Site, manager: Manager) -> None:
     early = socket.create_connection(("127.0.0.1", manager.port), LIMIT_S)  # before there is anything
     early.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -337,12 +342,19 @@ def test_systemds_protocol_from_start_to_stop(site: Site, manager: Manager) -> N
     manager.told.clear()
     manager.wait_for("WATCHDOG=1")
 
+    def reload() -> None:
+        while _read_more(manager):
+            continue
+        manager.told.clear()
+        os.kill(main, signal.SIGHUP)  # ExecReload, or notify-reload itself
+        begun = manager.wait_for("RELOADING=1")
+        assert any(line.startswith("MONOTONIC_USEC=") for line in manager.told[begun:])
+        assert manager.wait_for("READY=1") > begun
+
+    upgrade_under_load(site, "systemd's protocol", main, manager.port, f"unix://{manager.path}", reload)
+    assert manager.process is not None and manager.process.poll() is None
     site.point("two")
-    manager.told.clear()
-    os.kill(main, signal.SIGHUP)  # ExecReload, or notify-reload itself
-    begun = manager.wait_for("RELOADING=1")
-    assert any(line.startswith("MONOTONIC_USEC=") for line in manager.told[begun:])
-    assert manager.wait_for("READY=1") > begun
+    reload()
     assert ask(manager.port)[0] == "two"
 
     (site.folder / "releases/one/app.py").write_text("import nothing_like_it")
@@ -351,7 +363,7 @@ def test_systemds_protocol_from_start_to_stop(site: Site, manager: Manager) -> N
     os.kill(main, signal.SIGHUP)
     manager.wait_for("RELOADING=1")
     manager.wait_for("READY=1")  # the reload is over, and what it came to is in the status
-    until("it is said", lambda: _drained(manager) or any("nothing_like_it" in line for line in manager.told))
+    until("it is said", lambda: _says(manager, "nothing_like_it"))
     assert ask(manager.port)[0] == "two"
 
     os.kill(main, signal.SIGTERM)
@@ -368,8 +380,15 @@ def test_systemds_protocol_from_start_to_stop(site: Site, manager: Manager) -> N
     between.close()
 
 
-def _drained(manager: Manager) -> bool:
+def _says(manager: Manager, words: str) -> bool:
+    while _read_more(manager):
+        continue
+    return any(words in line for line in manager.told)
+
+
+def _read_more(manager: Manager) -> bool:
     """Reads one more datagram, if there is one."""
-    if select.select([manager.inbox], [], [], 0)[0]:
-        manager.told += manager.inbox.recv(4096).decode().splitlines()
-    return False
+    if not select.select([manager.inbox], [], [], 0)[0]:
+        return False
+    manager.told += manager.inbox.recv(4096).decode().splitlines()
+    return True

@@ -95,8 +95,9 @@ class Site:
     def upgrade(self, server: Server, name: str) -> str:
         """To that release, which answers then. The version of its Python."""
         release = self.point(server.folder.name, name)
-        answer = server.reload()
-        assert answer.ok, answer.text
+        mark = server.mark()
+        server.signal(signal.SIGUSR2)
+        server.line(rf"generation \d+ \({name}\): serves", mark)
         reply = server.get()
         assert reply.body == name
         assert Path(reply.headers["X-Prefix"]) == (release / ".venv").resolve()

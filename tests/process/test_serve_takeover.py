@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -101,11 +102,11 @@ def test_of_what_is_handed_over_only_a_listener_on_the_very_address_is_kept() ->
     with (
         socket.create_server(("127.0.0.1", 0)) as wanted,
         socket.create_server(("127.0.0.1", 0)) as elsewhere,
-        socket.socket() as deaf,
+        socket.create_connection(wanted.getsockname()),
+        wanted.accept()[0] as accepted,  # has that address, and does not listen
     ):
         address = f"tcp://127.0.0.1:{wanted.getsockname()[1]}"
-        deaf.bind(("127.0.0.2", 0))
-        liar = Liar(address, elsewhere, deaf, wanted)
+        liar = Liar(address, elsewhere, accepted, wanted)
         [taken] = adopting.take([address], RunAs())
         liar.close()
         assert [(name, where) for name, where, _ in taken.listeners] == [("bind2", address)]
@@ -117,7 +118,16 @@ def test_of_what_is_handed_over_only_a_listener_on_the_very_address_is_kept() ->
 
 
 def test_of_three_masters_that_start_at_once_one_takes_over(app: Path) -> None:
+    """A zygote that has a master says so, whoever asks."""
     with running(app) as server, Load(server.port) as load:
+        [found] = takeover.find([server.bind], "zygote")
+        channel = takeover.connect(found, None)
+        assert channel is not None
+        channel.send("take", version=messages.VERSION)
+        channel.sock.setblocking(True)
+        channel.sock.settimeout(LIMIT_S)
+        assert json.loads(channel.sock.recv(4096)) == {"refused": {"master": server.pid}}
+        channel.close()
         server.signal(signal.SIGKILL)
         server.line("the master is gone")
         mark = server.mark()
