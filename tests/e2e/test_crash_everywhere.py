@@ -24,7 +24,8 @@ def planned() -> Iterator[tuple[Machine, Project, Path]]:
 
     with tempfile.TemporaryDirectory(prefix="msplan-") as folder:
         plan = Path(folder) / "plan"
-        with new_machine(MIDSTREAM_CRASH_PLAN=str(plan)) as machine:
+        # The deployer tries for twice the lease to reach the next agent.
+        with new_machine(MIDSTREAM_CRASH_PLAN=str(plan), MIDSTREAM_LEASE_S="15") as machine:
             project = new_project(machine)
             worker = f"""
 [services.jobs]

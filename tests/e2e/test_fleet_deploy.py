@@ -169,7 +169,7 @@ def test_a_host_that_is_not_there_is_named_left_out_and_taken_along_later(fleet_
 
 
 def test_sshd_killed_in_the_middle_is_connected_to_again(fleet_of: FleetOf) -> None:
-    fleet = fleet_of(2)
+    fleet = fleet_of(2, lease_s="15")
     project = fleet.project()
     project.deployed()
     blocking_build(project)
@@ -186,7 +186,7 @@ def test_sshd_killed_in_the_middle_is_connected_to_again(fleet_of: FleetOf) -> N
 
 
 def test_an_agent_killed_behind_ssh_goes_on(fleet_of: FleetOf) -> None:
-    fleet = fleet_of(2)
+    fleet = fleet_of(2, lease_s="15")
     project = fleet.project()
     project.deployed()
     blocking_build(project)

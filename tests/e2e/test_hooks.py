@@ -192,6 +192,7 @@ def test_kill_9_of_the_deployer_has_the_agent_undo(
     assert project.deploy().code == 0
 
 
+@pytest.mark.parametrize("machine", ["15"], indirect=True, ids=["a long lease"])
 def test_a_hook_goes_on_while_its_agent_is_killed_and_runs_once(
     project: Project, machine: Machine, marks: Marks
 ) -> None:

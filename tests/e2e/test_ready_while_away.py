@@ -28,7 +28,7 @@ while True:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    with new_machine() as machine:
+    with new_machine(MIDSTREAM_LEASE_S="15") as machine:  # the deployer tries for twice as long to reach the next agent
         yield machine
 
 
