@@ -7,6 +7,7 @@ What lives here: what concerns all connections together. What must not: one conn
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -21,15 +22,19 @@ from midstream.serve.application import is_asgi2
 from midstream.serve.asgi_answer import Exchange
 from midstream.serve.asgi_http import HttpConnection
 from midstream.serve.asgi_premises import Drain, Premises
+from midstream.serve.asgi_wire import PlainTransport, bare, closes, peek
 from midstream.serve.connections import NEVER, Doors, Sweep
 from midstream.serve.contract import AccessLog, Cuts, Identity, Listener, Seat, Traffic
 from midstream.serve.lifespan import Lifespan
+from midstream.serve.output import Writables
 from midstream.serve.settings import Settings
 from midstream.serve.websockets import WebSocketConnection
+from midstream.serve.wire import Readables
 
 log = logging.getLogger("midstream.serve")
 
 _ENTERING_TURNS = 3  # of the loop, until what was just accepted has its protocol
+_ANY = ("0.0.0.0", "::")
 CANCELLED_S = 1.0  # for the app's tasks to see that they are cancelled
 
 
@@ -60,9 +65,13 @@ class AsgiServer:
     async def start(self, listeners: Sequence[Listener]) -> None:
         """Runs the app's start-up, then accepts on the private listeners. Raises AppError when the start-up fails."""
         await self._lifespan.begin()
+        self._readables = Readables()
+        self._writables = Writables()
+        self._local = {each: _local(each.sock) for each in listeners}
         self._doors = Doors(
             listeners,
             self._make,
+            take=self._take,
             tls=self._tls,
             seat=self._premises.seat,
             count=lambda: len(self._premises.connections),
@@ -109,6 +118,8 @@ class AsgiServer:
         await self._cancel_tasks()
         await self._lifespan.end(max(1.0, self._settings.graceful_timeout_s))
         self._premises.access_log.flush()
+        self._readables.close()
+        self._writables.close()
 
     def traffic(self) -> Traffic:
         return self._premises.traffic()
@@ -126,9 +137,43 @@ class AsgiServer:
             if stubborn:
                 log.warning("%d tasks of the app go on although they were cancelled", len(stubborn))
 
-    def _make(self, _sock: socket.socket, address: Any, listener: Listener) -> asyncio.Protocol:
-        peer = str(address[0]) if isinstance(address, tuple) and address else ""
-        return HttpConnection(self._config, self._premises, self._lifespan.state, listener, peer)
+    def _make(self, sock: socket.SocketType, address: Any, listener: Listener) -> HttpConnection:
+        is_tcp = isinstance(address, tuple)
+        client = (str(address[0]), int(address[1])) if is_tcp else None
+        server = self._local[listener] or _address(sock.getsockname())
+        return HttpConnection(self._config, self._premises, self._lifespan.state, listener, client, server)
+
+    def _take(self, fd: int, address: Any, listener: Listener) -> bool:
+        """A plain connection. Whether it has a transport of ours: where its only request has come, or nothing yet."""
+        sock = bare(fd)
+        try:
+            data = peek(sock)
+            if data is not None and not closes(data):
+                return False
+            connection = self._make(sock, address, listener)
+        except OSError:
+            return False  # it is gone: the loop's will find out
+        finally:
+            sock.detach()
+        transport = PlainTransport(fd, connection, self._readables, self._writables)
+        if data is not None:
+            transport.begin()
+        else:
+            transport.wait(functools.partial(self._decide, listener))
+        return True
+
+    def _decide(self, listener: Listener, transport: PlainTransport) -> bool:
+        """Now the first bytes are there. Whether it gets a transport of the loop's."""
+        try:
+            data = transport.peek()
+        except OSError:
+            return False  # it is gone: that is read next
+        if not data or closes(data):
+            return False
+        fd, connection = transport.give()
+        assert self._doors is not None
+        self._doors.enter(fd, connection, listener)
+        return True
 
     def _is_full(self) -> bool:
         self._was_full = len(self._premises.connections) >= self._settings.worker_connections
@@ -150,6 +195,22 @@ class AsgiServer:
             connection.watch_output(now_s)
         if self._doors is not None and self._doors.held and not self._is_full():
             self._doors.ease()  # descriptors were short
+
+
+def _address(name: Any) -> tuple[str, int | None] | None:
+    """As a scope has it. name: as getsockname(2) gives it."""
+    if isinstance(name, tuple):
+        return str(name[0]), int(name[1])
+    return (name, None) if isinstance(name, str) else None
+
+
+def _local(listener: socket.socket) -> tuple[str, int | None] | None:
+    """What all connections by it have as their local address; None: each has its own."""
+    try:
+        found = _address(listener.getsockname())
+    except OSError:
+        return None
+    return None if found is None or found[0] in _ANY else found
 
 
 class _Ending:
@@ -231,7 +292,7 @@ class _Ending:
         if not owner.is_cut:
             owner.is_cut = True
             self._requests += isinstance(owner, Exchange) and owner.goes_on_behind_answer and not owner.private
-            task.cancel()
+            self._premises.cancel(task)
             self._last_cancel_s = now_s
         return now_s + CANCELLED_S
 

@@ -29,6 +29,7 @@ BLANK_LINES = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\r\n")  # ends of an event; a li
 JOIN_BYTES = 16384  # shorter bodies are copied behind their head, longer ones given to the kernel as they are
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 BODILESS = (204, 304)
+_BYTES = (bytes, bytearray, memoryview)
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 
 
@@ -36,24 +37,25 @@ class Exchange(RequestResponseCycle):
     """A request in hand. began_s: CLOCK_MONOTONIC."""
 
     def __init__(self, connection: HttpConnection, version: str, expects_continue: bool, *, keep_alive: bool) -> None:
-        super().__init__(
-            scope=connection.scope,
-            transport=connection.transport,
-            flow=connection.flow,
-            logger=connection.logger,
-            access_logger=connection.access_logger,
-            access_log=False,
-            default_headers=[],
-            message_event=asyncio.Event(),
-            expect_100_continue=expects_continue,
-            keep_alive=keep_alive,
-            on_response=connection.on_response_complete,
-        )
+        # In place of uvicorn's: what it sets and nobody reads here is left out.
+        self.scope = connection.scope
+        self.transport = connection.transport
+        self.flow = connection.flow
+        self.logger = connection.logger
+        self.message_event = asyncio.Event()
+        self.on_response = connection.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = expects_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = False
         self.connection = connection
         self.private = connection.private
         self.version = version
         self.began_s = time.monotonic()
-        self.began_unix_s = time.time()
         self.method: str = self.scope["method"]
         self.target = connection.url
         self.client: tuple[str, int] | None = self.scope["client"]
@@ -93,7 +95,8 @@ class Exchange(RequestResponseCycle):
                 self.logger.error("ASGI callable returned without starting an answer.")
                 await self.send_500_response()
         finally:
-            self.on_response = lambda: None
+            self.on_response = _nothing
+            self.connection.premises.task_is_over(self.task)
 
     async def _failed(self, error: BaseException) -> None:
         """The app has raised. What we caused ourselves is no news."""
@@ -247,7 +250,7 @@ class Exchange(RequestResponseCycle):
         self.end_if_between_events()
 
     def _send_body(self, body: bytes, more: bool) -> None:
-        if not isinstance(body, bytes | bytearray | memoryview):
+        if body.__class__ is not bytes and not isinstance(body, _BYTES):
             raise TypeError(f"the body is made of bytes, not {type(body).__name__}")
         head, self.head = self.head or b"", None
         size = len(body)
@@ -317,7 +320,7 @@ class Exchange(RequestResponseCycle):
         self.is_cut = True
         self.abandon()
         if self.task is not None:
-            self.task.cancel()
+            self.connection.premises.cancel(self.task)
 
     def told(self, seconds: float) -> Answered:
         """The request as the access log sees it."""
@@ -329,10 +332,14 @@ class Exchange(RequestResponseCycle):
             version=self.version,
             status=self.status,
             bytes_sent=self.bytes_sent,
-            began_unix_s=self.began_unix_s,
+            began_unix_s=time.time() - (time.monotonic() - self.began_s),
             seconds=seconds,
             referer=headers.get(b"referer", b"").decode("latin-1"),
             user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
             host=headers.get(b"host", b"").decode("latin-1"),
             request_id=headers.get(b"x-request-id", b"").decode("latin-1"),
         )
+
+
+def _nothing() -> None:
+    return

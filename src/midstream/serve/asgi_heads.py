@@ -28,6 +28,9 @@ class Verdict:
         return self.body_size != 0
 
 
+_BODILESS = Verdict(0, False, False)
+
+
 def judge(
     method: str,
     version: str,
@@ -77,6 +80,8 @@ def judge(
     websocket = upgrade == b"websocket" and b"upgrade" in connection and version == "1.1"
     if websocket and size != 0:
         raise Refused(400, "a WebSocket begins without a body")
+    if size == 0 and not websocket:
+        return _BODILESS
     return Verdict(size, expects and size != 0, websocket)
 
 

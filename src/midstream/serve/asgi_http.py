@@ -9,17 +9,20 @@ event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from midstream.serve.asgi_answer import Exchange
 from midstream.serve.asgi_heads import Verdict, judge, misread, split_target
 from midstream.serve.asgi_outline import Outline
+from midstream.serve.asgi_wire import PlainTransport
 from midstream.serve.connections import NEVER
 from midstream.serve.contract import Answered, Listener
 from midstream.serve.limits import (
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from midstream.serve.asgi_premises import Premises
 
 
+LOGGER = logging.getLogger("uvicorn.error")
 FRAMING_BYTES = CHUNK_LINE_BYTES + TRAILER_BYTES  # at a stretch, without a byte of the body
 
 PIECE_BYTES = 8192
@@ -49,14 +53,40 @@ class HttpConnection(HttpToolsProtocol):
     """From the accept to the end, or to the upgrade to a WebSocket. Times are CLOCK_MONOTONIC, as the loop has it."""
 
     def __init__(
-        self, config: Config, premises: Premises, app_state: dict[str, Any], listener: Listener, peer: str
+        self,
+        config: Config,
+        premises: Premises,
+        app_state: dict[str, Any],
+        listener: Listener,
+        client: tuple[str, int] | None,
+        server: tuple[str, int | None] | None,
     ) -> None:
-        super().__init__(config=config, server_state=premises, app_state=app_state, _loop=premises.loop)
+        # Not uvicorn's, which looks up loggers each time. What it sets and nobody reads here is left out.
+        self.config = config
+        self.app = config.loaded_app
+        self.loop = premises.loop
+        self.logger = LOGGER
+        self.access_logger = LOGGER
+        self.parser = _parser(self)
+        self.root_path = config.root_path
+        self.asgi_version = config.asgi_version
+        self.app_state = app_state
+        self.server_state = premises
+        self.connections = premises.connections
+        self.transport: Any = None
+        self.flow: Any = None
+        self.client = client
+        self.server = server
+        self.scheme = "https" if listener.tls else "http"
+        self.pipeline: Any = deque()
+        self.scope: Any = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.cycle: Any = None
         self.premises = premises
         self.settings = premises.settings
         self.private = listener.private
         # Who knows the private listener is above us, and says how the health check is asked.
-        self.trusts_peer = listener.private or premises.proxies.trusts(peer)
+        self.trusts_peer = listener.private or premises.proxies.trusts(client[0] if client else "")
         self.running: Exchange | None = None  # the request whose answer is on its way
         self.newest: Exchange | None = None  # the request whose body is being read
         self.heard_s = self.idle_since_s = self.head_since_s = self.loop.time()
@@ -82,16 +112,24 @@ class HttpConnection(HttpToolsProtocol):
     # ---- coming and going
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.transport = transport
+        self._is_plain = isinstance(transport, PlainTransport)
+        self.flow = FlowControl(transport)
+        self.connections.add(self)
         self.premises.http.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for exchange in self.unanswered():
-            exchange.abandon()
-            self.premises.answered(exchange)
-        self.running = None
-        self.pipeline.clear()
-        super().connection_lost(exc)
+        if self.running is not None or self.pipeline:
+            for exchange in self.unanswered():
+                exchange.abandon()
+                self.premises.answered(exchange)
+            self.running = None
+            self.pipeline.clear()
+        if self.cycle is not None:
+            self.cycle.message_event.set()
+        self.flow.resume_writing()
+        self.parser = None  # type: ignore[assignment]
+        self.connections.discard(self)
         self.premises.http.discard(self)
         self.premises.changed()
 
@@ -151,8 +189,23 @@ class HttpConnection(HttpToolsProtocol):
         if self.held:
             self.held += data
             self.flow.pause_reading()
-        else:
+        elif self.in_head or self.pipeline or self._body_is_coming() or not self.outline.is_head(data, PIECE_BYTES):
             self._parse(data)
+        else:
+            self._parse_head(data)
+
+    def _parse_head(self, data: bytes) -> None:
+        """What `_parse` does, for what comes nearly always: a whole head where a request begins, and nothing behind it."""
+        try:
+            self._look(data)
+            self._feed(data)
+        except Refused as refused:
+            self.refuse(refused)
+        except httptools.HttpParserError as error:
+            self._cannot_parse(data, error)
+        self.framing_fed = 0
+        if self.refusal is not None and self.running is None:
+            self._send_refusal(self.refusal)
 
     def _parse(self, data: bytes) -> None:
         """In pieces, so that a long row of requests waits as bytes, not as thousands of requests."""
@@ -237,8 +290,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _forget_upgrade(self) -> None:
         """A parser that has seen an Upgrade reads nothing more; a body behind it would be taken for the next request."""
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = _parser(self)
         if not self.body_follows_upgrade:
             return
         size = self.verdict.body_size
@@ -326,7 +378,9 @@ class HttpConnection(HttpToolsProtocol):
         path = raw_path.decode("ascii")
         if "%" in path:
             path = urllib.parse.unquote(path)
-        root = "" if f"{path}/".startswith(f"{self.root_path}/") else self.root_path  # the proxy may have left it
+        root = self.root_path
+        if root and f"{path}/".startswith(f"{root}/"):  # the proxy may have left it
+            root = ""
         # An underscore would look like the hyphen of another field; `proxy` becomes HTTP_PROXY behind a bridge to WSGI.
         self.headers = [field for field in self.headers if b"_" not in field[0] and field[0] != b"proxy"]
         if host:
@@ -393,8 +447,8 @@ class HttpConnection(HttpToolsProtocol):
         self.running = exchange
         if self.premises.drain is not None:
             exchange.end_soon(self.premises.drain.jitter_s())
-        exchange.task = self.loop.create_task(exchange.run_asgi(self.app))
-        self.premises.task_began(exchange.task, exchange)
+        exchange.task = task = self.loop.create_task(exchange.run_asgi(self.app))
+        self.premises.owners[task] = exchange
 
     def says_close(self) -> bool:
         """Whether an answer that begins now is the connection's last."""
@@ -404,7 +458,6 @@ class HttpConnection(HttpToolsProtocol):
         exchange, self.running = self.running, None
         if exchange is None:
             return
-        self.server_state.total_requests += 1
         self.premises.answered(exchange)
         if self.transport.is_closing():
             return
@@ -534,7 +587,10 @@ class HttpConnection(HttpToolsProtocol):
 
     def has_more(self) -> bool:
         """Whether the kernel has something of the client's that is not read yet."""
-        return not self.transport.is_closing() and has_sent(self.transport.get_extra_info("socket").fileno())
+        if self.transport.is_closing():
+            return False
+        holder = self.transport if self._is_plain else self.transport.get_extra_info("socket")
+        return has_sent(holder.fileno())
 
     def end(self) -> None:
         """Our last byte is written: shuts our side, throws away what still comes, bounded, and closes. Closing at once
@@ -542,6 +598,8 @@ class HttpConnection(HttpToolsProtocol):
         if self.ends_at_s != NEVER or self.transport.is_closing():
             return
         self.is_deaf = True
+        if self.is_last and self._is_plain and not self._body_is_coming() and self.transport.close_if_silent():
+            return
         if self.peer_ended or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -570,6 +628,12 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._send_refusal(Refused(503, "the server is going away"))
+
+
+def _parser(connection: HttpConnection) -> httptools.HttpRequestParser:
+    parser = httptools.HttpRequestParser(connection)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)  # behind it nothing is parsed: `is_deaf`
+    return parser
 
 
 def _after(since_s: float, timeout_s: float) -> float:

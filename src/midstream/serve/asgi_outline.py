@@ -38,6 +38,15 @@ class Outline:
         self._before = (before + data[:most])[-3:]
         return most
 
+    def is_head(self, data: bytes, most: int) -> bool:
+        """Whether it is one whole head and nothing else, most bytes at most. To be asked where a request may begin; then
+        it need not be cut."""
+        at = data.find(_END)
+        if not 0 < at == len(data) - 4 <= most - 4 or data[0] <= 0x20 or self._line:
+            return False
+        self._before = b""
+        return True
+
     def look(self, piece: bytes, *, begins: bool) -> None:
         """Before a piece of a head is parsed. begins: nothing of this request was parsed yet. Raises Refused."""
         if self._is_judged:

@@ -111,8 +111,14 @@ class Premises(ServerState):
         self, headers: list[tuple[bytes, bytes]], client: tuple[str, int] | None, scheme: str
     ) -> tuple[tuple[str, int] | None, str]:
         """Client and scheme as the headers of a trusted peer say, or as they were."""
-        hops = b",".join(value for name, value in headers if name == b"x-forwarded-for")
-        protos = b",".join(value for name, value in headers if name == b"x-forwarded-proto")
+        hops = protos = b""
+        for name, value in headers:
+            if name == b"x-forwarded-for":
+                hops += b"," + value if hops else value
+            elif name == b"x-forwarded-proto":
+                protos += b"," + value if protos else value
+        if not (hops or protos):
+            return client, scheme
         address = self.proxies.client(hops.decode("latin-1")) if hops else ""
         return (address, 0) if address else client, forwarded_scheme(protos.decode("latin-1")) or scheme
 
@@ -161,6 +167,17 @@ class Premises(ServerState):
     def task_began(self, task: asyncio.Task[None], owner: Exchange | WebSocketConnection) -> None:
         self.tasks.add(task)
         self.owners[task] = owner
+        task.add_done_callback(self._task_ended)
+
+    def task_is_over(self, task: asyncio.Task[None] | None) -> None:
+        """Its last step is running. Requests tell it so themselves: a callback is a turn of the loop for each."""
+        self.owners.pop(task, None)  # type: ignore[arg-type]
+        if self.drain is not None:
+            self.changed()
+
+    def cancel(self, task: asyncio.Task[None]) -> None:
+        """One that has not begun yet never tells that it is over."""
+        task.cancel()
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

@@ -208,8 +208,12 @@ class BoardSeat:
         self._whole[self._at + _TAKES] = connections + 1
 
     def fewest(self) -> int:
-        whole = self._whole
-        return min((whole[place] for place in self._rivals if whole[place]), default=NO_RIVAL + 1) - 1
+        whole, least = self._whole, NO_RIVAL + 1
+        for place in self._rivals:
+            held = whole[place]
+            if held and held < least:
+                least = held
+        return least - 1
 
     def count(self, status: int, seconds: float, bytes_sent: int) -> None:
         whole, at = self._whole, self._at

@@ -52,18 +52,25 @@ def _kind_of(listener: socket.socket) -> Callable[[int], socket.socket]:
     return make
 
 
+def _send_at_once(listener: socket.socket) -> None:
+    """What it accepts inherits TCP_NODELAY: a part of an answer must not wait for the client to have seen the last."""
+    if listener.family in (socket.AF_INET, socket.AF_INET6):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Doors:
     """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
-    address as accept(2) gives it, and the listener; take: the same for a plain connection, with its bare descriptor. seat:
-    where this worker tells the others how many connections it has (`count`), and sees theirs. full: asked before each
-    connection; True shuts the public doors until `ease` is called. busy: whether a new one would have to wait here."""
+        address as accept(2) gives it, and the listener; take: the same for a plain connection, with its bare descriptor, which
+    is non-blocking; False: it is to be made one with a transport of the loop's. seat:
+        where this worker tells the others how many connections it has (`count`), and sees theirs. full: asked before each
+        connection; True shuts the public doors until `ease` is called. busy: whether a new one would have to wait here."""
 
     def __init__(
         self,
         listeners: Sequence[Listener],
         make: Make,
         *,
-        take: Callable[[int, Any, Listener], None] | None = None,
+        take: Callable[[int, Any, Listener], bool],
         tls: ssl.SSLContext | None = None,
         seat: Seat,
         count: Callable[[], int],
@@ -72,6 +79,8 @@ class Doors:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
+        for listener in self._listeners:
+            _send_at_once(listener.sock)
         self._kinds = {listener: _kind_of(listener.sock) for listener in self._listeners}
         self._make = make
         self._take = take
@@ -180,11 +189,10 @@ class Doors:
         self._admit(fd, address, listener)
 
     def _admit(self, fd: int, address: Any, listener: Listener) -> None:
-        if self._take is None or (listener.tls and self._tls is not None):
-            self._enter(self._kinds[listener](fd), address, listener)
-        else:
-            os.set_blocking(fd, False)
-            self._take(fd, address, listener)
+        os.set_blocking(fd, False)
+        if (listener.tls and self._tls is not None) or not self._take(fd, address, listener):
+            sock = self._kinds[listener](fd)
+            self._enter(sock, lambda: self._make(sock, address, listener), self._tls if listener.tls else None)
         self.tell()
 
     def tell(self) -> None:
@@ -194,7 +202,6 @@ class Doors:
     def _yields(self, listener: Listener) -> bool:
         """Whether another worker is to go first: one that has fewer connections, or is not as busy. Once for each connection
         at most: nobody waits for ever because of one that does not come."""
-        self.tell()
         ahead = self._count() - self._seat.fewest()
         self._yielded = not self._yielded and (ahead > _AHEAD or (ahead > 0 and self._busy()))
         if self._yielded:
@@ -210,25 +217,30 @@ class Doors:
         else:
             log.error("cannot accept on %s: %s", listener.name, error)
 
-    def _enter(self, sock: socket.socket, address: Any, listener: Listener) -> None:
-        """Without a task for each plain connection: the coroutine is driven by hand to its one wait."""
-        tls = self._tls if listener.tls else None
-        coming = self._loop.connect_accepted_socket(lambda: self._make(sock, address, listener), sock, ssl=tls)
+    def enter(self, fd: int, protocol: asyncio.Protocol, listener: Listener) -> None:
+        """Gives a plain connection that was taken a transport of the loop's after all."""
+        if not self._enter(self._kinds[listener](fd), lambda: protocol, None):
+            protocol.connection_lost(None)
+
+    def _enter(self, sock: socket.socket, make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> bool:
+        """Without a task for each plain connection: the coroutine is driven by hand to its one wait. False: it is gone."""
+        coming = self._loop.connect_accepted_socket(make, sock, ssl=tls)
         if tls is not None:
             task = self._loop.create_task(_handshake(coming))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            return
+            return True
         try:
             waiter = coming.send(None)
         except StopIteration:
-            return
+            return True
         except OSError:
             sock.close()  # it was reset before we came to it
-            return
+            return False
         waiter._asyncio_future_blocking = False  # as a Task does when a coroutine yields a future
         self._finish_opened()
         self._opening.append((waiter, coming))
+        return True
 
     def _finish_opened(self) -> None:
         """Lets the coroutines of earlier connections end, now that these are open: a callback for each would be a turn of

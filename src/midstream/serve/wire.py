@@ -16,7 +16,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from midstream.serve.body import Body
@@ -27,16 +27,21 @@ _RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 _EVENTS = 64  # looked at before the loop goes on with other things
 
 
+class Readable(Protocol):
+    def read(self) -> None:
+        """When there is something to read; ends the watching where there will be nothing more."""
+
+
 class Readables:
     """The descriptors that are read from, level-triggered."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._wires: dict[int, Wire] = {}
+        self._wires: dict[int, Readable] = {}
         self.loop.add_reader(self._epoll.fileno(), self._ready)
 
-    def watch(self, fd: int, wire: Wire) -> None:
+    def watch(self, fd: int, wire: Readable) -> None:
         self._wires[fd] = wire
         self._epoll.register(fd, select.EPOLLIN)
 

@@ -258,8 +258,9 @@ class WsgiServer:
         connection.private = listener.private
         return connection
 
-    def _take(self, fd: int, address: Any, listener: Listener) -> None:
+    def _take(self, fd: int, address: Any, listener: Listener) -> bool:
         self._connection(address, listener).opened(fd)
+        return True
 
     def _encrypted(self, _: Any, address: Any, listener: Listener) -> Connection:
         connection = self._connection(address, listener)
