@@ -34,6 +34,13 @@ from midstream.serve.settings import Settings
 EXIT_BOOT = 3  # it did not come up
 _BEAT_S = 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_LOADED_BY_WORKERS = (
+    "concurrent.futures.thread",
+    "midstream.serve.access_log",
+    "midstream.serve.log_output",
+    "midstream.serve.tls",
+    "queue",
+)
 _SERVERS = {"wsgi": ("midstream.serve.wsgi", "WsgiServer"), "asgi": ("midstream.serve.asgi", "AsgiServer")}
 
 
@@ -53,8 +60,7 @@ class Birth:
 
 
 def import_server(interface: str) -> type[Any]:
-    """The server's class. Called in the zygote already, so that workers share its memory. Raises AppError where what it needs
-    is missing: a midstream without its extra `serve`."""
+    """The server's class. Raises AppError where what it needs is missing: a midstream without its extra `serve`."""
     module, name = _SERVERS[interface]
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
@@ -66,6 +72,15 @@ def _without_extra(error: ImportError) -> AppError:
     return AppError(
         f"the midstream in the release's virtualenv is without `serve`: {error}", where=sys.executable, remedy=REMEDY
     )
+
+
+def warm(interface: str) -> None:
+    """In the zygote: loads what every worker would load for itself after the fork, just when the former ones still serve, and
+    without sharing its memory. Nothing here begins a thread or opens a connection. Raises AppError as `import_server`."""
+    import_server(interface)
+    for module in _LOADED_BY_WORKERS:
+        importlib.import_module(module)
+    _loop_factory()
 
 
 def run(birth: Birth) -> NoReturn:

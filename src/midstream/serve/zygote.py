@@ -140,8 +140,8 @@ class Zygote:
             self._interface = application.interface_of(self._app, settings.interface)
         elif settings.interface != "auto":
             self._interface = settings.interface
-        for interface in (self._interface,) if self._interface else ():
-            worker.import_server(interface)
+        if self._interface:
+            worker.warm(self._interface)
 
     def begin(self) -> None:
         """Looks whether it may fork, and forks the first workers. Raises AppError that names what stands in the way."""
