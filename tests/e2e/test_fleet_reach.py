@@ -52,9 +52,8 @@ def test_addresses_are_what_ssh_takes(ask: Callable[..., Result], address: str) 
 
 
 def test_a_jump_host_of_ssh_config(fleet: Fleet, ask: Callable[..., Result]) -> None:
-    """ProxyJump is OpenSSH's own. The jump's ssh does not inherit -F, so it is named whole here."""
-    ssh = f"ssh -F {fleet.ssh_config} -W %h:%p web2"
-    fleet.write_ssh_config(f"Host inner\n  HostName 10.77.0.11\n  ProxyCommand {ssh}\n")
+    """ProxyJump is OpenSSH's own."""
+    fleet.write_ssh_config("Host inner\n  HostName 10.77.0.11\n  ProxyJump web2\n")
     try:
         result = ask("inner")
         assert result.code == 0, result.text

@@ -134,9 +134,10 @@ def check_hello(hello: dict[str, Any], where: str) -> None:
     spoken = hello.get("protocol")
     lowest, highest = PROTOCOLS
     if not isinstance(spoken, int) or not lowest <= spoken <= highest:
+        newer = isinstance(spoken, int) and spoken > highest
         raise HostError(
             f"the agent (version {hello.get('version', 'unknown')}) speaks protocol {spoken}, "
             f"this command {lowest} to {highest}",
             where=where,
-            remedy="midstream agent upgrade",
+            remedy="upgrade the command line tool" if newer else "midstream agent upgrade",
         )
