@@ -12,6 +12,7 @@ that one go first for a moment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import math
@@ -55,7 +56,8 @@ def _kind_of(listener: socket.socket) -> Callable[[int], socket.socket]:
 def _send_at_once(listener: socket.socket) -> None:
     """What it accepts inherits TCP_NODELAY: a part of an answer must not wait for the client to have seen the last."""
     if listener.family in (socket.AF_INET, socket.AF_INET6):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # a kind of socket that knows no such thing
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Doors:
