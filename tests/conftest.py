@@ -22,8 +22,8 @@ import longest_first
 
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", str(Path(sys.executable).parent)])
 
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore", print_blob=True)
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", print_blob=True, deadline=None)
 settings.load_profile("explore" if os.environ.get("MIDSTREAM_EXPLORE") else "same")
 
 _LEFT_BEHIND, _AND_FAILED = 8, 9  # exit codes; see tools/run_tests.py
