@@ -127,6 +127,30 @@ def test_a_path_is_gone_at_once_and_is_the_next_servers(folder: Path) -> None:
             assert path.exists()
 
 
+def idle_connection(server: serving.Server) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=serving.LIMIT_S)
+    sock.sendall(REQUEST)
+    answer_of(sock)
+    return sock
+
+
+@pytest.mark.parametrize("since", ["upgrade", "signal to the worker"])
+def test_what_drains_already_is_not_waited_for_longer_than_what_serves(folder: Path, since: str) -> None:
+    """Its idle connections had ten minutes; nobody takes over, so they have as little time as all others."""
+    with serving.running(folder, "--linger", "600", "--graceful-timeout", "300", "--workers", "1") as server:
+        before = server.workers()
+        with idle_connection(server) as idle:
+            if since == "upgrade":
+                assert server.reload().ok
+            else:
+                server.signal(signal.SIGTERM, before[0])
+                server.until("another worker", lambda: any(pid not in before for pid in server.workers()))
+            assert set(before) <= set(server.left())
+            server.signal(signal.SIGTERM)
+            assert idle.recv(1) == b""
+        assert server.ends() == 0
+
+
 class Given(serving.Server):
     """Started with a socket in LISTEN_FDS, which the test keeps as well."""
 

@@ -105,6 +105,10 @@ class AsgiServer:
             websocket.leave_soon(drain.jitter_s())
         return await _Ending(premises, drain, self._entering).wait()
 
+    def linger_less(self, linger_s: float) -> None:
+        if self._premises.drain is not None:
+            self._premises.drain.linger_less(linger_s)
+
     async def stop(self) -> None:
         """See `contract.Server`. Idempotent."""
         if self._has_stopped:

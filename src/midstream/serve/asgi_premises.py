@@ -35,13 +35,18 @@ JITTER_SHARE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Drain:
     """A drain that has begun. CLOCK_MONOTONIC."""
 
     began_s: float
     graceful_s: float
     linger_s: float
+    lingers_from_s: float = 0.0
+
+    def linger_less(self, linger_s: float) -> None:
+        if linger_s < self.linger_s:
+            self.linger_s, self.lingers_from_s = linger_s, time.monotonic()
 
     def cuts_at_s(self, begun_s: float) -> float:
         """When a request that was begun then is cut: late ones have the whole time as well."""
@@ -49,7 +54,7 @@ class Drain:
 
     def lingers_until_s(self, idle_since_s: float) -> float:
         """Until when an idle connection stays open. One that fell idle within the drain could not be told to close."""
-        return max(self.began_s, idle_since_s) + self.linger_s
+        return max(self.began_s, self.lingers_from_s, idle_since_s) + self.linger_s
 
     def jitter_s(self) -> float:
         """From now, at random, so that not all clients come back at the same moment."""

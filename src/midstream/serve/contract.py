@@ -126,6 +126,9 @@ class Server(Protocol):
         """Accepts nothing more, closes its listeners, and returns when the last connection is closed (DESIGN 7). Called
         once. last: nobody takes over: what waits to be accepted is accepted before."""
 
+    def linger_less(self, linger_s: float) -> None:
+        """In a drain: idle connections stay open for so long from now, unless that is longer than they would."""
+
     async def stop(self) -> None:
         """Closes everything at once, and ends the app's life (lifespan). After drain(), or instead of it."""
 

@@ -11,6 +11,7 @@ import atexit
 import faulthandler
 import importlib
 import logging
+import math
 import os
 import random
 import signal
@@ -116,6 +117,7 @@ class _Worker:
         self.server: Server | None = None
         self.ended: asyncio.Future[int] | None = None
         self.ending: asyncio.Task[None] | None = None
+        self.linger_s = math.inf  # the shortest it was told
         self.has_served = False
         self.is_parked = False
         self.asked_to_retire = False
@@ -226,13 +228,16 @@ class _Worker:
             self._title()
 
     def _leave(self, graceful_s: float, linger_s: float, *, last: bool = False) -> None:
-        """last: nobody takes over."""
-        if self.ending is None and self.server is not None:
+        """last: nobody takes over. Again, while it drains: idle connections may have to go sooner."""
+        self.linger_s = min(self.linger_s, linger_s)
+        if self.ending is not None and self.server is not None:
+            self.server.linger_less(linger_s)
+        elif self.server is not None:
             self.server.pause()
             if self.orphan is not None:
                 self.orphan.close()
             self._tell("left")  # whoever connects from now on is another's
-            self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, linger_s, last))
+            self.ending = asyncio.get_running_loop().create_task(self._drain(graceful_s, last))
 
     def _stop(self) -> None:
         """Also in the middle of a drain."""
@@ -240,9 +245,9 @@ class _Worker:
         if former is not None:
             former.cancel()
 
-    async def _drain(self, graceful_s: float, linger_s: float, last: bool) -> None:
+    async def _drain(self, graceful_s: float, last: bool) -> None:
         assert self.server is not None
-        await self._end(await self.server.drain(graceful_s, linger_s, last=last))
+        await self._end(await self.server.drain(graceful_s, self.linger_s, last=last))
 
     async def _end(self, cuts: Cuts | None) -> None:
         assert self.server is not None and self.ended is not None

@@ -133,6 +133,10 @@ class WsgiServer:
         self.settle()
         return cuts
 
+    def linger_less(self, linger_s: float) -> None:
+        if self._ending is not None:
+            self._ending.linger_less(linger_s)
+
     async def stop(self) -> None:
         self._doors.shut()
         self._sweep.stop()

@@ -189,6 +189,9 @@ class Zygote:
             self._leave_words["graceful_s"] = graceful_s
         if linger_s is not None:
             self._leave_words["linger_s"] = linger_s
+            for slot, member in self.crew.members.items():
+                if member.told is At.LEAVING:  # it drains already, and may have to be done sooner
+                    self._tell(slot, At.LEAVING)
         self.title("draining")
 
     def stop(self) -> None:
@@ -441,8 +444,11 @@ class Zygote:
         self._kill_after(slot, _TRACEBACK_S, why)
 
     def _kill_after(self, slot: int, delay_s: float, why: str) -> None:
+        """Or when it was to be killed before, if that is sooner."""
         line = self._lines[slot]
         if line.kill is not None:
+            if line.kill.deadline_s <= time.monotonic() + delay_s:
+                return
             line.kill.cancel()
 
         def kill() -> None:

@@ -689,6 +689,8 @@ class Master:
         self._event(Event.STOP)
         self._cancel_check()
         self._close_listeners()
+        for generation in self.draining:
+            self._leave_sooner(generation)
         for generation in [one for one in (self.committed, self.new) if one is not None]:
             self._leave_for_good(generation)
         self.committed = self.new = None
@@ -697,6 +699,15 @@ class Master:
                 generation.talk.send("stop")
                 generation.signal_orphans(signal.SIGKILL)
                 generation.set_timer(self.loop, _QUICK_S, generation.kill_all)
+
+    def _leave_sooner(self, generation: Generation) -> None:
+        """One that drains since an upgrade, when all are to end: it has no more time for idle connections than the others."""
+        settings = generation.settings
+        linger_s = min(settings.linger_s, _STOP_LINGER_S)
+        generation.talk.send("leave", graceful_s=settings.graceful_timeout_s, linger_s=linger_s)
+        most_s = max(settings.graceful_timeout_s, linger_s) + _SPARE_S
+        if generation.timer is None or generation.timer.deadline_s > time.monotonic() + most_s:
+            generation.set_timer(self.loop, most_s, generation.kill_all)
 
     def _leave_for_good(self, generation: Generation) -> None:
         settings = generation.settings
