@@ -52,6 +52,11 @@ class Live:
         if self.ready is not None:
             self.ready.set()
 
+    def unwatched(self, done: asyncio.Task[None]) -> None:
+        """Its watcher has nothing more to look for. A thousand tasks that are done are half a megabyte."""
+        if self.watcher is done:
+            self.watcher = None
+
     async def said_ready(self) -> None:
         """Waits until it has said so."""
         if not self.is_ready:
@@ -145,6 +150,7 @@ class Processes:
         live.watcher = self._host.keep(
             asyncio.get_running_loop().create_task(watching.watch(subject, lambda event: self._host.post(name, event)))
         )
+        live.watcher.add_done_callback(live.unwatched)
         if spec.watchdog_s:
             self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
         if spec.limits.memory_bytes is not None:

@@ -334,7 +334,7 @@ class Logs:
         try:
             return await read_apart(uid, sink.place.path, last_lines, sink.place, sink.service, lines)
         except HostError:
-            return list(sink.recent)[-lines:] if lines else []
+            return sink.remembered(lines)
 
     def _chosen(self, app: str, services: Sequence[str]) -> list[LogSink]:
         known = {service: sink for (of, service), sink in self._sinks.items() if of == app}

@@ -72,7 +72,7 @@ class LogSink:
     followers: list[OnLines] = field(default_factory=list)
     lost_bytes: int = 0  # since the agent began
     lost_lines: int = 0
-    recent: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_RECENT_LINES))
+    recent: deque[LogLine] | None = None  # made for the first of them: a thousand empty ones are 0.8 MB
     _loss: Loss | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _hanging: asyncio.Future[None] | None = None
@@ -131,7 +131,11 @@ class LogSink:
         if not self.is_apart:
             with suppress(Late):
                 return self.writer.run(last_lines, self.place, self.service, count)
-        return list(self.recent)[-count:] if count else []
+        return self.remembered(count)
+
+    def remembered(self, count: int) -> list[LogLine]:
+        """The last `count` of `recent`."""
+        return list(self.recent)[-count:] if self.recent and count else []
 
     def note(self, text: str) -> None:
         """Append a line of Midstream's own, as `… - midstream: text`."""
@@ -185,6 +189,8 @@ class LogSink:
             for piece in pieces
         ]
         if self.has_own_path:
+            if self.recent is None:
+                self.recent = deque(maxlen=_RECENT_LINES)
             self.recent.extend(lines)
         for tell in tuple(self.followers):
             tell(lines)
