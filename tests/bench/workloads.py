@@ -40,5 +40,9 @@ PAYLOADS = (
     Workload("django", "a Django view: template and SQLite query", Load(), app=SHOP, interfaces=("wsgi",), quick=True),
     Workload("upload", "1 MB upload", Load("/upload", upload=True), quick=True),
     Workload("download", "1 MB download", Load("/download"), quick=True),
+    Workload("json_2", "2 workers, 10 kB of JSON", Load("/json"), 2),
+    Workload("django_2", "2 workers, a Django view", Load(), 2, app=SHOP, interfaces=("wsgi",)),
+    Workload("upload_2", "2 workers, 1 MB upload", Load("/upload", upload=True), 2),
+    Workload("download_2", "2 workers, 1 MB download", Load("/download"), 2),
 )
 WORKLOADS = (*HELLOS, *PAYLOADS)

@@ -71,6 +71,14 @@ def test_the_story_of_one_instance(served: Project, machine: Machine) -> None:
     assert served.deploy().code == 1
     assert (machine.pids(), served.get()[1]) == (before, release)
 
+    app = Path(f"/proc/{before[0]}/cwd").resolve() / "app.py"  # of what serves, broken where it lies
+    text = app.read_text()
+    app.write_text("import no_such_module_at_all")
+    reloaded = served.cli("reload", "web")
+    assert reloaded.code == 1 and "no_such_module_at_all" in reloaded.text, reloaded.text
+    assert (machine.pids(), served.get()[1]) == (before, release)
+    app.write_text(text)
+
     os.kill(before[0], signal.SIGUSR2)
     wait_for("new processes", lambda: machine.settled(served.app) and machine.pids() and machine.pids() != before)
     assert served.get() == (200, release)

@@ -128,6 +128,7 @@ class Profile:
     answers_late: bool | None = None  # a request that comes on a kept-alive connection after the drain signal: True:
     # answered; False: idle connections are closed at once; None: it keeps none alive, or nobody knows
     non_blocking_listener: bool | None = None  # it sets O_NONBLOCK on the shared listener; None: leaves it as it is
+    # (for people and docs/servers.md: the agent never accepts, and acts on nothing of it)
     default_policy: HandoverPolicy = HandoverPolicy.OVERLAP
     proof: Proof = Proof.THROWAWAY
     unsafe: tuple[UnsafeOption, ...] = ()
