@@ -72,6 +72,7 @@ def test_each_is_answered_and_none_is_left() -> None:
                 wrong.append((pieces, error))
 
     with Running() as server:
+        server.ask("tell")  # it has opened all of its own
         before = _descriptors(server)
         threads = [threading.Thread(target=client, args=(server,)) for _ in range(CLIENTS)]
         for thread in threads:
