@@ -1,8 +1,8 @@
 """One profile for each job library that Midstream knows: how its workers are quieted, watched and stopped.
 
 What lives here: values, and the questions about a worker's command that need them. What must not: I/O, decisions. Runs in
-the agent and in `midstream check`. The statements are proven against the real programs in `tests/e2e/test_workers.py` (docs/workers.md
-says with which versions).
+the agent and in `midstream check`. The statements are proven against the real programs in `tests/e2e/test_workers.py`
+(docs/workers.md says with which versions).
 """
 
 from __future__ import annotations
