@@ -212,6 +212,16 @@ FOUND = {
         Stream(b"GET / HTTP/1.1\r\nHost: t\r\nAuthorization: Basic a\r\nAuthorization: Basic b\r\n\r\n"),
         (0, 0),
     ),
+    "kept alive and closed in one head of HTTP/1.0": (
+        Stream(
+            b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: t\r\n\r\n"
+        ),
+        (1, 1),
+    ),
+    "a chunk's size of many zeros": (
+        Stream(b"PUT / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0000000000000000\r\n\r\n"),
+        (1, 1),
+    ),
     "two blanks in the request line": (Stream(b"GET  / HTTP/1.1\r\nHost: t\r\n\r\n"), (0, 0)),
 }
 

@@ -17,18 +17,21 @@ _ONCE = frozenset({b"content-type", b"authorization"})  # given twice, one progr
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """body_size: bytes by Content-Length; None: chunked. websocket: it asks to become one."""
+    """body_size: bytes by Content-Length; None: chunked. websocket: it asks to become one. closes: it says `close`, whatever
+    else it says of the connection (RFC 9112 9.3; llhttp lets `keep-alive` win in HTTP/1.0)."""
 
     body_size: int | None
     expects_continue: bool
     websocket: bool
+    closes: bool
 
     @property
     def has_body(self) -> bool:
         return self.body_size != 0
 
 
-_BODILESS = Verdict(0, False, False)
+_BODILESS = Verdict(0, False, False, False)
+_BODILESS_LAST = Verdict(0, False, False, True)
 
 
 def judge(
@@ -80,9 +83,10 @@ def judge(
     websocket = upgrade == b"websocket" and b"upgrade" in connection and version == "1.1"
     if websocket and size != 0:
         raise Refused(400, "a WebSocket begins without a body")
+    closes = b"close" in connection
     if size == 0 and not websocket:
-        return _BODILESS
-    return Verdict(size, expects and size != 0, websocket)
+        return _BODILESS_LAST if closes else _BODILESS
+    return Verdict(size, expects and size != 0, websocket, closes)
 
 
 def misread(data: bytes, *, method_is_unknown: bool) -> Refused:

@@ -368,7 +368,7 @@ class HttpConnection(HttpToolsProtocol):
             return
         self.verdict, self.scope = verdict, scope
         self.in_head = False
-        self.is_last = not parser.should_keep_alive()
+        self.is_last = verdict.closes or not parser.should_keep_alive()
         self.body_follows_upgrade = parser.should_upgrade() and verdict.has_body
         if not verdict.websocket:
             self._begin(version, verdict)

@@ -27,7 +27,7 @@ from midstream.serve.limits import (
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FRAMING_FREE_BYTES = 65536
 _HEX = frozenset(b"0123456789abcdefABCDEF")
-_SIZE_DIGITS = 15  # below 2**60
+_SIZE_DIGITS = 15  # below 2**60; zeros before them are none
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = rb'"(?:[\t\x20!#-\[\]-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _EXTENSIONS = re.compile(rb"(?:;[\t ]*%b(?:=(?:%b|%b))?)*\Z" % (_TOKEN, _TOKEN, _QUOTED))  # RFC 9112 7.1.1
@@ -263,7 +263,7 @@ class Chunks:
 def _size(line: bytes) -> int:
     """Of a chunk, from its line without CR LF; extensions are passed over."""
     digits = line.partition(b";")[0]
-    if not digits or len(digits) > _SIZE_DIGITS or not _HEX.issuperset(digits):
+    if not digits or len(digits.lstrip(b"0")) > _SIZE_DIGITS or not _HEX.issuperset(digits):
         raise Refused(400, "the size of a chunk is no hexadecimal number")
     if _EXTENSIONS.match(line, len(digits)) is None:
         raise Refused(400, "the extension of a chunk is malformed")
