@@ -100,10 +100,11 @@ def test_interrupted_deploy_puts_back_and_exits_130(project: Project, machine: M
     before = (project.folder / "midstream.toml").read_text()
     project.commit("slow", config=before + '[[build]]\nrun = ["sleep 3600"]\n')
     deployer = machine.spawn_cli("deploy", cwd=project.folder)
-    wait_for("the build to run", lambda: (machine.app()["deploy"] or {}).get("phase") == "updated")
+    wait_for("the build to run", lambda: "'build'" in str(machine.call("deploy.status", app="shop")))
     os.kill(deployer.pid, signal.SIGINT)
     out, _ = deployer.communicate(timeout=60)
     assert deployer.returncode == 130, out
+    assert out.count("FAILED") == 1, f"what was cut off is told once, though two calls hear of it:\n{out}"
     assert machine.app()["deploy"] is None and machine.app()["release"] == good
 
 

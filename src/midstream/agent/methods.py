@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from midstream import __version__
@@ -44,6 +44,17 @@ from midstream.linux import clock
 
 PROTOCOL = 1
 _HOLD_MAX_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Teller:
+    """Tells one client how a deploy goes. Two of one client are equal: it may have several calls under way, as one that was
+    given up and the `deploy.revert` behind it, and hears everything once (`Work.tell`)."""
+
+    connection: Connection
+
+    def __call__(self, progress: Progress) -> None:
+        self.connection.notify("progress", asdict(progress))
 
 
 class Methods:
@@ -495,7 +506,7 @@ class Methods:
     # -- deploy ------------------------------------------------------------------------------------------------------
 
     def _teller(self, connection: Connection) -> Callable[[Progress], None]:
-        return lambda progress: connection.notify("progress", asdict(progress))
+        return _Teller(connection)
 
     def _keep_alive(self, connection: Connection, work: Work) -> None:
         mark = (work.intent.app, work.intent.id)

@@ -188,7 +188,7 @@ class Work:
         progress = Progress(
             self.intent.id, self.phase, step, state, ok, round(seconds, 3), self.redacted(line), service
         )
-        for listener in list(self.listeners):
+        for listener in dict.fromkeys(self.listeners):
             listener(progress)
 
     def redacted(self, text: str) -> str:
