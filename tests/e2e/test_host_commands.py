@@ -38,6 +38,22 @@ def test_a_command_gets_its_folder_variables_and_stdin_and_its_stdout_apart(proj
     assert not slow["ok"] and "was stopped" in slow["text"]
 
 
+def test_what_a_command_prints_is_told_without_secrets(project: Project) -> None:
+    """By `exec`, with --json too; of a secret of several lines each one. The command itself has them as they are."""
+    secrets = {"TOKEN": "tok-5e1f9a", "KEY": "first-line-0a1b2c\nsecond-line-3d4e5f"}
+    top = 'secrets = { TOKEN = { env = "TOKEN" }, KEY = { env = "KEY" } }'
+    project.commit("secrets", config=project.config(top=top))
+    result = project.deploy(**secrets)
+    assert result.code == 0, result.text
+    script = 'echo "it is <$TOKEN>"; printenv KEY; echo ${#TOKEN}'
+    for how in ([], ["--json"]):
+        told = project.cli("exec", *how, "--shell", script)
+        assert told.code == 0, told.text
+        assert "it is <[secret]>" in told.out and "10" in told.out
+        assert told.out.count("[secret]") == 3
+        assert not [word for value in secrets.values() for word in value.splitlines() if word in told.text]
+
+
 def test_what_prints_without_end_is_stopped(project: Project, machine: Machine) -> None:
     project.deployed()
     with pytest.raises(MidstreamError, match="printed more than"):

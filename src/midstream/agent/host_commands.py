@@ -26,7 +26,7 @@ from midstream.agent.params import refused, shaped, whole
 from midstream.agent.piece_files import write_all
 from midstream.agent.spawning import account_for, command_spec
 from midstream.agent.store import AppRecord
-from midstream.agent.work import Progress, Work
+from midstream.agent.work import Progress, Work, without_secrets
 from midstream.core.names import SpawnKey
 from midstream.core.spec import CommandStep
 from midstream.errors import HostError, OperatorError
@@ -67,7 +67,8 @@ class HostCommands:
         return await self.deploys.call(work, name, lambda: hooks.run(work, command), self._teller(connection))
 
     async def run(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        """A command in the committed release, with its environment, as the app's user."""
+        """A command in the committed release, with its environment, as the app's user. What it prints is told without the
+        values of secrets; `output` (of `capture`) is what it printed: a task may need to have it."""
         record = self._app_of(connection, params)
         stored = self.host.record(record.app, record.committed_generation)
         if stored is None:
@@ -81,10 +82,12 @@ class HostCommands:
         place = self.host.place(record.app, "+run", stored.number)
         spec = hooks.placed(command_spec(stored, step, key, place, self.host.uid, cwd=cwd), command.cwd)
         self.host.note(record.app, "", "run", " ".join(command.argv)[:200], who=connection.peer.name)
+
+        def show(line: str) -> None:
+            connection.notify("output", {"line": without_secrets(line, stored.secrets)})
+
         try:
-            outcome, output = await hooks.follow(
-                self.host, spec, command, on_line=lambda line: connection.notify("output", {"line": line})
-            )
+            outcome, output = await hooks.follow(self.host, spec, command, on_line=show)
         except asyncio.CancelledError:
             await self.host.one_shots.stop(spec.key)  # nobody waits for it any more
             self.host.one_shots.abandon(spec.key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,6 +55,18 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+
+def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
+    """Without their values, nor the lines of those that have several: output comes line by line. A net for mistakes: who
+    may run a command can have it print them in another form."""
+    for value in secrets.values():
+        if len(value) >= 4:
+            text = text.replace(value, "[secret]")
+        for line in value.splitlines() if "\n" in value else ():
+            if len(line) >= 8:
+                text = text.replace(line, "[secret]")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +204,7 @@ class Work:
             listener(progress)
 
     def redacted(self, text: str) -> str:
-        """Without the values of secrets, nor the lines of those that have several: output comes line by line."""
-        for value in self.secrets.values():
-            if len(value) >= 4:
-                text = text.replace(value, "[secret]")
-            for line in value.splitlines() if "\n" in value else ():
-                if len(line) >= 8:
-                    text = text.replace(line, "[secret]")
-        return text
+        return without_secrets(text, self.secrets)
 
     def serving(self) -> str:
         """What answers now, for messages."""

@@ -50,8 +50,9 @@ def exec_(
 ) -> int:
     """Run COMMAND on the hosts, in the folder of the committed release, with the app's user and environment.
 
-    Its output is printed as it comes, of several hosts at the same time, with the host. Exits with 0 when COMMAND did
-    everywhere, else with 1, and says how it ended. The stage may stand in front, with `--` behind it.
+    Its output is printed as it comes, of several hosts at the same time, with the host; values of secrets are taken out
+    (docs/security.md). Exits with 0 when COMMAND did everywhere, else with 1, and says how it ended. The stage may stand
+    in front, with `--` behind it.
     """
     path = find_config(config_path)
     stages = raw_stages(path) if path else {}
