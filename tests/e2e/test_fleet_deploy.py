@@ -162,6 +162,8 @@ def test_a_host_that_is_not_there_is_named_left_out_and_taken_along_later(fleet_
     told = project.cli("status", "--check")
     assert told.code == EXIT_DRIFT
     assert "NOT ON ONE RELEASE" in told.text
+    assert "`midstream deploy production` ends that" in told.text
+    assert "resume" not in told.text, "there is nothing to resume"
     third = project.deployed()
     assert project.served() == dict.fromkeys(fleet.hosts, third)
     assert project.cli("status", "--check").code == 0
@@ -319,6 +321,7 @@ def test_a_decided_deploy_is_not_put_back_on_the_hosts_that_lag(fleet_of: FleetO
         told = project.cli("status", "--check")
         assert told.code == EXIT_DRIFT
         assert f"NOT ON ONE RELEASE: {before} on web2; {second} on web1" in told.text
+        assert "`midstream resume production` carries the unfinished deploy to its end" in told.text
     resumed = project.cli("resume")
     assert resumed.code == 0, resumed.text
     assert [host.release() for host in fleet.hosts.values()] == [second, second]

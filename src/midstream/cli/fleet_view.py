@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from midstream.cli.output import moment, span, table
 from midstream.cli.status_view import HEADER, app_head, app_notes, app_rows, drift_lines
 
 Seen = Mapping[str, Mapping[str, Any]]  # host -> answer to `status`
+Unfinished = Callable[[str, str], bool]  # (app, stage) -> whether `midstream resume` has a deploy to carry on, here
 
 
-def fleet_text(seen: Seen, failed: Mapping[str, str]) -> str:
+def _nothing(app: str, stage: str) -> bool:
+    return False
+
+
+def fleet_text(seen: Seen, failed: Mapping[str, str], unfinished: Unfinished = _nothing) -> str:
     """All apps over all hosts as text. failed: host -> why it could not be asked."""
     names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
-    parts = [_app_text(name, seen, failed) for name in names]
+    parts = [_app_text(name, seen, failed, unfinished) for name in names]
     if not parts:
         parts = ["no app yet: `midstream deploy` brings one"] if seen else ["no host could be asked"]
     return "\n\n".join(
@@ -22,7 +27,7 @@ def fleet_text(seen: Seen, failed: Mapping[str, str]) -> str:
     )
 
 
-def _app_text(name: str, seen: Seen, failed: Mapping[str, str]) -> str:
+def _app_text(name: str, seen: Seen, failed: Mapping[str, str], unfinished: Unfinished) -> str:
     apps = {host: app for host, answer in seen.items() for app in answer["apps"] if app["app"] == name}
     heads: dict[str, list[str]] = {}
     for host, app in apps.items():
@@ -33,7 +38,7 @@ def _app_text(name: str, seen: Seen, failed: Mapping[str, str]) -> str:
         lines = [f"{head}  on {', '.join(hosts)}" for head, hosts in heads.items()]
         lines += [f"{name}: not deployed on {host}" for host in seen if host not in apps]
     lines += [f"  {host}:{note}" for host, app in apps.items() for note in app_notes(app)]
-    lines += [f"  {text}" for text in _differences(name, seen)]
+    lines += [f"  {text}" for text in _differences(name, seen, unfinished)]
     rows = [(host, *row) for host, app in apps.items() for row in app_rows(app)]
     rows += [(host, "-", "-", "-", "not reached", "?", "?", "-", "-", "-", "") for host in failed]
     if rows:
@@ -51,13 +56,13 @@ def _hosts(seen: Seen) -> Iterator[str]:
         yield f"{host}: {words}"
 
 
-def fleet_problems(seen: Seen) -> list[str]:
+def fleet_problems(seen: Seen, unfinished: Unfinished = _nothing) -> list[str]:
     """What is wrong between the hosts, though each may be in order by itself."""
     names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
-    return [text for name in names for text in _differences(name, seen)]
+    return [text for name in names for text in _differences(name, seen, unfinished)]
 
 
-def _differences(name: str, seen: Seen) -> list[str]:
+def _differences(name: str, seen: Seen, unfinished: Unfinished) -> list[str]:
     hosts_of: dict[str, list[str]] = {}
     rows = [(host, app) for host, answer in seen.items() for app in answer["apps"] if app["app"] == name]
     for host, app in rows:
@@ -65,9 +70,11 @@ def _differences(name: str, seen: Seen) -> list[str]:
     found = []
     if len(hosts_of) > 1:
         shown = "; ".join(f"{release} on {', '.join(hosts)}" for release, hosts in sorted(hosts_of.items()))
-        found.append(
-            f"NOT ON ONE RELEASE: {shown} (`midstream resume` on the machine that deployed, or the next deploy, ends that)"
-        )
+        stage = str(rows[0][1].get("stage") or "")
+        ends = f"`midstream deploy {stage}` ends that"
+        if unfinished(name, stage):  # after auto_revert = false, or --roles, there is nothing to resume
+            ends = f"`midstream resume {stage}` carries the unfinished deploy to its end; else {ends}"
+        found.append(f"NOT ON ONE RELEASE: {shown} ({ends})")
     committed = {host: str(app.get("release") or "") for host, app in rows}
     told = sorted(
         (row for _, app in rows for row in app.get("behind", ())), key=lambda row: float(row.get("since") or 0.0)

@@ -65,10 +65,19 @@ def _show(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]], failed: d
             row = {**answer, "problems": found[host]}
             echo_json({"address": host, **row} if aim.several else row)
     elif aim.several:
-        click.echo(fleet_text(seen, failed))
+        click.echo(fleet_text(seen, failed, _is_unfinished))
     else:
         for answer in seen.values():
             click.echo(status_text(answer))
+
+
+def _is_unfinished(app: str, stage: str) -> bool:
+    """Whether `midstream resume` would find a deploy of the stage to carry on, on this machine."""
+    from midstream.cli.places import records_folder
+    from midstream.deploy.record import ENDED, last_memo
+
+    memo = last_memo(records_folder(), app, stage)
+    return memo is not None and memo.state not in ENDED
 
 
 def _checked(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]]) -> int:
@@ -77,7 +86,7 @@ def _checked(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]]) -> int
     for host, answer in seen.items():
         missing = [f"{aim.app} is not deployed here"] if aim.app and not answer["apps"] else []
         lines += [f"{host}: {line}" if aim.several else line for line in [*missing, *found[host]]]
-    lines += fleet_problems(seen)
+    lines += fleet_problems(seen, _is_unfinished)
     for line in lines:
         click.echo(f"midstream: {line}", err=True)
     return EXIT_DRIFT if lines else EXIT_OK
