@@ -305,9 +305,11 @@ def test_settings_are_computed_asked_or_given_once(tmp_path: Path) -> None:
     registry.set("pages", lambda: seen.append("computed") or 100)
     registry.ask("ticket", "Which ticket?")
     registry.ask("password", echo=False)
+    registry.ask("token", echo=False, default="kept-token")
 
     @registry.task("show")
     def show(run: TaskRun) -> None:
+        run.fetch("token")
         seen.append(
             [run.fetch("pages"), run.fetch("pages"), run.fetch("ticket"), run.fetch("password"), run.fetch("x", 1)]
         )
@@ -325,8 +327,8 @@ def test_settings_are_computed_asked_or_given_once(tmp_path: Path) -> None:
         book.keep_secret = secrets.__setitem__
         assert (await run()).exit_code == 0
         assert seen == ["computed", [100, 100, "T-1", "hunter2", 1]]
-        assert asked == ["password False"]
-        assert secrets == {"password": "hunter2"}
+        assert asked == ["token False", "password False"], "the default of a secret is not shown either"
+        assert secrets == {"token": "hunter2", "password": "hunter2"}
 
 
 def test_hosts_at_the_same_time_in_groups_and_files_there_and_back(tmp_path: Path) -> None:

@@ -75,10 +75,22 @@ def test_without_a_terminal_a_question_fails_the_deploy_and_says_how_to_answer_i
     project.commit("second")
     result = project.deploy()
     assert result.code == 2 and "no terminal" in result.err and "deploy.py:1" in result.err
+    assert "--set ticket=" in result.err
     assert project.get("/") == (200, first)
+    nonsense = project.deploy("--set", "ticket")
+    assert nonsense.code == 2 and "'ticket' is not NAME=VALUE" in nonsense.err
+    given = project.deploy("--verbose", "--set", "ticket=T-0", "--set", "password=correct-horse")
+    assert given.code == 0 and "correct-horse" not in given.text, given.text
+    assert (project.deploy_to / "shared" / "ticket").read_text() == "T-0\n"
     assert project.cli("run", "note", "ticket=T-1", "password=correct-horse").code == 0
     assert "correct-horse" not in project.cli("run", "note", "ticket=T-1", "password=correct-horse").text
     assert (project.deploy_to / "shared" / "ticket").read_text() == "T-1\n"
+    back = project.cli("rollback", "--set", "ticket=T-2", "--set", "password=correct-horse")
+    assert back.code == 0 and project.get("/") == (200, first), back.text
+    assert (project.deploy_to / "shared" / "ticket").read_text() == "T-2\n"
+    (project.folder / "deploy.py").unlink()
+    unread = project.deploy("--set", "ticket=T-3")
+    assert unread.code == 2 and "--set is for the tasks of deploy.py" in unread.err
 
 
 def test_kill_9_of_the_deployer_within_a_task_has_the_agent_undo_its_commands(

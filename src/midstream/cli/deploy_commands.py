@@ -24,6 +24,7 @@ _EXITS = (0, 1, 2, 4, 5, 70, 130)
     midstream deploy staging --branch feature/basket
     midstream deploy --without web3      a host that is down; it is recorded as behind
     midstream deploy --wait              wait for another deploy instead of being refused
+    midstream deploy --set ticket=T-17   the answer to a question of deploy.py
     midstream deploy --json | tee deploy.jsonl
     """,
 )
@@ -36,6 +37,7 @@ def deploy(
     stage: str | None,
     branch: str,
     wait: bool,
+    answers: tuple[str, ...],
     verbose: bool,
     only: Only,
     config_path: str,
@@ -60,13 +62,13 @@ def deploy(
     with dialled(stage, config_path, socket, only) as early:
         # What follows takes as long to import as ssh to log in.
         from midstream.cli import deploy_run, project
-        from midstream.cli.task_book import open_book
+        from midstream.cli.task_book import open_book_with
         from midstream.core.plan import deploy_plan
         from midstream.deploy.config_file import read_secrets
 
         chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
         try:
-            tasks = open_book(chosen.file.folder)
+            tasks = open_book_with(chosen.file.folder, answers)
             secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)
             chosen = deploy_run.with_agent_here(chosen, socket)
             order = deploy_run.new_order(
@@ -99,6 +101,7 @@ def rollback(
     release: str,
     force: bool,
     wait: bool,
+    answers: tuple[str, ...],
     verbose: bool,
     only: Only,
     config_path: str,
@@ -117,11 +120,11 @@ def rollback(
         raise OperatorError(f"{release} is no release: 14 digits", remedy="midstream releases lists them")
     with dialled(stage, config_path, socket, only) as early:
         from midstream.cli import deploy_run, project
-        from midstream.cli.task_book import open_book
+        from midstream.cli.task_book import open_book_with
         from midstream.core.plan import rollback_plan
 
         chosen = project.of_working_copy(config_path, stage, socket=socket, only=only)
-        tasks = open_book(chosen.file.folder)
+        tasks = open_book_with(chosen.file.folder, answers)
         plan = rollback_plan(chosen.specs, release=release, attached=tasks.registry.attached())
         order = deploy_run.new_order(chosen, plan, release=release, wait=wait, force=force, tasks=tasks)
         chosen = replace(chosen, reach=early.using(chosen.reach))

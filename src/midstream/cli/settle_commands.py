@@ -43,6 +43,7 @@ def resume(
     stage: str | None,
     deploy_id: str,
     wait: bool,
+    answers: tuple[str, ...],
     verbose: bool,
     only: Only,
     config_path: str,
@@ -52,11 +53,12 @@ def resume(
     """Carry the deploy of a deployer that died, or lost its hosts, to its end.
 
     Runs on the machine that deployed: the record of the deploy is there. The same revision goes on from where each
-    host stands; what is done is not done again, and what a host has put back meanwhile is made anew.
+    host stands; what is done is not done again, and what a host has put back meanwhile is made anew. Answers that were
+    given by --set are not kept: give them again.
     """
     from midstream.cli import deploy_run, project
     from midstream.cli.places import records_folder
-    from midstream.cli.task_book import open_book
+    from midstream.cli.task_book import open_book_with
     from midstream.core.plan import Kind, deploy_plan, rollback_plan
     from midstream.deploy.config_file import read_secrets
     from midstream.deploy.record import ENDED, last_memo, memo_of
@@ -73,7 +75,7 @@ def resume(
         )
     path, socket = str(file.path), socket or memo.socket
     only = replace(only, hosts=only.hosts or memo.hosts)
-    tasks = open_book(file.folder)
+    tasks = open_book_with(file.folder, answers)
     if memo.kind == Kind.DEPLOY.value:
         chosen = project.of_revision(path, memo.stage, revision=memo.revision, socket=socket, only=only)
         plan = deploy_plan(chosen.specs, attached=tasks.registry.attached())

@@ -25,13 +25,26 @@ def open_book(folder: str | os.PathLike[str], given: Mapping[str, str] | None = 
     return TaskBook(registry, dict(given or {}))
 
 
-def settings_of(words: Sequence[str]) -> dict[str, str]:
-    """`NAME=VALUE…` of a command line. Raises OperatorError for a word of another form."""
+def open_book_with(folder: str | os.PathLike[str], words: Sequence[str]) -> TaskBook:
+    """The same, with the NAME=VALUE of each `--set`, which only a deploy.py could read. Raises OperatorError too for words
+    of another form."""
+    book = open_book(folder, settings_of(words, "--set NAME=VALUE"))
+    if words and not book.registry.tasks:
+        raise OperatorError(
+            "--set is for the tasks of deploy.py, and there are none",
+            where=os.fspath(folder) or os.getcwd(),
+            remedy="leave --set out; a variable of the app goes into [env] of midstream.toml",
+        )
+    return book
+
+
+def settings_of(words: Sequence[str], usage: str = "midstream run [STAGE] TASK [NAME=VALUE]…") -> dict[str, str]:
+    """`NAME=VALUE…` of a command line. usage: what to write. Raises OperatorError for a word of another form."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals or not name.isidentifier():
-            raise OperatorError(f"{word!r} is not NAME=VALUE", remedy="midstream run [STAGE] TASK [NAME=VALUE]…")
+        if not equals or not name.strip():
+            raise OperatorError(f"{word!r} is not NAME=VALUE", remedy=usage)
         found[name] = value
     return found
 
@@ -48,7 +61,7 @@ class Asking:
         if not sys.stdin.isatty():
             raise OperatorError(
                 "there is no terminal to ask at",
-                remedy="run it at a terminal, or give the answer as a setting or an environment variable that deploy.py reads",
+                remedy="run it at a terminal, or give the answer on the command line",
             )
         import termios
 

@@ -13,7 +13,7 @@ from midstream.errors import OperatorError
 
 
 def _no_terminal(question: str, echo: bool) -> str:
-    raise OperatorError("there is no terminal to ask at", remedy="give it on the command line: NAME=VALUE")
+    raise OperatorError("there is no terminal to ask at", remedy="give it on the command line")
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import shlex
 import threading
 import time
 import traceback
@@ -213,20 +214,30 @@ class Performance:
             if self._stopped:
                 raise InterruptedDeploy("interrupted")
             try:
-                shown = f"{question.text} [{question.default}]" if question.default else question.text
+                shown = f"{question.text} [{question.default}]" if question.default and question.echo else question.text
                 value = self.book.ask(shown, question.echo)
-            except OperatorError:
+            except OperatorError as error:
                 if question.default is None:
                     raise OperatorError(
-                        f"{question.text!r} cannot be asked: there is no terminal",
+                        f"{question.text!r}: {error.what}",
                         where=name,
-                        remedy=f"give it: midstream run TASK {name}=…, or a default",
+                        remedy=self._how_to_answer(name),
                     ) from None
                 value = question.default
             value = value or question.default or ""
             if not question.echo:
                 self.book.keep_secret(name, value)
             return value
+
+    def _how_to_answer(self, name: str) -> str:
+        if name not in self.book.registry.settings:
+            return (
+                'run it at a terminal; a question made by registry.ask("NAME", …) can be answered by --set NAME=VALUE'
+            )
+        given = shlex.quote(f"{name}=")
+        return (
+            f"answer beforehand: `--set {given}…` of the deploy (`midstream run TASK {given}…`), or give it a default"
+        )
 
 
 def placed_error(entry: TaskEntry, error: BaseException) -> MidstreamError:
