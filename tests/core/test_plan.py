@@ -95,11 +95,11 @@ def test_a_rollback_touches_no_repository_and_builds_nothing() -> None:
 
 
 def test_every_task_is_a_point_to_which_a_hook_can_be_tied() -> None:
-    """Otherwise the plan would print names that `[[hooks]]` refuses."""
+    """Otherwise the plan would print names that `[[hooks]]` refuses. But for those that Capistrano does not have."""
     specs = {"here": spec("web", "db", migrate=MIGRATE, build=(CommandStep(("make",)),), assets=("public",))}
     names = {task.name for plan in (deploy_plan(specs), rollback_plan(specs)) for m in plan.moves for task in m.tasks}
     unknown = {name for name in names if point_of(name) is None}
-    assert {name.split(":")[1] for name in unknown} == {"handover"}
+    assert {name.split(":")[1] for name in unknown} == {"handover", "store_spec", "unlock"}
 
 
 def test_the_printed_plan_names_every_task_with_its_hosts_in_order() -> None:
@@ -113,7 +113,6 @@ def test_the_printed_plan_names_every_task_with_its_hosts_in_order() -> None:
     assert shown == [
         "starting",
         "check",
-        "started",
         "updating",
         "updated",
         "publishing  wave 1 of 2",
@@ -196,7 +195,7 @@ def test_hooks_lie_in_the_order_of_the_run_and_lose_no_part_of_it(moments: list[
     own = [move.point for move in plan.moves if move.hook is not None]
     assert own == sorted(own, key=flat.index)
     tasks = [task.name for move in plan.moves if move.hook is None for task in move.tasks]
-    assert [name for name in tasks if name != "deploy:unlock"] == [t.name for move in plain.moves for t in move.tasks]
+    assert tasks == [t.name for move in plain.moves for t in move.tasks]
     assert from_wire(type(plan), to_wire(plan)) == plan
 
 
@@ -205,7 +204,7 @@ def test_calls_are_cut_only_where_something_lies_inside() -> None:
     assert calls == [Call.OPEN, Call.UPDATE, Call.COMMAND, Call.PUBLISH, Call.COMMIT, Call.FINISH]
     cut = deploy_plan({"here": hooked("before deploy:build", build=(CommandStep(("make",)),))}).moves
     updates = [(move.until, [task.name for task in move.tasks][-1]) for move in cut if move.call is Call.UPDATE]
-    assert updates == [("deploy:build", "deploy:set_current_revision"), ("", "deploy:build")]
+    assert updates == [("deploy:build", "git:create_release"), ("", "deploy:store_spec")]
     nothing_to_build = deploy_plan({"here": hooked("before deploy:build")}).moves
     assert [move.until for move in nothing_to_build if move.call is Call.UPDATE] == [""]
 
@@ -237,3 +236,30 @@ def test_the_stage_says_how_many_hosts_at_a_time() -> None:
 def test_every_point_has_a_phase_of_the_plan() -> None:
     for point in points.POINTS:
         assert Phase(phase_of(point))
+
+
+def test_every_task_that_is_built_in_has_its_phase_from_the_one_table() -> None:
+    whole = spec("web", "batch", "db", migrate=MIGRATE, build=(CommandStep(("make",), name="js"),), assets=("public",))
+    for plan in (deploy_plan({"a": whole, "b": whole}), rollback_plan({"a": whole, "b": whole})):
+        assert {task.name: task.phase for task in plan.tasks} == {t.name: Phase(phase_of(t.name)) for t in plan.tasks}
+
+
+def test_a_service_that_is_not_started_is_not_handed_over() -> None:
+    import dataclasses
+
+    by_hand = dataclasses.replace(JOBS, autostart=False)
+    app = dataclasses.replace(spec(), services={"web": WEB, "jobs": by_hand})
+    names = [task.name for task in deploy_plan({"here": app}).tasks]
+    assert "deploy:handover:web" in names and "deploy:handover:jobs" not in names
+
+
+@pytest.mark.parametrize("moment", EVERY_MOMENT)
+def test_the_configuration_is_stored_once_in_a_call_that_goes_to_the_end(moment: str) -> None:
+    """The agent does it in the first `deploy.update` that does not stop before something, and passes over it later."""
+    for hosts in ("a", "ab"):
+        for more in ({}, {"build": (CommandStep(("make",)),), "assets": ("public",), "migrate": MIGRATE}):
+            app = hooked(moment, roles=("web", "db"), **more)
+            plan = deploy_plan(dict.fromkeys(hosts, app))
+            updates = [move for move in plan.moves if move.call is Call.UPDATE]
+            stored = [n for n, m in enumerate(updates) if any(t.name == "deploy:store_spec" for t in m.tasks)]
+            assert stored == [next(n for n, move in enumerate(updates) if not move.until)]

@@ -108,7 +108,7 @@ def _once(project: FleetProject) -> None:
 
 def _assets_before_pages(rows: list[dict[str, Any]]) -> None:
     """Published additively on every host before any host is handed over."""
-    begun = next(n for n, row in enumerate(rows) if row["type"] == "begin" and row.get("step") == "handover")
+    begun = next(n for n, row in enumerate(rows) if row["type"] == "begin" and row.get("step") == "deploy:handover:web")
     calls = [row for row in rows[:begun] if row["type"] == "call" and row["step"] == "deploy.update"]
     assert {row["host"] for row in calls} == {"web1", "web2", "web3"}
     last = {row["host"]: n for n, row in enumerate(rows) if row["type"] == "call" and row["step"] == "deploy.update"}

@@ -430,6 +430,7 @@ class Deploys:
         removed: list[str] = []
         warnings: list[str] = []
         if work.intent.kind in ("deploy", "rollback"):
+            await finishing.verify(work)
             try:
                 removed = await finishing.tidy(work, until)
             except MidstreamError as error:
@@ -437,7 +438,8 @@ class Deploys:
         await self.host.folders.look([work.intent.app])
         found = finishing.found(work, removed, warnings) | {"not_undone": not_undone}
         if not until:
-            self._close(work)
+            with work.telling("deploy:unlock"):
+                self._close(work)
         return found
 
     def _close(self, work: Work) -> None:

@@ -16,6 +16,7 @@ from midstream.core import steps
 from midstream.core.external import ExternalHold, HoldState
 from midstream.core.layout import CurrentKind
 from midstream.core.names import is_release
+from midstream.core.points import handover_task
 from midstream.core.steps import MonitQuiet, MonitRestart
 from midstream.errors import AppError, HostError, MidstreamError, OperatorError
 from midstream.linux import process, tree
@@ -50,7 +51,7 @@ async def hand_over(work: Work, rollback_target: str | None) -> None:
         for hold in _fresh(externals, holds):
             step = f"external:restart:{hold.service}"
             if not work.done(step):
-                with work.step(step):
+                with work.step(step), work.telling(handover_task(hold.label)):
                     await _restart(externals, work, hold, work.intent.release, step)
 
 

@@ -13,6 +13,19 @@ from midstream.core.generation import ENDING, PROVISIONAL, GenerationState
 from midstream.core.intent import IntentState
 
 
+async def verify(work: Work) -> None:
+    """Tells, once a deploy, what its processes really run, before anything is cleaned up. What differs is also in what
+    `finish` answers at its end, when it has looked again."""
+    if work.verified or work.intent.state is not IntentState.COMMITTED:
+        return
+    with work.telling("deploy:verify"):
+        await work.host.folders.look([work.intent.app])
+        for row in drift_of(work.host, work.intent.app):
+            line = f"{row['service']}: {row['kind']}, expected {row['expected']}, found {row['found']}"
+            work.tell("deploy:verify", "line", line=line)
+    work.verified = True
+
+
 async def tidy(work: Work, until: str) -> list[str]:
     """Cleanup and revisions.log, as far as `until`; returns the releases that were removed."""
     removed: list[str] = []

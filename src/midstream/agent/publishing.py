@@ -26,10 +26,13 @@ from midstream.core.instance import ALIVE
 from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.names import parse_key
 from midstream.core.phases import Phase
+from midstream.core.points import handover_task
 from midstream.core.service import Service
 from midstream.core.wanted import goes_cold, goes_quiet
 from midstream.errors import AppError, HostError, MidstreamError
 from midstream.linux import clock
+
+_PASSED = (Phase.PROVEN, Phase.QUIETING, Phase.SOAKING, Phase.SOAKED)
 
 
 async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
@@ -42,10 +45,7 @@ async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
     begun = time.monotonic()
     try:
         with work.step("handover"):
-            if work.intent.state is not IntentState.PUBLISHING:
-                await _begin(work, record)
-            await _until_proven(work)
-            await _soak(work)
+            await _own_services(work, record)
             await external_handover.hand_over(work, _rollback_target(work))
             work.move(IntentEvent.PROVED)
     except (MidstreamError, OSError) as error:
@@ -62,6 +62,21 @@ async def publish(work: Work, record: GenerationRecord) -> list[dict[str, Any]]:
         for name, service in work.spec.services.items()
         if name in work.intent.services
     ]
+
+
+async def _own_services(work: Work, record: GenerationRecord) -> None:
+    """Each is told as a task of its own, by the plan's name; the journal has the handover as one."""
+    tasks = {name: handover_task(name) for name, service in work.spec.services.items() if service.autostart}
+
+    def failed() -> list[str]:
+        begun = set(work.intent.services)
+        return [task for name, task in tasks.items() if name not in begun or _phase_of(work, name) not in _PASSED]
+
+    with work.telling(*tasks.values(), failed=failed):
+        if work.intent.state is not IntentState.PUBLISHING:
+            await _begin(work, record)
+        await _until_proven(work)
+        await _soak(work)
 
 
 def _proof_words(work: Work, service: str) -> str:
@@ -91,7 +106,8 @@ async def _begin(work: Work, record: GenerationRecord) -> None:
         spare = last + 1 if goes_back_fresh else 0
         last = spare or last
         changes.append(((app.app, name), Begin(candidate, queued, spare)))
-        work.tell("handover", "line", line=f"{name}: starting {service.instances} of generation {number}", service=name)
+        starting = f"{name}: starting {service.instances} of generation {number}"
+        work.tell(handover_task(name), "line", line=starting, service=name)
     for key in [key for key in host.news if key[0] == app.app]:
         del host.news[key]
     host.intent_of[app.app] = work.intent.id
@@ -141,8 +157,7 @@ class _Turns:
         self.gone: set[str] = set()  # services that were given their word
 
     def proven(self) -> set[str]:
-        passed = (Phase.PROVEN, Phase.QUIETING, Phase.SOAKING, Phase.SOAKED)
-        return {name for name in self._policies if _phase_of(self._work, name) in passed}
+        return {name for name in self._policies if _phase_of(self._work, name) in _PASSED}
 
     def may_go(self, proven: set[str]) -> list[str]:
         """Queued services whose time has come."""
@@ -165,7 +180,7 @@ async def _until_proven(work: Work) -> None:
     while True:
         proven = turns.proven()
         for name in sorted(proven - told):
-            work.tell("handover", "line", line=f"{name}: proven", service=name)
+            work.tell(handover_task(name), "line", line=f"{name}: proven", service=name)
         told |= proven
         raise_if_failed(work)
         if len(proven) == len(work.intent.services):
@@ -235,7 +250,7 @@ async def _soak(work: Work) -> None:
         for name in work.intent.services:
             words = _quieting_words(work, name)
             if words and words != said:
-                work.tell("handover", "line", line=words, service=name)
+                work.tell(handover_task(name), "line", line=words, service=name)
                 said = words
     raise_if_failed(work)
 

@@ -20,6 +20,7 @@ from midstream.agent.work import Part, Work
 from midstream.core import steps
 from midstream.core.intent import IntentEvent
 from midstream.core.layout import Layout
+from midstream.core.points import build_task
 from midstream.core.spec import AppSpec, EnvSpec, Source
 from midstream.core.wire import to_wire
 from midstream.errors import AttentionError, HostError, OperatorError
@@ -188,10 +189,11 @@ def _chosen_builds(spec: AppSpec, request: UpdateRequest) -> tuple[int, ...]:
 async def _build(work: Work, record: GenerationRecord, chosen: tuple[int, ...], label: str) -> None:
     for index in chosen:
         step = work.spec.build[index]
-        work.tell(label, "line", line=f"$ {step.name or ' '.join(step.run)[:60]}")
-        outcome = await work.run_command(record, step, "+build", index, label, may_rerun=True)
-        if not outcome.ok:
-            raise work.command_failed(f"build step {index + 1}", step, outcome)
+        with work.telling(build_task(step.name)):
+            work.tell(build_task(step.name), "line", line=f"$ {step.name or ' '.join(step.run)[:60]}")
+            outcome = await work.run_command(record, step, "+build", index, label, may_rerun=True)
+            if not outcome.ok:
+                raise work.command_failed(f"build step {index + 1}", step, outcome)
 
 
 async def _migrate(work: Work, record: GenerationRecord) -> None:

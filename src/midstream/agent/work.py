@@ -28,6 +28,7 @@ from midstream.core import steps
 from midstream.core.intent import Intent, IntentEvent, advance
 from midstream.core.messages import ProcessState, SpawnSpec
 from midstream.core.names import SpawnKey, parse_key
+from midstream.core.points import task_of
 from midstream.core.spec import AppSpec, CommandStep
 from midstream.errors import AppError, HostError, MidstreamError
 
@@ -96,6 +97,7 @@ class Work:
     pack_path: str = ""
     warnings: list[str] = field(default_factory=list)
     trash: bool = False  # something that was removed waits to be deleted (`agent/trash.py`)
+    verified: bool = False  # what its processes run was told
     over: bool = False  # it was committed and closed before: its calls are answered, and do nothing
     session: StepSession | None = None
     sessions: int = 0  # how many there were
@@ -163,6 +165,26 @@ class Work:
         self._journal(names, "done", marks, relaxed=_ONCE.isdisjoint(names))
         self.tell(name, "end", seconds=time.monotonic() - begun)
 
+    @contextmanager
+    def telling(self, *tasks: str, failed: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+        """Tasks of the plan that are told, and not journalled by themselves: parts of a step, or nothing that could be begun
+        again. failed: those of them that an error is about, where not all are."""
+        begun = time.monotonic()
+        for task in tasks:
+            self.tell(task, "begin")
+        try:
+            yield
+        except BaseException as error:
+            what = error.what if isinstance(error, MidstreamError) else f"{type(error).__name__}: {error}"
+            what = "interrupted" if isinstance(error, asyncio.CancelledError) else what
+            guilty = failed() or tasks
+            for task in tasks:
+                ok = task not in guilty
+                self.tell(task, "end", ok=ok, seconds=time.monotonic() - begun, line="" if ok else what)
+            raise
+        for task in tasks:
+            self.tell(task, "end", seconds=time.monotonic() - begun)
+
     def _points(self, when: str, names: tuple[str, ...]) -> None:
         for name in names:
             crashpoint.point(f"{when} {name}", self.host.keeper_pid)
@@ -197,8 +219,12 @@ class Work:
     def tell(
         self, step: str, state: str, *, ok: bool = True, seconds: float = 0.0, line: str = "", service: str = ""
     ) -> None:
+        """What is told is told by the names of the plan (`core/points.py`)."""
+        task = task_of(step) or (step if state == "line" else "")
+        if not task:
+            return
         progress = Progress(
-            self.intent.id, self.phase, step, state, ok, round(seconds, 3), self.redacted(line), service
+            self.intent.id, self.phase, task, state, ok, round(seconds, 3), self.redacted(line), service
         )
         for listener in dict.fromkeys(self.listeners):
             listener(progress)

@@ -19,29 +19,42 @@ _BRANCH = click.option("-b", "--branch", metavar="REV", default="", help="Branch
 
 @command(
     "plan",
-    exits=(0, 2, 70),
+    exits=(0, 1, 2, 70),
     examples="""
     midstream plan
     midstream plan production --branch v2.1
     midstream plan --rollback
+    midstream plan --offline             no host is asked
     midstream plan --json | jq .moves
     """,
 )
 @click.argument("stage", required=False)
 @_BRANCH
 @click.option("--rollback", is_flag=True, help="The plan of `midstream rollback` instead.")
+@click.option("--offline", is_flag=True, help="Ask no host: only what would be run.")
 @host_options
 @config_option
 @socket_option
 @json_option
 def plan(
-    stage: str | None, branch: str, rollback: bool, only: Only, config_path: str, socket: str, as_json: bool
+    stage: str | None,
+    branch: str,
+    rollback: bool,
+    offline: bool,
+    only: Only,
+    config_path: str,
+    socket: str,
+    as_json: bool,
 ) -> int:
     """Print the plan that `midstream deploy` would run: this very value is what it walks through.
 
-    The revision is resolved and its configuration read; no host is asked.
+    The revision is resolved and its configuration read. Each host is asked what it is on now (nothing is locked or
+    changed): its committed release, who holds its lock, a deploy that is undecided, hosts left behind. One that cannot
+    be reached is told with the reason and hides nothing; of a stage with several hosts the exit code is then 1, as a
+    deploy would be refused. --offline asks nobody.
     """
     from midstream.cli import project
+    from midstream.cli.plan_state import ask_hosts
     from midstream.cli.task_book import open_book
     from midstream.core.plan import deploy_plan, plan_lines, rollback_plan
     from midstream.core.wire import to_wire
@@ -53,17 +66,20 @@ def plan(
         chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
         made = deploy_plan(chosen.specs, attached=open_book(chosen.file.folder).registry.attached())
     try:
+        now = None if offline else ask_hosts(chosen)
+        code = now.exit_code if now else 0
         if as_json:
             target = to_wire(chosen.target) if chosen.target else None
-            echo_json({**to_wire(made), "target": target, "notes": list(chosen.notes)})
-            return 0
+            state = now.rows() if now else None
+            echo_json({**to_wire(made), "target": target, "notes": list(chosen.notes), "state": state})
+            return code
         head = f"{made.kind.value} of {made.app} ({made.stage}) on {', '.join(made.hosts)}"
         if chosen.target:
             head += f": {chosen.target.branch} at {short(chosen.target.sha)} “{clean(chosen.target.subject)}”"
-        click.echo("\n".join([head, *plan_lines(made)]))
+        click.echo("\n".join([head, *(f"  {line}" for line in (now.lines() if now else ())), *plan_lines(made)]))
         for note in chosen.notes:
             click.echo(f"note: {note}", err=True)
-        return 0
+        return code
     finally:
         chosen.close()
 

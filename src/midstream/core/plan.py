@@ -128,6 +128,11 @@ class Plan:
     back: tuple[Move, ...] = ()
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All of them, in the order in which they happen, the way back behind them."""
+        return tuple(task for move in (*self.moves, *self.back) for one in _in_time(move) for task in one.tasks)
+
+    @property
     def waves(self) -> tuple[tuple[str, ...], ...]:
         return tuple(move.hosts for move in self.moves if move.call is Call.PUBLISH)
 

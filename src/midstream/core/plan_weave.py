@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from midstream.core import points
 from midstream.core.builds import HERE, Carry, carries, steps_here, stretch
 from midstream.core.plan import Attached, Call, Hook, Kind, Move, Phase, Plan, Task, primary_of, waves_of
-from midstream.core.points import HANDOVER, Gap, Part, phase_of
+from midstream.core.points import HANDOVER, Gap, Part, build_task, handover_task, phase_of
 from midstream.core.spec import AppSpec, CommandStep, HandoverPolicy, HoldSpec, HookSpec, ServiceSpec, Source
 
 _CALL_OF = {
@@ -155,12 +155,14 @@ class Weave:
         migrate: tuple[Task, ...] = ()
         if migrates and spec.migrate is not None:
             shown = "; ".join(_command(step.run) for step in spec.migrate.run)
-            migrate = (Task(Phase.UPDATED, "deploy:migrate", f"once, here: {shown}"),)
+            migrate = (_task("deploy:migrate", f"once, here: {shown}"),)
+        # With the call that does not stop before the rest of the work; where it is cut before the migration, with the first.
+        stored = (_task("deploy:store_spec", "the configuration, beside the release"),) if others and not stop else ()
         if migrates and len(self.specs) == 1:
-            yield Move(Call.UPDATE, self._hosts, (*self._update_tasks(others), *migrate), migrate=True)
+            yield Move(Call.UPDATE, self._hosts, (*self._update_tasks(others), *stored, *migrate), migrate=True)
             return
         if others:
-            yield Move(Call.UPDATE, self._hosts, tuple(self._update_tasks(others)), until=stop)
+            yield Move(Call.UPDATE, self._hosts, (*self._update_tasks(others), *stored), until=stop)
         if migrates and spec.migrate is not None:
             yield Move(Call.UPDATE, (primary_of(spec.migrate.role, self.specs),), migrate, migrate=True)
 
@@ -189,9 +191,9 @@ class Weave:
         if carry.builder == HERE:
             for step in steps_here(self.specs, carry):
                 note = f"in a clean checkout: {_command(step.run)}"
-                yield Task(Phase.UPDATED, f"deploy:build{label}", note, ("the deployer",))
+                yield _task(build_task(carry.name), note, ("the deployer",))
         made_on = carry.builder or "the deployer"
-        yield Task(Phase.UPDATED, f"deploy:carry{label}", f"{', '.join(carry.files)}, from {made_on}")
+        yield _task(f"deploy:carry{label}", f"{', '.join(carry.files)}, from {made_on}")
 
     # -- hooks and tasks -------------------------------------------------------------------------------------------
 
@@ -249,15 +251,15 @@ class Weave:
             line = Task(phase, extra.task, f"{extra.point}: {extra.note}".removesuffix(": "))
             return Move(Call.TASK, hosts, (line,), point=extra.point, task=extra.task)
         spec = extra.hook
-        line = Task(phase, spec.step.name or "hook", f"{extra.point}: {extra.note}")
         hook = Hook(f"hook {spec.number + 1} {spec.step.name}".strip(), spec.step, spec.undo, where)
+        line = Task(phase, hook.name, f"{extra.point}: {extra.note}")
         return Move(Call.COMMAND, hosts, (line,), point=extra.point, hook=hook)
 
     # -- the parts in words ----------------------------------------------------------------------------------------
 
     def _select(self) -> Move:
         note = f"to {self.release}" if self.release else "to the last proven release before the committed one"
-        task = Task(Phase.REVERTING, "deploy:revert_release", note)
+        task = _task("deploy:revert_release", note)
         return Move(Call.SELECT, self._hosts, (task,), in_order=len(self.specs) > 1)
 
     def _update_tasks(self, parts: Sequence[Part]) -> Iterator[Task]:
@@ -265,18 +267,13 @@ class Weave:
         if Part.FETCH in parts:
             fetched = f"fetched by the host from {spec.repository}"
             pushed = "objects pushed from here, only what the host lacks"
-            yield Task(Phase.UPDATING, "git:update", fetched if spec.source is Source.FETCH else pushed)
+            yield _task("git:update", fetched if spec.source is Source.FETCH else pushed)
         if Part.RELEASE in parts:
-            yield Task(Phase.UPDATING, "deploy:new_release_path")
-            yield Task(Phase.UPDATING, "git:create_release", spec.repo_tree and f"only {spec.repo_tree}")
-            yield Task(Phase.UPDATING, "deploy:set_current_revision")
-            linked = [*spec.linked_files, *spec.linked_dirs]
-            if linked:
-                yield Task(Phase.UPDATING, "deploy:symlink:shared", ", ".join(linked))
+            yield _task("git:create_release", _release_note(spec))
         if Part.BUILD in parts:
             yield from _build_tasks(self._builds(None))
         if Part.ASSETS in parts:
-            yield Task(Phase.UPDATED, "deploy:assets", ", ".join(spec.assets))
+            yield _task("deploy:assets", ", ".join(spec.assets))
 
     def _publishes(self, extras: list[_Extra]) -> Iterator[Move]:
         limit = self._first.max_parallel if self.max_parallel is None else self.max_parallel
@@ -292,6 +289,7 @@ class Weave:
     def _restarts(self, wave: tuple[str, ...]) -> Iterator[Task]:
         """Services of other supervisors that are brought to the release at this handover: those that are held then."""
         held: dict[str, list[str]] = {}
+        quieted: dict[str, list[str]] = {}
         order = _ORDER_OF[self.kind]
         handover = points.place_of(f"after {HANDOVER}", order) or 0
         for host in wave:
@@ -300,26 +298,50 @@ class Weave:
                 first, last = (points.place_of(moment, order) for moment in span) if span else (None, None)
                 if hold.restart and first is not None and last is not None and first < handover <= last:
                     held.setdefault(f"{hold.supervisor}:{hold.service}", []).append(host)
+                    if hold.quiet:
+                        quieted.setdefault(hold.service, []).append(host)
+
+        def where_of(hosts: Sequence[str]) -> tuple[str, ...]:
+            return () if len(hosts) == len(wave) else tuple(hosts)
+
+        for service, hosts in quieted.items():
+            yield _task(f"external:quiet:{service}", "told to begin no further job", where_of(hosts))
+        if held:
+            here = [host for host in wave if any(host in hosts for hosts in held.values())]
+            yield _task("external:current", "`current` moves before the others are restarted", where_of(here))
         for label, hosts in held.items():
-            where = () if len(hosts) == len(wave) else tuple(hosts)
-            note = "`current` moves first; restarted by its supervisor, read from /proc; all back if it fails"
-            yield Task(Phase.PUBLISHING, f"deploy:handover:{label}", note, where)
+            where = where_of(hosts)
+            note = "restarted by its supervisor, read from /proc; all back if it fails"
+            yield _task(handover_task(label), note, where)
 
     def _commit(self) -> Move:
         note = "the decision, durable on the coordinator first; `current` switched"
-        task = Task(Phase.PUBLISHING, "deploy:symlink:release", note)
+        task = _task("deploy:symlink:release", note)
         return Move(Call.COMMIT, self._hosts, (task,), in_order=len(self.specs) > 1)
 
     def _finish_tasks(self, parts: list[Part]) -> Iterator[Task]:
         if Part.VERIFY in parts:
-            yield Task(Phase.FINISHING, "deploy:verify", "every running process is of this release")
+            yield _task("deploy:verify", "every running process is of this release")
         if Part.CLEANUP in parts:
             note = f"keeps {self._first.keep_releases}, never a running one"
-            yield Task(Phase.FINISHING, "deploy:cleanup", note)
+            yield _task("deploy:cleanup", note)
         if Part.LOG in parts:
-            yield Task(Phase.FINISHED, "deploy:log_revision")
-        if parts == [Part.CLOSE]:
-            yield Task(Phase.FINISHED, "deploy:unlock")
+            yield _task("deploy:log_revision")
+        if Part.CLOSE in parts:
+            yield _task("deploy:unlock")
+
+
+def _task(name: str, note: str = "", hosts: tuple[str, ...] = ()) -> Task:
+    """A task that is built in: its phase is the table's (`core/points.py`)."""
+    return Task(Phase(phase_of(name)), name, note, hosts)
+
+
+def _release_note(spec: AppSpec) -> str:
+    """One step on a host, by the names that Capistrano has for its parts."""
+    parts = ["deploy:new_release_path", "deploy:set_current_revision"]
+    linked = [*spec.linked_files, *spec.linked_dirs]
+    parts += [f"deploy:symlink:shared {', '.join(linked)}"] if linked else []
+    return "; ".join(([f"only {spec.repo_tree}"] if spec.repo_tree else []) + [f"with {', '.join(parts)}"])
 
 
 def _next_part(order: list[Part | Gap], index: int) -> Part | None:
@@ -328,10 +350,9 @@ def _next_part(order: list[Part | Gap], index: int) -> Part | None:
 
 def _open_tasks(parts: list[Part]) -> Iterator[Task]:
     if Part.LOCK in parts:
-        yield Task(Phase.STARTING, "deploy:starting", "take the lock, settle an undecided earlier deploy")
+        yield _task("deploy:starting", "take the lock, settle an undecided earlier deploy")
     if Part.CHECK in parts:
-        yield Task(Phase.CHECK, "deploy:check", "folders, linked files, free space, ports, grants")
-        yield Task(Phase.STARTED, "deploy:set_previous_revision")
+        yield _task("deploy:check", "folders, linked files, free space, ports, grants")
 
 
 def _build_tasks(builds: Mapping[str, tuple[CommandStep, ...]]) -> Iterator[Task]:
@@ -341,20 +362,19 @@ def _build_tasks(builds: Mapping[str, tuple[CommandStep, ...]]) -> Iterator[Task
         seen += [step for step in steps if step not in seen]
     for step in seen:
         hosts = tuple(host for host, steps in builds.items() if step in steps)
-        name = f"deploy:build:{step.name}" if step.name else "deploy:build"
-        yield Task(Phase.UPDATED, name, _command(step.run), () if len(hosts) == len(builds) else hosts)
+        yield _task(build_task(step.name), _command(step.run), () if len(hosts) == len(builds) else hosts)
 
 
 def _handovers(wave: tuple[str, ...], specs: Mapping[str, AppSpec]) -> tuple[Task, ...]:
     on: dict[str, list[str]] = {}
     for host in wave:
-        for name in specs[host].services:
+        for name in (one.name for one in specs[host].services.values() if one.autostart):
             on.setdefault(name, []).append(host)
     tasks = []
     for name, hosts in on.items():
         where = () if len(hosts) == len(wave) else tuple(hosts)
         note = _handover_note(specs[hosts[0]].services[name])
-        tasks.append(Task(Phase.PUBLISHING, f"deploy:handover:{name}", note, where))
+        tasks.append(_task(handover_task(name), note, where))
     return tuple(tasks)
 
 

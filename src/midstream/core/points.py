@@ -142,7 +142,10 @@ BACK_BEFORE: Gap = ("before reverting",)
 BACK_AFTER: Gap = ("after reverting", "before reverted", "after reverted", "before failed", "after failed")
 ROLLBACK_BACK_AFTER: Gap = ("before failed", "after failed")
 
+# The one table of phases: the plan is made with it, and what a run tells of a task is put under the plan's phase.
 _PHASE_OF_TASK = {
+    "deploy:starting": "starting",
+    "deploy:check": "check",
     "deploy:set_previous_revision": "started",
     "git:update": "updating",
     "deploy:new_release_path": "updating",
@@ -150,14 +153,28 @@ _PHASE_OF_TASK = {
     "deploy:set_current_revision": "updating",
     "deploy:symlink:shared": "updating",
     "deploy:build": "updated",
+    "deploy:carry": "updated",
     "deploy:assets": "updated",
+    "deploy:store_spec": "updated",
     "deploy:migrate": "updated",
+    "deploy:handover": "publishing",
+    "external:current": "publishing",
+    "external:quiet": "publishing",
     "deploy:symlink:release": "publishing",
     "deploy:verify": "finishing",
     "deploy:cleanup": "finishing",
     "deploy:revert_release": "reverting",
     "deploy:log_revision": "finished",
+    "deploy:unlock": "finished",
     HANDOVER: "publishing",
+}
+
+# An agent's journalled step -> the task that it is told as. "": it is told task by task (a service, a build step).
+_TASK_OF_STEP = {
+    "deploy:publish_assets": "deploy:assets",
+    "handover": "",
+    "build": "",
+    "external:restart": "",
 }
 
 
@@ -201,5 +218,23 @@ def point_of(text: str) -> str | None:
 
 
 def phase_of(point: str) -> str:
-    """The phase that a point belongs to; a phase belongs to itself."""
-    return _PHASE_OF_TASK.get(point, point)
+    """The phase that a point or a task ("deploy:build:css") belongs to; a phase belongs to itself."""
+    task = ":".join(point.split(":")[:2])
+    return _PHASE_OF_TASK.get(point) or _PHASE_OF_TASK.get(task, point)
+
+
+def task_of(step: str) -> str:
+    """What an agent's journalled step is told as; "" where its tasks are told one by one instead. Steps keep their name in
+    the journal, which an agent of another version may have to read."""
+    words = ":".join(step.partition(" ")[0].split(":")[:2])
+    return _TASK_OF_STEP.get(words, step)
+
+
+def handover_task(service: str) -> str:
+    """The task that a service's handover is, in the plan and in what is told; of another supervisor: `monit:NAME`."""
+    return f"deploy:handover:{service}"
+
+
+def build_task(name: str) -> str:
+    """The task that a build step is; name: the step's, "" for none."""
+    return f"deploy:build:{name}" if name else "deploy:build"

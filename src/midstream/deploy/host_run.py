@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.builds import Carry, carries, stretch
 from midstream.core.plan import Hook, Kind, Phase
+from midstream.core.points import phase_of
 from midstream.core.spec import AppSpec, HoldSpec, Source
 from midstream.core.wire import to_wire
 from midstream.deploy.client import AgentClient
@@ -26,6 +28,7 @@ PIECE_BYTES = 1024 * 1024
 ALONG = "objects along"  # a feature of agents: objects may come with the update
 ALONG_BYTES = 256 * 1024
 WORDS_MAX = 72
+STARTING = "deploy:starting"
 PIECE_S = 600.0  # 2 kB/s; a connection that is dead is noticed long before, by ssh and by the agent's pings
 
 Tell = Callable[[Event], None]
@@ -53,10 +56,13 @@ class HostRun:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: bool | None = None
     _words: dict[str, str] = field(default_factory=dict)  # step -> the command that it is
+    _phases: dict[str, str] = field(default_factory=dict)  # task -> the phase that the plan has it in
+    _asked_s: float | None = None  # monotonic; since when the lock is asked for
 
     def __post_init__(self) -> None:
         self.client.on_notice = self._take
         self.client.on_words = self.note
+        self._phases = {task.name: task.phase.value for task in self.order.plan.tasks}
 
     @property
     def spec(self) -> AppSpec:
@@ -88,6 +94,9 @@ class HostRun:
 
     async def open(self, until: str = "") -> None:
         """Takes the lock and checks. until: "check" takes the lock alone; the next call goes on."""
+        if self.token is None:
+            self._asked_s = time.monotonic()
+            self._emit(EventKind.BEGIN, step=STARTING, phase=phase_of(STARTING))
         part: dict[str, Any] = {"until": until} if until else {}
         try:
             answer = await self.client.call(
@@ -100,7 +109,8 @@ class HostRun:
                 **part,
             )
             self._hold(answer["token"])
-        except MidstreamError:
+        except MidstreamError as error:
+            self._has_started(error.what)
             if not self.opened:  # refused, or ended by the agent itself: there is no deploy of ours
                 self.token, self.state = None, "untouched"
             raise
@@ -118,7 +128,15 @@ class HostRun:
         """It was not asked for its lock, and will not be."""
         self._settled.set()
 
+    def _has_started(self, why_not: str = "") -> None:
+        """The lock is ours, or was refused: told once."""
+        if self._asked_s is None:
+            return
+        took, self._asked_s = time.monotonic() - self._asked_s, None
+        self._emit(EventKind.END, step=STARTING, phase=phase_of(STARTING), ok=not why_not, seconds=took, text=why_not)
+
     def _hold(self, token: Any) -> None:
+        self._has_started()
         self.token = token
         if self.state == "untouched":
             self.state = "open"
@@ -132,7 +150,8 @@ class HostRun:
         wanted: dict[str, Any] = {"release": release} if release else {}
         if self.order.force:
             wanted["force"] = True
-        self.updated = await self._call("deploy.select", **wanted)
+        with self._telling("deploy:revert_release"):
+            self.updated = await self._call("deploy.select", **wanted)
         if warning := self.updated.get("schema_warning"):
             self.note(f"warning: {warning}")
 
@@ -192,7 +211,8 @@ class HostRun:
         self._warn(answer)
 
     async def unhold(self, spec: HoldSpec) -> None:
-        await self._call("deploy.unhold", supervisor=spec.supervisor, service=spec.service)
+        with self._telling(f"unhold:{spec.supervisor}:{spec.service}"):
+            await self._call("deploy.unhold", supervisor=spec.supervisor, service=spec.service)
 
     async def publish(self) -> None:
         self.state = "changing"
@@ -344,6 +364,21 @@ class HostRun:
         for warning in answer.get("warnings", ()):
             self.note(f"warning: {warning}")
 
+    @contextmanager
+    def _telling(self, task: str) -> Iterator[None]:
+        """A task that the agent does without telling of it."""
+        phase = self._phases.get(task, phase_of(task))
+        self._emit(EventKind.BEGIN, step=task, phase=phase)
+        started, ok, text = time.monotonic(), False, ""
+        try:
+            yield
+            ok = True
+        except MidstreamError as error:
+            text = error.what
+            raise
+        finally:
+            self._emit(EventKind.END, step=task, phase=phase, ok=ok, seconds=time.monotonic() - started, text=text)
+
     def _emit(self, kind: EventKind, **fields: Any) -> None:
         self.tell(Event(kind, host=self.name, **fields))
 
@@ -354,6 +389,7 @@ class HostRun:
             self._hold(params.get("token"))
         elif method == "progress":
             event = _progress_event(self.name, params)
+            event = replace(event, phase=self._phases.get(event.step, event.phase))
             if event.kind is EventKind.END and not event.text:
                 event = replace(event, text=self._words.get(event.step, ""))
             self.tell(event)

@@ -418,7 +418,7 @@ class FakeAgent:
         app.generation += 1
         app.running = deploy.release
         for name in app.spec.services:
-            self._progress(writer, deploy, "publishing", f"handover:{name}", service=name)
+            self._progress(writer, deploy, "publishing", f"deploy:handover:{name}", service=name)
         services = [
             {
                 "service": name,

@@ -207,7 +207,7 @@ class Story:
             handover.release = row["release"]
             self._board.labels.setdefault(handover.release, handover.label)
         step = row.get("step")
-        if kind == "begin" and step == "handover" and not handover.begin:
+        if kind == "begin" and _is_handover(row) and not handover.begin:
             handover.begin = time.monotonic()
             if handover.label != "release 1":
                 self._saboteur.handover_began()
@@ -278,7 +278,11 @@ def _is_decision(row: dict[str, Any]) -> bool:
     """Whether this row of a deploy says that its handover is over: committed, or put back."""
     if row.get("type") == "state":
         return row.get("text") in ("committed", "reverted")
-    return row.get("type") == "end" and row.get("step") == "handover" and row.get("ok") is False
+    return row.get("type") == "end" and _is_handover(row) and row.get("ok") is False
+
+
+def _is_handover(row: dict[str, Any]) -> bool:
+    return str(row.get("step", "")).startswith("deploy:handover:")
 
 
 def groups_of(kind: ProjectKind) -> tuple[Group, ...]:
