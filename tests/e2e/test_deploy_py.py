@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 
@@ -25,6 +27,61 @@ def note(run):
 
 
 registry.after("check", note)
+"""
+
+
+ALL = """
+import json, urllib.request
+from midstream.deploy.tasks import Registry, roles
+
+registry = Registry()
+seen = {"times": 0}
+files = registry.namespace("shop").namespace("files")
+
+
+def who(run):
+    seen["times"] += 1
+    return f"{run.app} {run.stage} {run.branch}"
+
+
+registry.set("who", who)
+
+
+@files.task("look", roles="db", once=True)
+def look(run, host):
+    seen["once"] = seen.get("once", 0) + 1
+    seen["settings"] = [run.fetch("who"), run.fetch("who")]
+    seen["primary"] = [run.primary("db").name, run.primary("web").name]
+    seen["test"] = [host.test("false"), host.test("test", "-d", host.current_path)]
+    seen["env"] = host.with_env(A="b  c", N=1).capture('echo "$A" $N', shell=True)
+    seen["within"] = host.within("..").capture("pwd")
+    host.within(host.shared_path).upload(b"noted\\n", "note", mode=0o600)
+    host.within(host.shared_path).run("cp note copy")
+    seen["download"] = host.download("shared/copy", TARGET).decode()
+    if SUDO:
+        seen["sudo"] = [run.on(roles("db")).capture("id -u", sudo=True), host.as_user("nobody").capture("id -un")]
+        seen["their_env"] = host.as_user("nobody").with_env(A="b  c").capture('echo "$A"; id -un', shell=True)
+    seen["own"] = host.capture("id -u")
+
+
+@files.task("swap")
+def swap(run):
+    [host] = run.on()
+    seen["new"] = host.release_path
+    seen["answers"] = urllib.request.urlopen(URL).read().decode().strip()
+    seen["link"] = host.capture("readlink", host.current_path)
+
+
+@files.task("write")
+def write(run):
+    run.invoke("shop:files:look")
+    with open(SEEN, "w") as file:
+        json.dump(seen, file)
+
+
+registry.after("check", look)
+registry.before("handover", swap)
+registry.after("finishing", write)
 """
 
 
@@ -55,6 +112,39 @@ def at_a_terminal(project: Project, *args: str, answers: dict[str, str]) -> tupl
     return child.wait(60), seen
 
 
+def test_a_task_does_on_a_real_host_what_the_page_says(project: Project, machine: Machine) -> None:
+    """Before the handover the old release still answers, though the new one is there. `sudo` where it may be used."""
+    sudo = shutil.which("sudo") is not None and subprocess.run(["sudo", "-n", "-u", "nobody", "true"]).returncode == 0
+    tail = '[stages.production]\nhosts = [{ address = "localhost", roles = ["web", "db"] }]'
+    project.commit("roles", config=project.config(tail=tail))
+    first = project.deployed()
+    target, told = machine.root / "target", machine.root / "told"
+    names = f"SUDO, TARGET, SEEN, URL = {sudo}, {str(target)!r}, {str(told)!r}, 'http://127.0.0.1:{project.port}/'"
+    with_tasks(project, names + ALL)
+    project.commit("second")
+    second = project.deployed()
+    releases = project.deploy_to / "releases"
+    expected = {
+        "times": 1,
+        "once": 1,
+        "settings": ["shop production main"] * 2,
+        "primary": ["localhost", "localhost"],
+        "test": [False, True],
+        "env": "b  c 1",
+        "within": str(releases),
+        "download": "noted\n",
+        "own": str(os.geteuid()),
+        "new": str(releases / second),
+        "answers": first,
+        "link": str(releases / first),
+    }
+    if sudo:
+        expected |= {"sudo": [["0"], "nobody"], "their_env": "b  c\nnobody"}
+    assert json.loads(told.read_text()) == expected
+    assert target.read_bytes() == b"noted\n"
+    assert (project.deploy_to / "shared" / "note").stat().st_mode & 0o777 == 0o600
+
+
 def test_questions_are_asked_at_the_terminal_within_the_deploy_and_secrets_stay_secret(
     project: Project, machine: Machine
 ) -> None:
@@ -82,8 +172,8 @@ def test_without_a_terminal_a_question_fails_the_deploy_and_says_how_to_answer_i
     given = project.deploy("--verbose", "--set", "ticket=T-0", "--set", "password=correct-horse")
     assert given.code == 0 and "correct-horse" not in given.text, given.text
     assert (project.deploy_to / "shared" / "ticket").read_text() == "T-0\n"
-    assert project.cli("run", "note", "ticket=T-1", "password=correct-horse").code == 0
-    assert "correct-horse" not in project.cli("run", "note", "ticket=T-1", "password=correct-horse").text
+    alone = project.cli("run", "note", "ticket=T-1", "password=correct-horse")
+    assert alone.code == 0 and "correct-horse" not in alone.text, alone.text
     assert (project.deploy_to / "shared" / "ticket").read_text() == "T-1\n"
     back = project.cli("rollback", "--set", "ticket=T-2", "--set", "password=correct-horse")
     assert back.code == 0 and project.get("/") == (200, first), back.text
