@@ -149,6 +149,9 @@ def test_a_host_that_is_not_there_is_named_left_out_and_taken_along_later(fleet_
     assert status.code == 1, "a host that cannot be asked is told by the exit code"
     assert "web3: NOT REACHED" in status.out
     assert status.out.count("web/0") == 2, "and hides no other"
+    plan = project.cli("plan")
+    assert plan.code == 1, "a deploy would be refused"
+    assert "web3: NOT REACHED" in plan.out and f"web2: release {first}, " in plan.out and "deploy:check" in plan.out
 
     gone_past = project.deploy("--without", "web3")
     assert gone_past.code == 0, gone_past.text
@@ -157,6 +160,7 @@ def test_a_host_that_is_not_there_is_named_left_out_and_taken_along_later(fleet_
     told = project.cli("status", "--check")
     assert told.code == EXIT_DRIFT
     assert f"BEHIND: web3 was left out of release {second}" in told.text
+    assert f"BEHIND: web3 was left out of release {second}" in project.cli("plan").out
 
     fleet.host("web3").start_sshd()
     told = project.cli("status", "--check")
