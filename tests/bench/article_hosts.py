@@ -26,6 +26,7 @@ from article_counts import Line
 from fleet import HERE, Fleet, FleetHost, new_fleet
 from machine import wait_for
 
+from midstream.errors import HostError
 from midstream.steps.redis_wire import Redis, parse_url
 
 NAMES = ["batch1", "batch2"]
@@ -190,8 +191,15 @@ class Queue:
             "jid": secrets.token_hex(12),
         }
         self.pushed[name] = now_s
-        self.ask("SADD", "queues", "default")
-        self.ask("LPUSH", "queue:default", json.dumps(job | {"created_at": now_s, "enqueued_at": now_s}))
+        text = json.dumps(job | {"created_at": now_s, "enqueued_at": now_s})
+        for _ in range(100):
+            with contextlib.suppress(
+                HostError
+            ):  # a Redis that is late: it may have taken the job, which is begun twice then
+                self.ask("SADD", "queues", "default")
+                self.ask("LPUSH", "queue:default", text)
+                return
+        raise HostError(f"Redis took no job for minutes: {name}", remedy="see why it does not answer")
 
     def left(self) -> int:
         """Jobs that wait in the queue, or to be tried again."""
@@ -213,6 +221,8 @@ class Queue:
         thread.start()
         try:
             yield
+            if not thread.is_alive():
+                raise HostError("no jobs came any more: the thread that gives them died", remedy="see its error above")
         finally:
             over.set()
             thread.join(30.0)
