@@ -315,6 +315,13 @@ def test_a_process_is_stale_unless_its_release_was_committed_or_being_brought(
     assert all(f"release {release}" in sentence for sentence in verdict.stale)
 
 
+def test_an_agent_that_is_killed_notes_a_start_when_the_next_one_is_there() -> None:
+    began = [Began(15.5, 7, "jobs", "B", False)]
+    assert judge(began, [], reigns(STORY, BROUGHT)).stale
+    assert not judge(began, [], reigns(STORY, BROUGHT, agent_killed=[16.0])).stale
+    assert judge([Began(14.5, 7, "jobs", "B", False)], [], reigns(STORY, BROUGHT, agent_killed=[16.0])).stale
+
+
 def test_a_job_taken_by_the_old_release_after_the_commit_is_stale() -> None:
     spans = reigns(STORY, BROUGHT)
     assert judge([], [Job(22.3, 7, "jobs", "A")], spans).stale_jobs == ()

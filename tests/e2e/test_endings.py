@@ -8,6 +8,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
 from machine import Machine, Project, free_port, wait_for
@@ -156,6 +158,33 @@ def test_a_deploy_that_was_put_back_is_over_for_its_calls(project: Project, mach
     machine.kill_agent()
     with pytest.raises(LockedError, match="is over: it was put back"):
         machine.call("deploy.publish", deploy_id=deploy_id, token=token)
+
+
+def test_a_deploy_that_is_being_put_back_is_made_anew_when_that_is_done(project: Project, machine: Machine) -> None:
+    """`midstream resume` may come just as the lease is over: it must not get into the way back."""
+    good = project.deployed()
+    gate = machine.root / "gate"
+    os.mkfifo(gate)
+    hook = f'[[hooks]]\nbefore = "handover"\nrun = "true"\nundo = "cat {gate}"\n'
+    project.commit("does not boot", config=project.config(tail=hook), misbehave="exit")
+    deployer = machine.spawn_cli("deploy", cwd=project.folder)
+    wait_for("the way back", lambda: (machine.app()["deploy"] or {}).get("phase") in ("reverting", "reverted"))
+    db = sqlite3.connect(machine.state / "agent.db")
+    ((text,),) = db.execute("SELECT body FROM intent ORDER BY rowid DESC LIMIT 1").fetchall()
+    db.close()
+    before = json.loads(text)
+    opened: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: opened.append(machine.call("deploy.open", **opening(project, before["id"]))), daemon=True
+    )
+    asking.start()
+    gate.write_text("go\n")
+    deployer.communicate(timeout=60)
+    assert deployer.returncode == 1
+    asking.join(60.0)
+    assert opened and opened[0]["token"] > before["token"], "it was begun anew"
+    wait_for("its lease to be over", lambda: machine.app()["deploy"] is None)
+    assert machine.app()["release"] == good and machine.settled()
 
 
 def test_a_deploy_that_was_put_back_is_over_for_good_when_another_came_after_it(

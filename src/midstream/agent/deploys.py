@@ -46,6 +46,7 @@ _ENDED = (
     IntentState.REVERTED,
     IntentState.CLOSED,
 )  # nothing is to be put back
+_GOING_BACK = (IntentState.REVERTING, IntentState.REVERTED)
 _UPDATED = (IntentState.UPDATED, IntentState.PUBLISHING, IntentState.PROVISIONAL, IntentState.COMMITTED)
 
 
@@ -97,13 +98,14 @@ class Deploys:
                 break
             if work.intent.id == asked.deploy_id:
                 accounts.require_owner(peer, self.host.apps[spec.app].owner_uid, self.host.uid, spec.app)
-                begun(work)
-                if asked.until == "check":
-                    return opening.lock_facts(work)
-                return await self._outliving(opening.facts(peer, work, tell))
-            if not asked.wait:
+                if work.intent.state not in _GOING_BACK:
+                    begun(work)
+                    if asked.until == "check":
+                        return opening.lock_facts(work)
+                    return await self._outliving(opening.facts(peer, work, tell))
+            elif not asked.wait:
                 raise opening.locked(work)
-            gone = work
+            gone = work  # ours that is being put back, its lease being over, can be made anew after that
             await self.host.until(lambda gone=gone: self._works.get(spec.app) is not gone, timeout_s=2.0)  # type: ignore[misc]
         # While we waited, the app may have been removed, and made by another.
         owner_uid = opening.authorise(self.host, peer, spec)

@@ -19,6 +19,8 @@ EDGE_S = 0.1
 # The agent notes a start when the keeper has answered, so the first process of a handover is a little older than the
 # first word of it in the journal; on a machine that is busy by some tenths of a second.
 NOTED_S = 1.0
+# One that is killed before it noted a start leaves that to the next agent, which notes it once it is there.
+AWAY_S = 20.0
 # From the commit until TERM has reached a worker that is just asking for its next job.
 QUIET_S = 0.5
 
@@ -95,8 +97,9 @@ def read_log(lines: Iterable[str]) -> tuple[list[Began], list[Job]]:
     return began, jobs
 
 
-def reigns(facts: Iterable[Fact], release_of: Mapping[str, str]) -> list[Reign]:
-    """release_of: deploy id -> the release it brought, as its command said."""
+def reigns(facts: Iterable[Fact], release_of: Mapping[str, str], agent_killed: Iterable[float] = ()) -> list[Reign]:
+    """release_of: deploy id -> the release it brought, as its command said. agent_killed: when, epoch seconds."""
+    killed = sorted(agent_killed)
     ordered = sorted(facts, key=lambda fact: fact.time)
     brought_by: dict[int, str] = {}
     decided: dict[str, float] = {}
@@ -108,7 +111,7 @@ def reigns(facts: Iterable[Fact], release_of: Mapping[str, str]) -> list[Reign]:
     found: list[Reign] = []
     for service in sorted({fact.service for fact in ordered if fact.service}):
         mine = [fact for fact in ordered if fact.service == service]
-        found += _tried(service, mine, brought_by, decided, release_of)
+        found += _tried(service, mine, brought_by, decided, release_of, killed)
         found += _committed(service, mine, brought_by, release_of)
     return found
 
@@ -119,10 +122,12 @@ def _tried(
     brought_by: Mapping[int, str],
     decided: Mapping[str, float],
     release_of: Mapping[str, str],
+    killed: list[float],
 ) -> list[Reign]:
     first: dict[int, float] = {}
     for fact in facts:
-        first.setdefault(fact.generation, fact.time)
+        noted = [fact.time, *(time for time in killed if fact.time - AWAY_S < time < fact.time)]
+        first.setdefault(fact.generation, min(noted))
     return [
         Reign(service, release_of[intent], begin - NOTED_S, decided.get(intent, math.inf), False)
         for generation, begin in first.items()

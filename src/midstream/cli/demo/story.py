@@ -247,7 +247,8 @@ class Story:
         drift = "" if check.code == 0 else check.stderr.strip() or f"midstream status --check: exit code {check.code}"
         facts = await self._watch.facts()
         released = {handover.deploy_id: handover.release for handover in board.handovers if handover.release}
-        spans = reigns(facts, released)
+        agent_killed = [board.wall_offset_s + kill.time for kill in board.kills if kill.what == "agent"]
+        spans = reigns(facts, released, agent_killed)
         log = place.deploy_to / "shared" / "log" / "processes.jsonl"
         began, jobs = read_log(log.read_text(encoding="utf-8").splitlines())
         self._mark_drains(facts)
