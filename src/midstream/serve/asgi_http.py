@@ -386,7 +386,7 @@ class HttpConnection(HttpToolsProtocol):
         if host:
             if not self.premises.host_allowed(host.decode("ascii")):
                 raise Refused(400, "the host in the request line is not served here")
-            self.headers = [(name, host if name == b"host" else value) for name, value in self.headers]
+            self.headers = [(b"host", host), *(field for field in self.headers if field[0] != b"host")]
         client, scheme = self.client, str(self.scheme)
         if self.trusts_peer:
             client, scheme = self.premises.forwarded(self.headers, client, scheme)

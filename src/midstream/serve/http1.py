@@ -422,7 +422,7 @@ class Connection(asyncio.Protocol):
     def _expectation(self, environ: Environ) -> None:
         if not self.http11:
             return
-        if any(word.strip() != "100-continue" for word in environ["HTTP_EXPECT"].lower().split(",")):
+        if any(word.strip(" \t") != "100-continue" for word in environ["HTTP_EXPECT"].lower().split(",")):
             raise Refused(417, "of expectations only 100-continue is known")
         if self.body is not None and not self.buffer:
             self._write_now(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -853,7 +853,7 @@ class Connection(asyncio.Protocol):
 
 def _keeps(wanted: str, http11: bool) -> bool:
     """By the Connection field."""
-    words = {word.strip() for word in wanted.lower().split(",")}
+    words = {word.strip(" \t") for word in wanted.lower().split(",")}
     return "close" not in words and (http11 or "keep-alive" in words)
 
 
