@@ -18,8 +18,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,25 @@ def lives(release: str, begun: list[float], reverted: list[float], end_s: float,
         yield Turn(release, next((at_s for at_s in begun if at_s > last_s), end_s), end_s, committed)
 
 
+def named(histories: Mapping[str, Mapping[str, list[Turn]]]) -> dict[str, dict[str, list[Turn]]]:
+    """host -> intent -> turns, each with its release. A resume that was refused before it had a release wrote over that of
+    the deploy's first life, in that host's agent only: the other host still has it."""
+    names = {
+        intent: turn.release
+        for intents in histories.values()
+        for intent, turns in intents.items()
+        for turn in turns
+        if turn.release
+    }
+    return {
+        host: {
+            intent: [replace(turn, release=turn.release or names.get(intent, "")) for turn in turns]
+            for intent, turns in intents.items()
+        }
+        for host, intents in histories.items()
+    }
+
+
 def _times(db: sqlite3.Connection, query: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for intent, at_s in db.execute(query):
@@ -361,7 +380,7 @@ def replay(
             raise
         histories = {
             name: History([turn for turns in intents.values() for turn in turns])
-            for name, intents in run.histories.items()
+            for name, intents in named(run.histories).items()
         }
         found = run.found
         found.commits = sum(turn.committed for turn in histories[run.here.batches[0].name].turns)

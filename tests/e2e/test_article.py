@@ -77,6 +77,14 @@ def test_a_deploy_that_was_put_back_and_resumed_has_two_turns() -> None:
     assert list(article_midstream.lives("r2", [20.0], [], float("inf"), False)) == [Turn("r2", 20, float("inf"), False)]
 
 
+def test_a_turn_whose_release_a_refused_resume_wrote_over_is_named_by_the_other_host() -> None:
+    there = {"batch1": {"d1": [Turn("r2", 20, 30, False)]}, "batch2": {"d1": [Turn("", 21, 31, False)], "d2": []}}
+    assert article_midstream.named(there) == {
+        "batch1": {"d1": [Turn("r2", 20, 30, False)]},
+        "batch2": {"d1": [Turn("r2", 21, 31, False)], "d2": []},
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("owner", ["agent", "monit"])
