@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for ignored in (signal.SIGINT, signal.SIGQUIT):  # in the background of a script: all that tests start would be deaf
         if signal.getsignal(ignored) is signal.SIG_IGN:
             signal.signal(ignored, signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: a handler is not inherited, what is ignored is
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if not hasattr(config, "workerinput"):  # the process that the run began with, not those of pytest-xdist
         config.stash[_folder] = leftovers.begin()
 

@@ -148,14 +148,12 @@ def test_deployer_killed_at_every_call(planned: tuple[Machine, Project, Path]) -
     machine, project, plan = planned
     names = points(project, plan)
     with under_load(project.address, "--pause", "0.03", "--keep-alive", "2", "--closing", "2") as load:
-        for step in ("deploy:check", "git:create_release", "handover", "deploy:symlink:release"):
+        for step in ("deploy:check", "git:create_release", "deploy:handover:web", "deploy:symlink:release"):
             before = str(machine.app()["release"])
             project.commit(f"killed in {step}")
             deployer = project.machine.spawn_cli("deploy", "--json", cwd=project.folder)
             assert deployer.stdout is not None
-            for line in deployer.stdout:
-                if f'"{step}"' in line:
-                    break
+            assert any(f'"{step}"' in line for line in deployer.stdout), f"it tells of no {step}"
             os.killpg(deployer.pid, signal.SIGKILL)
             deployer.wait()
             deployer.stdout.close()
