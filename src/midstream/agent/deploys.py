@@ -146,16 +146,14 @@ class Deploys:
             return None
         accounts.require_owner(peer, app.owner_uid, self.host.uid, app.app)
         was_committed = intent.ended == "committed"
-        if app.release != intent.release and (was_committed or app.release != intent.previous):
+        if app.release not in ((intent.release,) if was_committed else (intent.release, intent.previous)):
             how = "committed" if was_committed else "put back"
             raise LockedError(
                 f"deploy {deploy_id} is over: it was {how}, and release {app.release} has come after it",
                 serving=f"release {app.release}",
                 remedy="begin a new one: midstream deploy",
             )
-        if not was_committed:
-            return None
-        return Work(self.host, replace(intent, state=IntentState.COMMITTED), spec, over=True)
+        return Work(self.host, replace(intent, state=IntentState.COMMITTED), spec, over=True) if was_committed else None
 
     def _begin(self, peer: Peer, asked: Opening, spec: AppSpec, owner_uid: int) -> Work:
         host = self.host

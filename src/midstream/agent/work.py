@@ -70,6 +70,13 @@ def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
     return text
 
 
+def _what_of(error: BaseException) -> str:
+    """Why a step or a task did not go through, in a line."""
+    if isinstance(error, MidstreamError):
+        return error.what
+    return "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One of the steps that share a process. step: its name in the journal; phase: it is told under ("" as it is);
@@ -150,13 +157,9 @@ class Work:
         try:
             yield passed
         except BaseException as error:
-            what = f"{type(error).__name__}: {error}"
-            if isinstance(error, asyncio.CancelledError):
-                what = "interrupted"
-            if isinstance(error, MidstreamError):
-                what = error.what
-                if self.app.release and self.app.release not in error.serving:
-                    error.serving = f"{self.serving()}; {error.serving}".removesuffix("; ")
+            what = _what_of(error)
+            if isinstance(error, MidstreamError) and self.app.release and self.app.release not in error.serving:
+                error.serving = f"{self.serving()}; {error.serving}".removesuffix("; ")
             self._journal_failure(names, name, self.redacted(what))
             self.tell(name, "end", ok=False, seconds=time.monotonic() - begun, line=what)
             raise
@@ -175,8 +178,7 @@ class Work:
         try:
             yield
         except BaseException as error:
-            what = error.what if isinstance(error, MidstreamError) else f"{type(error).__name__}: {error}"
-            what = "interrupted" if isinstance(error, asyncio.CancelledError) else what
+            what = _what_of(error)
             guilty = failed() or tasks
             for task in tasks:
                 ok = task not in guilty

@@ -9,7 +9,8 @@ import click
 from midstream.cli.aim import Aim, only_app, take_aim
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
-from midstream.cli.output import clean, echo_json, moment, span
+from midstream.cli.output import echo_json, moment
+from midstream.cli.status_view import lock_words
 from midstream.deploy.sync_client import SyncClient
 from midstream.errors import EXIT_LOCKED, OperatorError
 
@@ -104,8 +105,7 @@ def _holders(row: dict[str, Any]) -> list[str]:
         since = moment(deploy.get("since"))
         found.append(f"{deploy.get('user')} runs a {deploy.get('kind')} since {since} ({deploy.get('phase')})")
     if lock := row["lock"]:
-        left = f", for another {span(lock['expires_in_s'])}" if lock.get("expires_in_s") else ""
-        found.append(f"locked by {lock['owner']} since {moment(lock['since'])}{left}: {clean(str(lock['reason']))}")
+        found.append(lock_words(lock))
     return found
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.cli.ask import Answers, ask_all
 from midstream.cli.fleet_view import fleet_problems
-from midstream.cli.output import clean, moment, short, span
+from midstream.cli.output import clean, moment, short
+from midstream.cli.status_view import lock_words
 
 if TYPE_CHECKING:
     from midstream.cli.project import Project
@@ -24,10 +25,9 @@ _DECISIONS = {"provisional": "undecided", "committed": "decided, not finished", 
 
 @dataclass(frozen=True, slots=True)
 class HostsNow:
-    """Of each host, in the stage's order, what its agent says of the app (None: nothing of it is there), or why it was not
-    reached. `several`: the stage has several hosts."""
+    """Of each host, in the stage's order, what its agent says of the app (no app: nothing of it is there), or why it was not
+    reached."""
 
-    app: str
     answers: Answers[dict[str, Any]]
 
     @property
@@ -68,7 +68,7 @@ class HostsNow:
 def ask_hosts(project: Project) -> HostsNow:
     """Asks all hosts for their status. Blocks until the slowest has answered; who cannot be reached is in the answer."""
     several = len(project.stage.hosts) > 1
-    return HostsNow(project.app, ask_all(list(project.reach.values()), partial(_status, project.app), several=several))
+    return HostsNow(ask_all(list(project.reach.values()), partial(_status, project.app), several=several))
 
 
 def _status(app: str, client: SyncClient, host: str) -> dict[str, Any]:
@@ -88,6 +88,4 @@ def _words(row: Mapping[str, Any]) -> Iterator[str]:
             f"({deploy.get('phase')}{', ' + state if state else ''})"
         )
     if lock := row.get("lock"):
-        left = f", for another {span(lock['expires_in_s'])}" if lock.get("expires_in_s") else ""
-        reason = clean(str(lock.get("reason", "")))
-        yield f"locked by {clean(str(lock.get('owner')))} since {moment(lock.get('since'))}{left}: {reason}"
+        yield lock_words(lock)

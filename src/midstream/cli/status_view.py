@@ -6,7 +6,7 @@ symlinks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midstream.cli.output import clean, coloured, moment, short, size, span, table
@@ -46,6 +46,12 @@ def app_head(app: dict[str, Any]) -> str:
     if not release:
         return f"{app['app']} ({app['stage']}): nothing committed yet"
     return f"{app['app']} ({app['stage']}): release {release}, {app.get('branch') or '?'} at {short(app['revision'])}"
+
+
+def lock_words(lock: Mapping[str, Any]) -> str:
+    """Who holds a lock that was taken by hand, since when, for how long yet, and why."""
+    left = f", for another {span(lock['expires_in_s'])}" if lock.get("expires_in_s") else ""
+    return f"locked by {clean(str(lock['owner']))} since {moment(lock['since'])}{left}: {clean(str(lock['reason']))}"
 
 
 def app_notes(app: dict[str, Any]) -> Iterator[str]:

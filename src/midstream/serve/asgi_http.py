@@ -196,13 +196,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _parse_head(self, data: bytes) -> None:
         """What `_parse` does, for what comes nearly always: a whole head where a request begins, and nothing behind it."""
-        try:
-            self._look(data)
-            self._feed(data)
-        except Refused as refused:
-            self.refuse(refused)
-        except httptools.HttpParserError as error:
-            self._cannot_parse(data, error)
+        self._take_in(data)
         self.framing_fed = 0
         if self.refusal is not None and self.running is None:
             self._send_refusal(self.refusal)
@@ -225,6 +219,16 @@ class HttpConnection(HttpToolsProtocol):
         """Bytes of a body by Content-Length that are to come."""
         newest = self.newest
         return (self.verdict.body_size or 0) - newest.body_bytes if newest is not None and newest.more_body else 0
+
+    def _take_in(self, data: bytes) -> None:
+        """Looks at it and has it parsed; what is wrong with it is refused."""
+        try:
+            self._look(data)
+            self._feed(data)
+        except Refused as refused:
+            self.refuse(refused)
+        except httptools.HttpParserError as error:
+            self._cannot_parse(data, error)
 
     def _look(self, piece: bytes) -> None:
         """At what the parser would not mind. Raises Refused."""
@@ -253,13 +257,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _parse_piece(self, data: bytes) -> None:
         head, newest, body_bytes = (self.heads if self.in_head else 0), self.newest, self._body_bytes()
-        try:
-            self._look(data)
-            self._feed(data)
-        except Refused as refused:
-            self.refuse(refused)
-        except httptools.HttpParserError as error:
-            self._cannot_parse(data, error)
+        self._take_in(data)
         if self.in_head and head == self.heads:
             self.head_fed += len(data)
             if self.head_fed > self.settings.limit_request_line + self.settings.limit_header_bytes:

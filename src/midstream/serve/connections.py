@@ -61,11 +61,11 @@ def _send_at_once(listener: socket.socket) -> None:
 
 
 class Doors:
-    """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's
-        address as accept(2) gives it, and the listener; take: the same for a plain connection, with its bare descriptor, which
-    is non-blocking; False: it is to be made one with a transport of the loop's. seat:
-        where this worker tells the others how many connections it has (`count`), and sees theirs. full: asked before each
-        connection; True shuts the public doors until `ease` is called. busy: whether a new one would have to wait here."""
+    """Takes connections from the listeners and gives each to a protocol. make: from the accepted socket, the peer's address
+    as accept(2) gives it, and the listener. take: the same for a plain connection, with its bare descriptor, which is
+    non-blocking; False: it is to be made one with a transport of the loop's. seat: where this worker tells the others how
+    many connections it has (`count`), and sees theirs. full: asked before each connection; True shuts the public doors until
+    `ease` is called. busy: whether a new one would have to wait here."""
 
     def __init__(
         self,

@@ -126,8 +126,9 @@ def _tried(
 ) -> list[Reign]:
     first: dict[int, float] = {}
     for fact in facts:
-        noted = [fact.time, *(time for time in killed if fact.time - AWAY_S < time < fact.time)]
-        first.setdefault(fact.generation, min(noted))
+        if fact.generation not in first:
+            away = (time for time in killed if fact.time - AWAY_S < time < fact.time)
+            first[fact.generation] = min(away, default=fact.time)
     return [
         Reign(service, release_of[intent], begin - NOTED_S, decided.get(intent, math.inf), False)
         for generation, begin in first.items()
