@@ -25,7 +25,10 @@ def main(arguments: list[str]) -> int:
     again = subprocess.run([*pytest, "--last-failed", "--last-failed-no-failures=none", "-rA", *kept], check=False)
     if again.returncode == 0:
         print("unsteady: the tests above failed once and passed alone; each is a bug until shown otherwise", flush=True)
-    return _LEFT_BEHIND if code == _AND_FAILED and again.returncode == 0 else again.returncode
+    if code == _AND_FAILED:
+        print("the first of the two runs left something behind: its last lines name it", flush=True)
+        return again.returncode or _LEFT_BEHIND
+    return again.returncode
 
 
 if __name__ == "__main__":
