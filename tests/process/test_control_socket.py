@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.process.few_descriptors import no_descriptor_left
 
 from midstream.agent import control
 from midstream.agent.accounts import Peer
@@ -312,3 +313,34 @@ def test_socket_of_a_dead_agent_is_replaced(served: Served) -> None:
         assert _answers(other)
     finally:
         other.close()
+
+
+def test_without_a_descriptor_the_door_rests_and_whoever_waits_is_served_then(served: Served) -> None:
+    """asyncio would fail, and say so, as often as it accepts at a time: 512 tracebacks each second."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with client:
+        client.settimeout(30.0)
+        with no_descriptor_left():
+            client.connect(str(served.path))
+            while not served.problems:
+                served.connections()  # a turn of its loop
+            told = len(served.problems)
+        assert 1 <= told <= 5
+        client.sendall(b'{"jsonrpc":"2.0","id":1,"method":"echo","params":{}}\n')
+        assert b'"result"' in client.recv(4096)
+    served.problems.clear()
+
+
+def test_many_may_wait_in_its_queue(served: Served) -> None:
+    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(60)]
+    with contextlib.ExitStack() as stack:
+        for client in waiting:
+            stack.enter_context(client)
+            client.setblocking(False)
+        held = threading.Event()
+        served._loop.call_soon_threadsafe(held.wait, 30.0)
+        try:
+            for client in waiting:
+                client.connect(str(served.path))  # BlockingIOError: its queue is full
+        finally:
+            held.set()

@@ -30,6 +30,7 @@ CONNECTIONS_MAX = 64  # of one user who is neither root nor the agent's own
 _BUFFER_MAX_BYTES = 16 << 20
 _FLUSH_S = 10.0
 _BACKLOG = 512
+_AT_A_TIME = 1  # out of descriptors asyncio fails, tells, and tries again in a second, each so many times
 OUR_ERROR = -32000
 
 
@@ -114,8 +115,9 @@ class ControlServer:
         listener.setblocking(False)
         self._path = path
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=listener, limit=LINE_MAX_BYTES, backlog=_BACKLOG
+            self._serve, sock=listener, limit=LINE_MAX_BYTES, backlog=_AT_A_TIME
         )
+        listener.listen(_BACKLOG)  # asyncio has shortened the queue to what it accepts at a time
 
     async def close(self) -> None:
         if self._server is not None:

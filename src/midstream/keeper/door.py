@@ -5,7 +5,7 @@ Nothing here blocks: a reply that cannot be sent at once ends the connection, a 
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import select
@@ -19,6 +19,7 @@ from midstream.core.messages import FDS_MAX, MESSAGE_MAX_BYTES, Refusal
 from midstream.keeper.loop import READABLE, Loop
 from midstream.keeper.refusal import Refused
 from midstream.linux import fds
+from midstream.linux.accepting import REST_S, accept
 
 _PEER = struct.Struct("=iII")
 _CONNECTIONS_MAX = 16
@@ -59,12 +60,9 @@ class Door:
         loop.add(sock.fileno(), self._accept)
 
     def _accept(self, _events: int) -> None:
-        try:
-            sock, _ = self.sock.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._turn_away()
-            return  # otherwise it has gone again
+        sock = accept(self.sock, self._turn_away)
+        if sock is None:
+            return
         sock.setblocking(False)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         pid, uid, _ = _PEER.unpack(credentials)
@@ -74,13 +72,22 @@ class Door:
         self.adopt(Connection(sock, pid, uid))
 
     def _turn_away(self) -> None:
-        """No descriptor is left: a peer that stayed in the queue would wake the loop for ever."""
-        os.close(self._spare_fd)
-        try:
-            self.sock.accept()[0].close()
-        except OSError:
-            pass
-        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """No descriptor is left: a peer that stayed in the queue would wake the loop for ever. Where the spare one is of no
+        use either (memory is short, or somebody took it at once), it has to wait there."""
+        spare_fd, self._spare_fd = self._spare_fd, -1
+        if spare_fd >= 0:
+            os.close(spare_fd)
+            turned_away = accept(self.sock, self._rest)
+            if turned_away is not None:
+                turned_away.close()
+        else:
+            self._rest()
+        with contextlib.suppress(OSError):
+            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _rest(self) -> None:
+        self._loop.remove(self.sock.fileno())
+        self._loop.after(REST_S, lambda: self._loop.add(self.sock.fileno(), self._accept))
 
     def adopt(self, connection: Connection) -> None:
         """Serve a connection, also one that the former image of this process had accepted."""

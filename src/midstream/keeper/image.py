@@ -29,6 +29,7 @@ _MODULES = (
     "core/names",
     "core/wire",
     "linux/__init__",
+    "linux/accepting",
     "linux/cgroup",
     "linux/clock",
     "linux/fds",

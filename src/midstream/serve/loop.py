@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterable
 
+from midstream.linux.accepting import REST_S
 from midstream.linux.timers import Timer, Timers
 from midstream.serve.channel import Channel, Message
 
@@ -25,6 +26,7 @@ class Loop:
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
         self._timers = Timers()
+        self._resting: dict[int, Timer] = {}
         self._signals: tuple[int, int] | None = None
         self._handled: tuple[int, ...] = ()
         self._failures: dict[int, int] = {}
@@ -49,7 +51,20 @@ class Loop:
         self._readers.pop(fd, None)
         self._writers.pop(fd, None)
         self._failures.pop(fd, None)
+        if resting := self._resting.pop(fd, None):
+            resting.cancel()
         self._register(fd)
+
+    def rest(self, fd: int) -> None:
+        """Reads nothing of it for a while: a door that cannot be opened now (`linux.accepting`)."""
+        act = self._readers[fd]
+        self.forget(fd)
+
+        def again() -> None:
+            del self._resting[fd]
+            self.watch(fd, act)
+
+        self._resting[fd] = self.after(REST_S, again)
 
     def _register(self, fd: int) -> None:
         wanted = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)

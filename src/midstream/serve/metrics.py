@@ -11,8 +11,10 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from midstream.errors import MidstreamError
+from midstream.linux.accepting import accept
 from midstream.linux.timers import Timer
 from midstream.serve import listening
 from midstream.serve.board import LATENCY_BUCKETS_S, Row, add_up
@@ -195,9 +197,8 @@ class Door:
 
     def _knock(self) -> None:
         assert self._sock is not None
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:
+        sock = accept(self._sock, partial(self._loop.rest, self._sock.fileno()))
+        if sock is None:
             return
         if len(self._guests) >= _CONNECTIONS_MAX:
             sock.close()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from midstream.linux.accepting import REST_S, accept
 from midstream.serve import channel as messages
 from midstream.serve import listening, takeover
 from midstream.serve.channel import Channel
@@ -32,12 +33,19 @@ class Orphan:
         self._doors = takeover.listen(addresses, "worker")
         self._askers: set[Channel] = set()
         for door in self._doors:
+            self._watch(door)
+
+    def _watch(self, door: socket.socket) -> None:
+        if door in self._doors:
             self._loop.add_reader(door.fileno(), partial(self._knock, door))
 
+    def _rest(self, door: socket.socket) -> None:
+        self._loop.remove_reader(door.fileno())
+        self._loop.call_later(REST_S, self._watch, door)
+
     def _knock(self, door: socket.socket) -> None:
-        try:
-            sock, _ = door.accept()
-        except OSError:
+        sock = accept(door, partial(self._rest, door))
+        if sock is None:
             return
         if not takeover.may_ask(sock):
             sock.close()

@@ -23,6 +23,7 @@ from functools import partial
 
 import midstream
 from midstream.errors import BugError, MidstreamError
+from midstream.linux.accepting import accept
 from midstream.serve import channel as messages
 from midstream.serve import listening, signals, takeover
 from midstream.serve.channel import Channel, Message
@@ -182,9 +183,8 @@ class _Below:
     # ---- the next master
 
     def _knock(self, door: socket.socket) -> None:
-        try:
-            sock, _ = door.accept()
-        except OSError:
+        sock = accept(door, partial(self.zygote.loop.rest, door.fileno()))
+        if sock is None:
             return
         if not takeover.may_ask(sock) or len(self.takers) > 16:
             sock.close()

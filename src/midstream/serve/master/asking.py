@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from midstream.linux.accepting import accept
 from midstream.linux.fds import close_all
 from midstream.serve import takeover
 from midstream.serve.channel import Channel, Message
@@ -38,9 +39,8 @@ class Askers:
             self._loop.watch(door.fileno(), partial(self._knock, door))
 
     def _knock(self, door: socket.socket) -> None:
-        try:
-            sock, _ = door.accept()
-        except OSError:
+        sock = accept(door, partial(self._loop.rest, door.fileno()))
+        if sock is None:
             return
         if not takeover.may_ask(sock) or len(self._talks) >= _ASKERS_MAX:
             sock.close()
