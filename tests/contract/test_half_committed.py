@@ -10,6 +10,8 @@ from test_control_runner import R1, R2, Run, app_spec, assert_nothing_left, depl
 
 from midstream.deploy import runner
 from midstream.deploy.catching_up import CatchingUp
+from midstream.deploy.events import EventKind
+from midstream.deploy.record import ENDED
 from midstream.errors import AppError, AttentionError, HostError, LockedError
 from midstream.testing.fake_agent import Fail, FakeAgent, Say, Wait
 
@@ -56,6 +58,13 @@ def fleet_order(agents: dict[str, FakeAgent]) -> Run:
     return run
 
 
+def assert_can_be_resumed(run: Run) -> None:
+    """By what is kept of it (`record.py`), which the message of its end rests on."""
+    states = [event for event in run.events if event.kind is EventKind.STATE]
+    assert states[-1].text not in ENDED
+    assert states[-1].release == R2
+
+
 def test_a_candidate_that_dies_just_before_its_hosts_own_commit_is_made_anew_at_once(tmp_path: Path) -> None:
     @on_fleet(tmp_path, *SPECS)
     async def story(agents: dict[str, FakeAgent]) -> None:
@@ -75,12 +84,30 @@ def test_one_that_refuses_again_is_told_and_not_asked_for_ever(tmp_path: Path) -
     async def story(agents: dict[str, FakeAgent]) -> None:
         await deploy(agents, SPECS, deploy_id="d0")
         agents["batch1"].script("deploy.commit", Fail(DIED), Fail(DIED), Fail(DIED))
-        outcome = await fleet_order(agents)()
+        run = fleet_order(agents)
+        outcome = await run()
         assert outcome.exit_code == 5
         assert agents["batch1"].methods().count("deploy.commit") == 1 + 2, "d0, and twice"
         assert {name: agent.apps["shop"].committed for name, agent in agents.items()} == {"web1": R2, "batch1": R1}
         assert "midstream resume" in str(outcome.error)
+        assert_can_be_resumed(run)
         assert_nothing_left(agents)
+
+
+def test_one_that_does_not_even_come_up_the_second_time_can_be_resumed_and_then_again(tmp_path: Path) -> None:
+    @on_fleet(tmp_path, *SPECS)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, SPECS, deploy_id="d0")
+        agents["batch1"].script("deploy.commit", Fail(DIED))
+        agents["batch1"].script("deploy.publish", Say(()), Fail(DIED), Fail(DIED))
+        for run in (fleet_order(agents), fleet_order(agents)):  # the deploy, and its resume
+            outcome = await run()
+            assert outcome.exit_code != 0
+            assert {name: agent.apps["shop"].committed for name, agent in agents.items()} == {"web1": R2, "batch1": R1}
+            assert_can_be_resumed(run)
+            assert_nothing_left(agents)
+        assert (await fleet_order(agents)()).exit_code == 0
+        assert {agent.apps["shop"].committed for agent in agents.values()} == {R2}
 
 
 def test_somebody_elses_deploy_in_between_is_not_disturbed(tmp_path: Path) -> None:
@@ -89,8 +116,10 @@ def test_somebody_elses_deploy_in_between_is_not_disturbed(tmp_path: Path) -> No
         await deploy(agents, SPECS, deploy_id="d0")
         agents["batch1"].script("deploy.commit", Fail(DIED))
         agents["web1"].script("deploy.open", Say(()), Fail(LockedError("locked by ben: a hotfix")))
-        outcome = await fleet_order(agents)()
+        run = fleet_order(agents)
+        outcome = await run()
         assert outcome.exit_code == 5, "not 4: a part of the fleet is on the new release"
+        assert_can_be_resumed(run)
         assert "once more: locked by ben: a hotfix" in str(outcome.error)
         assert_nothing_left(agents)
 
@@ -126,3 +155,20 @@ def test_a_generation_that_died_since_its_proof_sends_all_back(
         assert {agent.apps["shop"].committed for agent in agents.values()} == {R1}
         assert outcome.exit_code == 1 and "killed by SIGKILL" in str(outcome.error)
         assert_nothing_left(agents)
+
+
+def test_one_that_is_asked_again_at_that_moment_stays_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the way back is refused it goes on; taken for half done, it would be put back on a schema it cannot work with."""
+    monkeypatch.setattr(runner, "PROOF_GOOD_FOR_S", 0.0)
+    specs = {"db1": app_spec("db", "web", reversible=False), "batch1": app_spec("batch", reversible=False)}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        await deploy(agents, specs, deploy_id="d0")
+        agents["db1"].migrates = True
+        agents["db1"].script("deploy.publish", Say(()), Wait())
+        agents["batch1"].script("deploy.publish", Say(()), Fail(DIED))
+        outcome = await deploy(agents, specs)
+        assert outcome.exit_code == 5
+        assert {name: agent.apps["shop"].committed for name, agent in agents.items()} == {"db1": R2, "batch1": R1}
+        assert "deploy.revert" not in agents["db1"].methods()

@@ -42,6 +42,7 @@ class CatchingUp:
             return replace(again, seconds=seconds, previous=outcome.previous)
         if outcome.error is not None:
             outcome.error.detail = f"{outcome.error.detail}\nonce more: {again.error.what}".lstrip("\n")
+        self._report(Event(EventKind.STATE, text="committed", release=first.release))  # where the first time left it
         return replace(outcome, seconds=seconds)
 
     def _note(self, text: str) -> None:

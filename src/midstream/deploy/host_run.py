@@ -74,6 +74,11 @@ class HostRun:
         return str((self.opened.get("committed") or {}).get("release", ""))
 
     @property
+    def was_over(self) -> bool:
+        """It was committed and ended here before this command."""
+        return self.opened.get("over") == "committed"
+
+    @property
     def lease_s(self) -> float:
         return float(self.opened.get("lease_s", 15))
 
@@ -215,8 +220,15 @@ class HostRun:
             await self._call("deploy.unhold", supervisor=spec.supervisor, service=spec.service)
 
     async def publish(self) -> None:
-        self.state = "changing"
-        answer = await self._call("deploy.publish")
+        """Has the handover made, to the decision; or asks a proven one whether it still is. It stays proven when that
+        question is given up."""
+        if self.state != "proven":
+            self.state = "changing"
+        try:
+            answer = await self._call("deploy.publish")
+        except MidstreamError:
+            self.state = "changing"
+            raise
         told = answer.get("services") or self.published.get("services", ())  # only the first answer has them
         self.published = {**answer, "services": told}
         self.proven_s = time.monotonic()
@@ -232,7 +244,7 @@ class HostRun:
 
     async def has_committed(self, release: str) -> bool:
         """After `commit` has failed: whether the agent says that it stored the decision all the same."""
-        if self.opened.get("over") == "committed" and not self.client.lost:
+        if self.was_over and not self.client.lost:
             self.state, self.serving = "committed", f"release {release}"
             return True
         mark = {"deploy_id": self.order.deploy_id, "token": self.token}

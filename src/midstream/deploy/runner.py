@@ -500,7 +500,8 @@ class Deployment:
         await self._undo_tasks()
         outcome = "interrupted" if isinstance(error, InterruptedDeploy) else "failed"
         not_closed = await self._finish_hosts(outcome)
-        self._state("reverted")
+        # Where a host committed it before, this was to bring the others there: that can be tried again (`midstream resume`).
+        self._state("committed" if any(host.was_over for host in self.hosts.values()) else "reverted")
         return judge(
             replace(
                 facts,
