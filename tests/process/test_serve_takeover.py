@@ -117,6 +117,29 @@ def test_of_what_is_handed_over_only_a_listener_on_the_very_address_is_kept() ->
         os.close(taken.board_fd)
 
 
+HANGS_UP = """
+import sys
+from midstream.serve import takeover
+[door] = takeover.listen([sys.argv[1]], "zygote")
+door.setblocking(True)
+print(flush=True)
+door.accept()[0].close()
+sys.stdin.read()
+"""
+
+
+def test_one_that_hangs_up_is_not_one_that_hangs(tmp_path: Path) -> None:
+    """Its version does not know ours, or it is just about to end: it serves on with its workers, or its pid is another's."""
+    address = "tcp://127.0.0.1:9"
+    argv = [sys.executable, "-c", HANGS_UP, address]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as zygote:
+        assert zygote.stdout is not None
+        zygote.stdout.readline()
+        assert adopting.take([address], RunAs()) == []
+        zygote.communicate(timeout=LIMIT_S)
+    assert zygote.returncode == 0, "killed"
+
+
 def test_of_three_masters_that_start_at_once_one_takes_over(app: Path) -> None:
     """A zygote that has a master says so, whoever asks."""
     with running(app) as server, Load(server.port) as load:

@@ -52,16 +52,18 @@ def take(addresses: list[str], account: RunAs) -> list[Taken]:
             if answer is not None and answer.kind == "taken":
                 found.append(_checked(one, channel, answer, addresses))
                 continue
+            says_nothing = answer is None and not channel.ended
             channel.close()
             if answer is not None:
                 raise _served(addresses, answer.number("master"))
-            if role == "zygote" and not takeover.find(addresses, "master"):
+            if role == "zygote" and says_nothing and not takeover.find(addresses, "master"):
                 _kill_hung(one, addresses)
     return sorted(found, key=lambda taken: taken.words.number("generation"))
 
 
 def _kill_hung(zygote: takeover.Found, addresses: list[str]) -> None:
-    """One that lives, has no master and says nothing: it holds the address, and its workers are found only without it."""
+    """One that lives, has no master and says nothing: it holds the address, and its workers are found only without it. (One
+    that hangs up is about to end, or does not understand us: it goes on serving, and the address is in use.)"""
     workers = {pid for pid, stat in tree.snapshot().items() if stat.ppid == stat.sid == zygote.pid}
     pidfd = process.open_pidfd(zygote.pid)
     if pidfd is None:
