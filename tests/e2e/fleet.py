@@ -190,6 +190,7 @@ class Fleet:
     root: Path
     hosts: dict[str, FleetHost] = field(default_factory=dict)
     lease_s: str = LEASE_S  # "" for the usual one
+    up_s: dict[str, int] = field(default_factory=dict)  # how much earlier than this machine a host was booted
     switch: Switch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -205,6 +206,8 @@ class Fleet:
         self.switch.start()
         for number, name in enumerate(names, start=1):
             box = Box(name, self.root / name, mount_lines(_OWN, _COPIED) + _SETUP)
+            if up_s := self.up_s.get(name):
+                box.namespaces += ("--time", f"--boottime={up_s}")
             host = self.hosts[name] = FleetHost(name, number, box)
             box.start()
             self.switch.plug(box, number, host.address)
@@ -427,10 +430,15 @@ def new_fleet_project(fleet: Fleet, name: str, roles: dict[str, list[str]]) -> F
 
 @contextlib.contextmanager
 def new_fleet(
-    count: int = 2, *, agents: bool = True, names: list[str] | None = None, lease_s: str = LEASE_S
+    count: int = 2,
+    *,
+    agents: bool = True,
+    names: list[str] | None = None,
+    lease_s: str = LEASE_S,
+    up_s: dict[str, int] | None = None,
 ) -> Iterator[Fleet]:
-    """A fleet of `web1` … `webN`, or of hosts with those names."""
-    fleet = Fleet(short_folder("msf-"), lease_s=lease_s)
+    """A fleet of `web1` … `webN`, or of hosts with those names. up_s: see Fleet."""
+    fleet = Fleet(short_folder("msf-"), lease_s=lease_s, up_s=up_s or {})
     try:
         fleet.start(names or [f"web{number}" for number in range(1, count + 1)], agents=agents)
         yield fleet
