@@ -28,6 +28,7 @@ from midstream.core.intent import IntentEvent, IntentState
 from midstream.core.phases import Handover, Phase
 from midstream.core.service import Service
 from midstream.core.spec import AppSpec, ServiceSpec
+from midstream.core.wire import to_wire
 from midstream.errors import HostError, LockedError
 
 ME = Peer(os.getpid(), os.getuid(), os.getgid())
@@ -272,5 +273,31 @@ def test_what_cannot_be_put_back_stays_open_and_is_put_back_later(
         assert open_now is not None and deploys.host.store.open_intents()
         assert await deploys.host.until(lambda: deploys.of("shop") is None, 10.0)
         assert len(asked) == 3 and not deploys.host.store.open_intents()
+
+    told(story)
+
+
+def test_a_deploy_that_others_deploy_over_while_it_waits_for_them_is_over(
+    told: Callable[[Story], None], tmp_path: Path
+) -> None:
+    """`midstream resume --wait` would take their release back."""
+    spec = replace(SPEC, deploy_to=str(tmp_path / "shop"))
+    (tmp_path / "shop").mkdir()
+    old, new = "20261121190501", "20261121190502"
+
+    async def story(deploys: Deploys) -> None:
+        host = deploys.host
+        host.apps["shop"] = AppRecord("shop", spec.deploy_to, os.getuid(), release=old)
+        deploys._close(begun(deploys, "put back"))
+        hotfix = begun(deploys, "hotfix")
+        asked = Opening("put back", to_wire(spec), wait=True, until="check")
+        resumed = asyncio.create_task(deploys.open(ME, asked, lambda progress: None))
+        await host.until(lambda: resumed.done(), 0.05)
+        assert not resumed.done()
+        host.apps["shop"] = replace(host.apps["shop"], release=new)
+        deploys._close(hotfix)
+        with pytest.raises(LockedError, match=f"is over: it was put back, and release {new} has come after it"):
+            await resumed
+        assert deploys.of("shop") is None
 
     told(story)

@@ -89,10 +89,10 @@ class Deploys:
         spec = read_spec(asked.spec)
         owner_uid = opening.authorise(self.host, peer, spec)
         opening.refuse_used_id(self.host, asked.deploy_id, spec.app)
-        over = self._committed_before(peer, asked.deploy_id)
-        if over is not None:
-            return opening.facts_of_over(over)
         while True:
+            over = self._committed_before(peer, asked.deploy_id)  # or others may deploy over it while it waits
+            if over is not None:
+                return opening.facts_of_over(over)
             work = self._works.get(spec.app)
             if work is None:
                 break
