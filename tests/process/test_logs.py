@@ -743,6 +743,37 @@ def test_the_agents_own_folder_that_hangs_stops_neither_the_agent_nor_a_service(
     on_desk(tmp_path / "dead", story)
 
 
+def test_a_line_that_grows_while_the_folder_hangs_is_kept_once(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its lengths would wait in memory, for as long as it hangs."""
+    monkeypatch.setattr(writer, "LATE_S", 0.01)
+    (tmp_path / "dead").mkdir()
+    dots = 200
+
+    async def story(desk: Desk) -> None:
+        end = desk.open()
+        for _ in range(dots):
+            os.write(end, b".")
+            async with asyncio.timeout(PATIENCE_S):
+                while unread(end):
+                    await asyncio.sleep(0)
+        assert desk.logs._writer._asked.qsize() <= 1
+        gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            while desk.logs._writer.is_late:
+                await asyncio.sleep(0.01)
+        left = unfinished.Unfinished(desk.logs._unfinished._path)
+        left.read_back()
+        assert left.take_over(WEB) == b"." * dots, "what a killed agent leaves to the next one"
+        left.close()
+        os.write(end, b"\n")
+        await desk.settled()
+        assert desk.stored() == [b"." * dots, b"marker"]
+
+    on_desk(tmp_path / "dead", story)
+
+
 def test_the_agents_own_folder_is_written_before_the_loop_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

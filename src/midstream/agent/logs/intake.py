@@ -267,7 +267,8 @@ class Logs:
 
     def _keep(self, channel: _Channel, unfinished: bytes) -> None:
         if unfinished != channel.unfinished:
-            self._touch(self._unfinished.keep, channel.name, unfinished)
+            if self._unfinished.note(channel.name, unfinished):
+                self._touch(self._unfinished.keep_noted, channel.name)
             channel.unfinished = unfinished
 
     # -- followers ---------------------------------------------------------------------------------------------------

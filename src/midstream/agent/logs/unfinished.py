@@ -9,6 +9,7 @@ Most services write whole lines and never use this. Not for a reboot: the file i
 from __future__ import annotations
 
 import os
+import threading
 
 from midstream.core.logline import LINE_MAX_BYTES, ChannelName, parse_channel
 
@@ -27,6 +28,8 @@ class Unfinished:
         self._free: list[int] = []
         self._count = 0
         self._left: dict[ChannelName, bytes] = {}
+        self._noted: dict[ChannelName, bytes] = {}  # by the agent's loop
+        self._noting = threading.Lock()
 
     def read_back(self) -> None:
         """What an earlier agent left, before anything else is kept. Raises OSError."""
@@ -50,6 +53,19 @@ class Unfinished:
     def take_over(self, name: ChannelName) -> bytes:
         """What an earlier agent left of this channel, once, or b"". `keep(name, b"")` then clears the slot."""
         return self._left.pop(name, b"")
+
+    def note(self, name: ChannelName, data: bytes) -> bool:
+        """What `keep_noted` is to keep; does not block. False: that was asked for already, and has not begun. So a line
+        that grows is in memory once, however long the disk hangs."""
+        with self._noting:
+            waits = name in self._noted
+            self._noted[name] = data
+        return not waits
+
+    def keep_noted(self, name: ChannelName) -> None:
+        with self._noting:
+            data = self._noted.pop(name)
+        self.keep(name, data)
 
     def keep(self, name: ChannelName, data: bytes) -> None:
         """Remember the unfinished line of a channel (at most LINE_MAX_BYTES), or with b"" that there is none."""
