@@ -61,12 +61,10 @@ Listener = Callable[[Progress], None]
 def without_secrets(text: str, secrets: Mapping[str, str]) -> str:
     """Without their values, nor the lines of those that have several: output comes line by line. A net for mistakes: who
     may run a command can have it print them in another form."""
-    for value in secrets.values():
-        if len(value) >= 4:
-            text = text.replace(value, "[secret]")
-        for line in value.splitlines() if "\n" in value else ():
-            if len(line) >= 8:
-                text = text.replace(line, "[secret]")
+    forms = {value for value in secrets.values() if len(value) >= 4}
+    forms |= {line for value in secrets.values() if "\n" in value for line in value.splitlines() if len(line) >= 8}
+    for form in sorted(forms, key=len, reverse=True):  # else the rest of one that begins as another does would stay
+        text = text.replace(form, "[secret]")
     return text
 
 
