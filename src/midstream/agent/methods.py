@@ -245,7 +245,7 @@ class Methods:
             async for line in stream:
                 connection.notify("log", line.to_wire())
                 await connection.keep_pace()
-        return {}
+        return {"now": time.time()}
 
     # -- services ----------------------------------------------------------------------------------------------------
 

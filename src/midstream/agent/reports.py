@@ -186,7 +186,7 @@ def why(host: Host, app: str, service: str, limit: int) -> dict[str, Any]:
         }
         for row in rows
     ]
-    return {"entries": entries}
+    return {"entries": entries, "now": time.time()}
 
 
 def releases(host: Host, app: str, on_disk: dict[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import threading
+import time
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from midstream.cli.ask import services_here
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import clean, coloured, echo_json, moment, short, table
+from midstream.core.moments import by_age
 from midstream.deploy.sync_client import ConnectionLost, SyncClient, connect
 from midstream.errors import OperatorError
 
@@ -93,16 +95,19 @@ def why(words: tuple[str, ...], limit: int, only: Only, app: str, config_path: s
     if len(aim.services) != 1:
         raise OperatorError("why of which service?", remedy="midstream why SERVICE")
 
-    def ask(client: SyncClient, host: str) -> list[dict[str, Any]]:
+    def ask(client: SyncClient, host: str) -> tuple[float, list[dict[str, Any]]]:
         name = only_app(client, aim.app)
         (service,) = services_here(client, name, aim.services, several=aim.several)
-        return list(client.call("why", app=name, service=service, limit=limit)["entries"])
+        answer = client.call("why", app=name, service=service, limit=limit)
+        return _now_s(answer), answer["entries"]
 
     answers = aim.ask(ask)
     aim.require_somebody(answers)
-    found = [(host, entry) for host, entries in answers.good() for entry in entries]
-    found.sort(key=lambda pair: float(pair[1].get("time") or 0.0))
-    found = found[-limit:]
+    rows = [
+        (now_s, [(float(entry.get("time") or 0.0), (host, entry)) for entry in entries])
+        for host, (now_s, entries) in answers.good()
+    ]
+    found = by_age(rows)[-limit:]
     if as_json:
         for host, entry in found:
             echo_json({"host": host, **entry} if aim.several else entry)
@@ -160,18 +165,19 @@ def logs(
     With -f the lines of several hosts come as they are written, host by host at first.
     """
     aim = take_aim(words, config=config_path, app=app, socket_path=socket, only=only)
-    sorter = None if follow or not aim.several else list[tuple[datetime.datetime, str]]()
+    found: list[_Follower] = []
     lock = threading.Lock()
 
     def read(client: SyncClient, host: str) -> bool:
-        follower = _Follower(as_json, host if aim.several else "", sorter, lock)
+        follower = _Follower(as_json, host if aim.several else "", lock, at_once=follow or not aim.several)
+        found.append(follower)
         name = only_app(client, aim.app)
         services = services_here(client, name, aim.services, several=aim.several)
         _read_logs(client, follower, {"app": name, "services": services, "lines": lines, "follow": follow})
         return True
 
     answers = aim.ask(read)
-    for _, line in sorted(sorter or ()):
+    for line in by_age((follower.now_s, follower.kept) for follower in found):
         click.echo(line)
     aim.require_somebody(answers)
     return answers.conclude(as_json)
@@ -183,7 +189,7 @@ def _read_logs(client: SyncClient, follower: _Follower, ask: dict[str, Any]) -> 
     while True:
         try:
             with client:
-                client.call("logs", on_notice=follower.take, **ask)
+                follower.now_s = _now_s(client.call("logs", on_notice=follower.take, **ask))
             return
         except ConnectionLost:
             if not ask["follow"]:
@@ -195,18 +201,15 @@ def _read_logs(client: SyncClient, follower: _Follower, ask: dict[str, Any]) -> 
 
 class _Follower:
     """Prints log lines of one host; after a reconnect those that were shown before are passed over: all that are older
-    than the last one of their service, and as many of its very time as were shown. `sorter`: collects lines instead."""
+    than the last one of their service, and as many of its very time as were shown. What comes after that one is new,
+    also where the host's clock was set back meanwhile. at_once False: keeps the lines, with their times, instead."""
 
-    def __init__(
-        self,
-        as_json: bool,
-        host: str,
-        sorter: list[tuple[datetime.datetime, str]] | None,
-        lock: threading.Lock,
-    ) -> None:
+    def __init__(self, as_json: bool, host: str, lock: threading.Lock, *, at_once: bool) -> None:
+        self.kept: list[tuple[float, str]] = []
+        self.now_s = time.time()
         self._as_json = as_json
         self._host = host
-        self._sorter = sorter
+        self._at_once = at_once
         self._lock = lock
         self._shown: dict[str, tuple[float, int]] = {}
         self._skip: dict[str, tuple[float, int]] = {}
@@ -217,20 +220,20 @@ class _Follower:
     def take(self, method: str, row: dict[str, Any]) -> None:
         if method != "log":
             return
-        time = _time_of(row)
-        if not self._is_new(str(row.get("service")), time.timestamp()):
+        at = _time_of(row)
+        if not self._is_new(str(row.get("service")), at.timestamp()):
             return
-        line = self._line(row, time)
+        line = self._line(row, at)
+        if not self._at_once:
+            self.kept.append((at.timestamp(), line))
+            return
         with self._lock:
-            if self._sorter is not None:
-                self._sorter.append((time, line))
-            else:
-                click.echo(line)
+            click.echo(line)
 
-    def _line(self, row: dict[str, Any], time: datetime.datetime) -> str:
+    def _line(self, row: dict[str, Any], at: datetime.datetime) -> str:
         if self._as_json:
             return json.dumps({"host": self._host, **row} if self._host else row, ensure_ascii=False)
-        stamp = time.astimezone().isoformat(sep=" ", timespec="milliseconds")
+        stamp = at.astimezone().isoformat(sep=" ", timespec="milliseconds")
         place = f"{row.get('service')}.{row.get('generation')}.{row.get('slot')}"
         head = f"{self._host} {place}" if self._host else place
         return f"{stamp} {head} | {clean(str(row.get('line')))}"
@@ -240,8 +243,11 @@ class _Follower:
         skip_s, skip_count = self._skip.get(service, (0.0, 0))
         if time_s < skip_s:
             return False
-        if time_s == skip_s and skip_count:
+        if time_s == skip_s and skip_count > 1:
             self._skip[service] = (skip_s, skip_count - 1)
+            return False
+        self._skip.pop(service, None)
+        if time_s == skip_s and skip_count:
             return False
         self._shown[service] = (time_s, count + 1 if time_s == last else 1)
         return True
@@ -253,3 +259,8 @@ def _time_of(row: dict[str, Any]) -> datetime.datetime:
         return datetime.datetime.fromisoformat(str(row["time"]))
     except (KeyError, ValueError):
         return datetime.datetime.fromtimestamp(0, datetime.UTC)
+
+
+def _now_s(answer: dict[str, Any]) -> float:
+    """What the clock of the host says now; an older agent does not tell, and is taken to be right."""
+    return float(answer.get("now") or time.time())

@@ -559,7 +559,7 @@ class FakeAgent:
         }
 
     def _why(self, params: dict[str, Any], _: object) -> dict[str, Any]:
-        return {"entries": self._app(params).events[-params.get("limit", 50) :]}
+        return {"entries": self._app(params).events[-params.get("limit", 50) :], "now": 1_795_287_901.0}
 
     def _logs(self, params: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         app = self._app(params)
@@ -572,7 +572,7 @@ class FakeAgent:
                 "line": f"{service} is up",
             }
             _write(writer, {"jsonrpc": "2.0", "method": "log", "params": body})
-        return {}
+        return {"now": 1_795_287_901.0}
 
     def _events(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         return {"last": 0}

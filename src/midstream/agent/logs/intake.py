@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from midstream.agent.apart import read_apart
 from midstream.agent.logs.follow import Follower, last_lines
@@ -24,6 +25,7 @@ from midstream.agent.logs.unfinished import Unfinished
 from midstream.agent.logs.writer import Late, Writer
 from midstream.core import logline
 from midstream.core.logline import ChannelName, LogLine, Piece, Rest
+from midstream.core.moments import unjumped
 from midstream.core.spec import LogSpec
 from midstream.errors import HostError, OperatorError
 from midstream.linux.file_identity import FileUser
@@ -281,7 +283,7 @@ class Logs:
         Raises OperatorError for a service that there is not. Close the generator (`aclosing`) when leaving early."""
         sinks = self._chosen(app, services)
         follower = Follower(lambda: self._dropped(app))
-        history: list[LogLine] = []
+        history: list[tuple[str, LogLine]] = []
         given: set[tuple[str, str]] = set()  # of files that are read while they are written
         try:
             for sink in sinks:
@@ -289,9 +291,10 @@ class Logs:
                 if found is None:
                     found = await self._history_apart(sink, lines, follower if follow else None)
                     given.update((line.time, line.text) for line in found)
-                history = list(heapq.merge(history, found, key=lambda line: line.time))[-lines:] if lines else []
+                timed = zip(unjumped([line.time for line in found]), found, strict=True)
+                history = list(heapq.merge(history, timed, key=itemgetter(0)))[-lines:] if lines else []
                 await asyncio.sleep(0)
-            for line in history:
+            for _, line in history:
                 yield _shown(line, raw)
             history.clear()
             while follow:
