@@ -45,7 +45,8 @@ Group = tuple[str, str, int]  # app, service, generation
 
 @dataclass(slots=True)
 class Seen:
-    """The latest answer about one worker. Times are epoch seconds. quiet_beat: of the first heartbeat that said quiet."""
+    """The latest answer about one worker. Times are epoch seconds, and that clock may be set at any moment; `..._s`:
+    monotonic. quiet_beat: of the first heartbeat that said quiet, quiet_s: when that was seen."""
 
     listed: bool = False
     quiet: bool = False
@@ -54,11 +55,12 @@ class Seen:
     jobs: list[dict[str, Any]] = field(default_factory=list)
     trouble: str = ""
     quiet_beat: float = 0.0
+    quiet_s: float = 0.0
     at_s: float = 0.0
 
     @property
     def is_quiet(self) -> bool:
-        return self.listed and self.quiet and not self.trouble and time.time() >= self.quiet_beat + _SETTLED_S
+        return self.listed and self.quiet and not self.trouble and time.monotonic() >= self.quiet_s + _SETTLED_S
 
     @property
     def is_idle(self) -> bool:
@@ -246,7 +248,7 @@ class Looks:
         for slot, attempt in sorted(wanted):
             live = self._host.processes.get((app, name), (number, slot, attempt))
             if live is not None:
-                asked.append(steps.Worker(slot, attempt, live.entry.pid, _began(live.entry.start_ticks)))
+                asked.append(steps.Worker(slot, attempt, live.entry.pid, live.entry.start_ticks))
         self._last = max(self._last + 1, int(clock.boottime_s() * 1000))
         key = SpawnKey(app, "+look", self._last, 0, 0)
         step_env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": account.home, "LANG": "C.UTF-8"}
@@ -275,9 +277,12 @@ class Looks:
         if self._host.processes.get(name, place) is None:
             return
         before = self._seen.get((*name, *place))
-        if seen.quiet:
-            seen.quiet_beat = before.quiet_beat if before is not None and before.quiet_beat else seen.beat
         seen.at_s = time.monotonic()
+        if seen.quiet:
+            known = before is not None and before.quiet_beat
+            seen.quiet_s = before.quiet_s if before is not None and known else seen.at_s
+            # Of two heartbeats the later one has the earlier time where the clock was set back.
+            seen.quiet_beat = min(before.quiet_beat, seen.beat) if before is not None and known else seen.beat
         self._seen[(*name, *place)] = seen
         feed = self._feeds.get(group)
         if feed is None or (slot, attempt) not in feed.wanted:
@@ -309,11 +314,6 @@ def _read(item: dict[str, Any]) -> Seen:
         jobs,
         str(item["trouble"])[:300],
     )
-
-
-def _began(start_ticks: int) -> float:
-    """Epoch seconds."""
-    return time.time() - (clock.boottime_s() - start_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _why(outcome: Outcome) -> str:

@@ -230,12 +230,13 @@ class Diff:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker process: its slot and attempt, the pid of the instance and when that began (epoch seconds)."""
+    """One worker process: its slot and attempt, the pid of the instance and when that began (clock ticks since the boot,
+    as /proc tells)."""
 
     slot: int
     attempt: int
     pid: int
-    since: float
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)

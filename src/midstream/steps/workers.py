@@ -19,6 +19,7 @@ from typing import Any
 
 from midstream.core.steps import WORKERS_MARK, Worker, Workers
 from midstream.errors import MidstreamError, OperatorError
+from midstream.linux import clock
 from midstream.linux.process import read_stat
 from midstream.steps.redis_wire import Redis, RedisRefused, parse_url
 
@@ -88,7 +89,7 @@ def _sidekiq_one(redis: Redis, worker: Worker, listed: list[tuple[int, str]]) ->
         if not _belongs(pid, worker.pid):
             continue
         info, busy, beat, quiet = redis.fields(name, "info", "busy", "beat", "quiet")
-        if not info or _number(beat) < worker.since - _EARLIER_S:
+        if not info or _number(beat) < _began(worker) - _EARLIER_S:
             continue
         found.listed, found.quiet = True, quiet == "true"
         found.busy, found.beat = int(_number(busy)), _number(beat)
@@ -127,7 +128,7 @@ def _rq(redis: Redis, wanted: tuple[Worker, ...]) -> list[Found]:
 def _rq_one(redis: Redis, worker: Worker, listed: list[tuple[int, dict[str, str]]]) -> Found:
     found = Found(worker.slot, worker.attempt)
     for pid, row in listed:
-        if not _belongs(pid, worker.pid) or _moment(row.get("last_heartbeat", "")) < worker.since - _EARLIER_S:
+        if not _belongs(pid, worker.pid) or _moment(row.get("last_heartbeat", "")) < _began(worker) - _EARLIER_S:
             continue
         found.listed = row.get("state", "") in ("idle", "busy", "suspended")
         found.quiet = bool(row.get("shutdown_requested_date"))
@@ -147,6 +148,11 @@ def _rq_job(redis: Redis, name: str) -> dict[str, Any]:
 
 
 _LIBRARIES: dict[str, Callable[[Redis, tuple[Worker, ...]], list[Found]]] = {"sidekiq": _sidekiq, "rq": _rq}
+
+
+def _began(worker: Worker) -> float:
+    """Epoch seconds, by what the clock says now: it may have been set since the last look, and then heartbeats are, too."""
+    return time.time() - (clock.boottime_s() - worker.start_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _belongs(pid: int, instance: int) -> bool:
