@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from midstream.cli.places import places, socket_to_ask
 from midstream.cli.status_view import problems, status_text
 from midstream.core.names import is_release
 from midstream.deploy.events import Event, EventKind
-from midstream.deploy.record import ENDED, UNTOUCHED, Memo, Record, last_memo, memo_of
+from midstream.deploy.record import ENDED, KEPT, UNTOUCHED, Memo, Record, last_memo, memo_of, new_deploy_id
 from midstream.deploy.redact import Redactor
 from midstream.deploy.verdict import Facts, judge
 from midstream.errors import AppError, AttentionError, HostError, InterruptedDeploy, LockedError, OperatorError
@@ -244,6 +245,22 @@ def test_other_apps_and_spoilt_records_are_passed_over(tmp_path: Path) -> None:
     assert last_memo(str(tmp_path), "blog") is None
     assert last_memo(str(tmp_path), "shop", "staging") is None
     assert last_memo(str(tmp_path), "shop") is not None
+
+
+def test_a_deploy_sorts_after_the_last_one_also_when_the_clock_was_set_back(tmp_path: Path) -> None:
+    now = datetime(2026, 11, 19, 19, 5, 1, tzinfo=UTC)
+    for number in range(KEPT):
+        Record(str(tmp_path), memo(f"20261121T1905{number:02}-aa", state=ENDED[0]), print).begin()
+    late = Record(str(tmp_path), memo(new_deploy_id(now, folder=str(tmp_path))), print)
+    late.begin()
+    late.event(Event(EventKind.STATE, text="publishing", release=R1))
+    late.close()
+    found = last_memo(str(tmp_path), "shop", "production")
+    assert found is not None and found.deploy_id == late.memo.deploy_id, "`resume` carries this one on"
+    assert late.memo.deploy_id.startswith("20261121T190550-")
+    (tmp_path / "20269999T000000-x.json").write_text("{}")
+    assert new_deploy_id(now, folder=str(tmp_path)).startswith("20261119T190501-"), "a stranger's file is no moment"
+    assert new_deploy_id(now, folder=str(tmp_path / "none")).startswith("20261119T190501-")
 
 
 # ---------------------------------------------------------------------- words for people

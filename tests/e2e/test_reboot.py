@@ -13,15 +13,27 @@ import pytest
 from machine import Machine, Project, wait_for
 
 
-def reboot(machine: Machine, change: Callable[[dict[str, Any]], None]) -> None:
-    """`change` is given the stored hold of the one service."""
+def _nothing(stored: dict[str, Any]) -> None:
+    pass
+
+
+def reboot(
+    machine: Machine,
+    change: Callable[[dict[str, Any]], None] = _nothing,
+    change_app: Callable[[dict[str, Any]], None] = _nothing,
+) -> None:
+    """`change` is given the stored hold of the one service, `change_app` what is stored of its app."""
     machine.stop()
     with sqlite3.connect(machine.state / "agent.db") as db:
         db.execute("UPDATE meta SET value = 'the boot before' WHERE name = 'boot_id'")
         ((text,),) = db.execute("SELECT body FROM service WHERE app = 'shop' AND name = 'web'")
         body = json.loads(text)
-        change(body["hold"])
+        change(body.get("hold", {}))
         db.execute("UPDATE service SET body = ? WHERE app = 'shop' AND name = 'web'", (json.dumps(body),))
+        ((text,),) = db.execute("SELECT body FROM app WHERE app = 'shop'")
+        body = json.loads(text)
+        change_app(body)
+        db.execute("UPDATE app SET body = ? WHERE app = 'shop'", (json.dumps(body),))
     db.close()
     machine.start()
 
@@ -54,6 +66,14 @@ def test_a_clock_set_back_gives_a_hold_no_more_than_its_time(project: Project, m
     held(machine, 60)
     reboot(machine, lambda hold: hold.update(ends_wall_s=time.time() + 10**9))
     assert 0 < machine.service()["hold"]["expires_in_s"] <= 60
+
+
+def test_a_clock_set_back_gives_a_lock_no_more_than_its_time(project: Project, machine: Machine) -> None:
+    project.deployed()
+    machine.call("lock", app="shop", owner="me", reason="frozen", ttl_s=2.0)
+    later = {"lock_boot_id": "the boot before", "lock_since_wall_s": time.time() + 10**6}
+    reboot(machine, change_app=lambda app: app.update(later))
+    wait_for("the lock to end", lambda: machine.app()["lock"] is None)
 
 
 def test_an_agent_killed_after_a_reboot_does_not_take_its_deadlines_for_older_ones(

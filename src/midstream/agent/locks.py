@@ -41,6 +41,15 @@ def unlocked(record: AppRecord) -> AppRecord:
     )
 
 
+def after_reboot(record: AppRecord) -> AppRecord:
+    """The record in this boot: what is left of its lock by the wall clock, and never more than it was given, because that
+    clock may have been set back."""
+    left = left_s(record)
+    if not record.lock_owner or left is None:
+        return record
+    return replace(record, lock_boot_id=clock.boot_id(), lock_deadline_s=clock.boottime_s() + left)
+
+
 def left_s(record: AppRecord) -> float | None:
     """Seconds until it ends; None for never."""
     if not record.lock_ttl_s:

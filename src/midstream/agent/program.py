@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from midstream import __version__
+from midstream.agent import locks
 from midstream.agent.control import ControlServer
 from midstream.agent.deploys import Deploys
 from midstream.agent.host import Host
@@ -26,7 +27,7 @@ from midstream.agent.keeper_link import KeeperCommand, KeeperLink, KeeperLost, K
 from midstream.agent.logs import LogEvent, Logs
 from midstream.agent.methods import Methods
 from midstream.agent.spawning import SOCKET_VARIABLE
-from midstream.agent.store import Store
+from midstream.agent.store import AppRecord, Store
 from midstream.core.events import Revert, Waken
 from midstream.core.intent import IntentState
 from midstream.core.phases import after_reboot
@@ -134,17 +135,20 @@ class Program:
         rebooted = store.meta("boot_id") not in ("", clock.boot_id())
         if rebooted:
             services = [self._after_reboot(service) for service in services]
+            host.apps = {name: locks.after_reboot(record) for name, record in host.apps.items()}
         host.services = {(service.app, service.name): service for service in services}
         try:
             # In one transaction: the deadlines that are stored are always those of the boot that is stored.
             with store.transaction():
                 if rebooted:
-                    self._store_reboot(services)
+                    self._store_reboot(services, list(host.apps.values()))
                 store.set_meta("boot_id", clock.boot_id())
         except HostError as error:
             print(f"midstream agent: {error}", file=sys.stderr)
 
-    def _store_reboot(self, services: list[Service]) -> None:
+    def _store_reboot(self, services: list[Service], apps: list[AppRecord]) -> None:
+        for record in apps:
+            self._store.put_app(record)
         for service in services:
             self._store.put_service(service)
         for intent in self._store.open_intents():

@@ -84,7 +84,7 @@ def new_order(
 ) -> Order:
     """The order of a new deploy or rollback."""
     return Order(
-        deploy_id=new_deploy_id(),
+        deploy_id=new_deploy_id(folder=records_folder()),
         plan=plan,
         specs=project.specs,
         user=operator_name(),

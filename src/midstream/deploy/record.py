@@ -6,6 +6,7 @@ Runs in the deployer. A disk that cannot be written does not stop a deploy; it i
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -22,6 +23,7 @@ from midstream.deploy.order import Target
 from midstream.errors import LockedError
 
 KEPT = 50  # records; older ones are removed
+_MOMENT = "%Y%m%dT%H%M%S"
 
 UNTOUCHED = "untouched"  # it was refused, or reached no host: what was unfinished before it still is
 ENDED = ("finished", "reverted", UNTOUCHED)
@@ -55,10 +57,15 @@ class Memo:
         return Target(self.revision, self.tree, self.revision_time, self.branch, self.subject)
 
 
-def new_deploy_id(now: datetime.datetime | None = None) -> str:
-    """Sorts by time, unique: `20261121T190501-3fa2b1`."""
-    now = now or datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+def new_deploy_id(now: datetime.datetime | None = None, *, folder: str = "") -> str:
+    """Sorts by time, unique: `20261121T190501-3fa2b1`. folder: of the records; the id sorts after all that are there, also
+    where the clock was set back since the last one: `resume` means the last, and the first are removed."""
+    moment = f"{now or datetime.datetime.now(datetime.UTC):{_MOMENT}}"
+    newest = max((name.partition("-")[0] for name in _names(folder)), default="") if folder else ""
+    if newest >= moment:
+        with contextlib.suppress(ValueError, OverflowError):  # a stranger's file
+            moment = f"{datetime.datetime.strptime(newest, _MOMENT) + datetime.timedelta(seconds=1):{_MOMENT}}"
+    return f"{moment}-{secrets.token_hex(3)}"
 
 
 @dataclass(slots=True)
