@@ -102,7 +102,11 @@ def test_one_that_does_not_even_come_up_the_second_time_can_be_resumed_and_then_
         agents["batch1"].script("deploy.publish", Say(()), Fail(DIED), Fail(DIED))
         for run in (fleet_order(agents), fleet_order(agents)):  # the deploy, and its resume
             outcome = await run()
-            assert outcome.exit_code != 0
+            told = str(outcome.error)
+            assert outcome.exit_code == 5 and "midstream resume" in told
+            assert f"{R2} on web1" in told or f"web1: release {R2}" in told
+            assert f"{R1} on batch1" in told or f"batch1: release {R1}" in told
+            assert [row.release for row in outcome.hosts] == [R2, R1]
             assert {name: agent.apps["shop"].committed for name, agent in agents.items()} == {"web1": R2, "batch1": R1}
             assert_can_be_resumed(run)
             assert_nothing_left(agents)

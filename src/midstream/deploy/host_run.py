@@ -78,6 +78,10 @@ class HostRun:
         """It was committed and ended here before this command."""
         return self.opened.get("over") == "committed"
 
+    def stands(self) -> None:
+        """On the way back of the others: here it was over, and nothing is put back."""
+        self.state, self.serving = "committed", f"release {self.before}"
+
     @property
     def lease_s(self) -> float:
         return float(self.opened.get("lease_s", 15))

@@ -489,6 +489,9 @@ class Deployment:
             self._state("undecided")
             return judge(facts)
         await self._back_moves(BACK_BEFORE)
+        over = [host for host in self.hosts.values() if host.was_over]
+        for host in over:
+            host.stands()
         begun = [host for host in self.hosts.values() if host.state in ("changing", "proven", "deciding")]
         went_on: tuple[str, ...] = ()
         why = self._why_go_on(facts)
@@ -500,8 +503,7 @@ class Deployment:
         await self._undo_tasks()
         outcome = "interrupted" if isinstance(error, InterruptedDeploy) else "failed"
         not_closed = await self._finish_hosts(outcome)
-        # Where a host committed it before, this was to bring the others there: that can be tried again (`midstream resume`).
-        self._state("committed" if any(host.was_over for host in self.hosts.values()) else "reverted")
+        self._state("committed" if over else "reverted")  # `midstream resume` may try again to bring the others there
         return judge(
             replace(
                 facts,
@@ -510,6 +512,7 @@ class Deployment:
                 put_back_failed=put_back_failed,
                 lost=tuple(host.name for host in self.hosts.values() if host.client.lost),
                 not_closed=not_closed,
+                over=tuple(host.name for host in over),
                 went_on=went_on,
                 went_on_why=why,
                 not_undone=self._not_undone(),

@@ -18,6 +18,7 @@ class Facts:
     `migrated_release`: whose migrations ran, "" for none; `irreversible`: they say `reversible = false`.
     `put_back_failed`: hosts that took no way back. `not_closed`: hosts whose lock could not be freed by us.
     `undecided`: hosts of which the decision is not known. `lost`: hosts that cannot be reached any more.
+    `over`: hosts that had committed it before this command, which was to bring the others there.
     `went_on`: hosts that stay on the new release, and why. `not_undone`: what hooks did and their undo did not take back."""
 
     error: MidstreamError
@@ -35,6 +36,7 @@ class Facts:
     went_on_why: str = "its migrations cannot be reversed"
     not_undone: Mapping[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()
     lease_s: float = 15.0
 
 
@@ -43,6 +45,8 @@ def judge(facts: Facts) -> MidstreamError:
     error = facts.error
     kind: type[MidstreamError] = type(error)
     if facts.put_back_failed or facts.undecided or facts.migrated_release or facts.went_on or facts.not_undone:
+        kind = AttentionError
+    if facts.over and not isinstance(error, LockedError):  # the fleet is not on one release
         kind = AttentionError
     verdict = kind(
         error.what,
@@ -118,6 +122,10 @@ def _remedy(facts: Facts) -> str:
         return f"look at {', '.join(facts.put_back_failed)} with `midstream status`, then `{command}` again"
     if facts.not_undone:
         return f"undo by hand what {', '.join(facts.not_undone)} could not; then `{command}`"
+    if facts.over and not isinstance(error, LockedError):
+        return (
+            f"`midstream resume {facts.stage}` when that is mended; on the new release already: {', '.join(facts.over)}"
+        )
     if facts.migrated_release and facts.irreversible:
         return f"the old code cannot work with the new schema: mend the new code at once, then `{command}`"
     if error.remedy:
