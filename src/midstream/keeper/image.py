@@ -90,6 +90,7 @@ def build(state_dir: str) -> str:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o400)
+        _make_newest(folder, temporary)
         os.rename(temporary, path)
         _prune(folder, path)
     except OSError as error:
@@ -127,6 +128,15 @@ def _zipped(files: dict[str, bytes]) -> bytes:
 def _byte_code(code: CodeType) -> bytes:
     # PEP 552: an unchecked hash-based file is used as it is, whatever the source's time.
     return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
+
+
+def _make_newest(folder: str, path: str) -> None:
+    """The newest by its time is the one that an agent starts when the keeper is gone, and stays; also where the clock was
+    set back since the one before was written."""
+    others = [f"{folder}/{name}" for name in os.listdir(folder) if name.startswith("keeper-")]
+    latest_s = max((os.stat(other).st_mtime for other in others if other != path), default=0.0)
+    if latest_s >= os.stat(path).st_mtime:
+        os.utime(path, (latest_s + 1, latest_s + 1))
 
 
 def _prune(folder: str, newest: str) -> None:
