@@ -118,6 +118,64 @@ def test_a_deploy_takes_at_most_five_round_trips_when_nothing_is_to_be_sent(tmp_
         assert_nothing_left(agents)
 
 
+def test_the_decision_and_the_end_are_one_call_to_an_agent_that_takes_them(tmp_path: Path) -> None:
+    """Not where other hosts have to follow first, nor where the end is not answered with it. What is repeated for a lost
+    agent is answered as before."""
+
+    @on_fleet(tmp_path, "here", "there")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        here, alone = agents["here"], {"here": agents["here"]}
+        for agent in agents.values():
+            agent.features = [host_run.FINISH_ALONG]
+        here.script("deploy.commit", HangUp())
+        first = await deploy(alone, {"here": app_spec()})
+        assert (first.exit_code, first.hosts[0].draining) == (0, 1)
+        assert (
+            here.methods()[-3:] == ["deploy.commit", "deploy.status", "deploy.commit"]
+            and here.params_of("deploy.commit")["then"]
+        )
+        assert_nothing_left(alone)
+        here.calls.clear()
+        await deploy(agents, {"here": app_spec(), "there": app_spec()}, deploy_id="d2")
+        assert "then" not in here.params_of("deploy.commit") and here.methods()[-1] == "deploy.finish"
+        here.calls.clear()
+        here.script("deploy.commit", Answer({"generation": 9, "release": R1}))  # it could not finish
+        await deploy(alone, {"here": app_spec()}, deploy_id="d3")
+        assert here.methods()[-2:] == ["deploy.commit", "deploy.finish"]
+
+
+def test_a_pack_upon_what_is_committed_is_made_while_the_host_checks(tmp_path: Path) -> None:
+    """Used when it fits: the host has all that it leaves out, and it is small. Else another one is made."""
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"few objects")
+    large.write_bytes(b"x" * (host_run.ALONG_BYTES + 1))
+    made: list[str] = []
+
+    def pack(sha: str, have: list[str]) -> Pack:
+        made.append("asked")
+        return Pack(str(small), small.stat().st_size)
+
+    def upon(path: Path) -> Callable[[str, str], Pack | None]:
+        def make(sha: str, revision: str) -> Pack | None:
+            made.append(revision)
+            if path == tmp_path:
+                raise HostError("the disk is full")
+            return Pack(str(path), path.stat().st_size)
+
+        return make
+
+    @on_fleet(tmp_path, "here")
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        here, specs = agents["here"], {"here": app_spec()}
+        here.features = [host_run.ALONG]
+        expected = [["asked"], [SHA1], [SHA2, "asked"], [SHA2, "asked"]]  # nothing is committed before the first
+        for number, path in enumerate((small, small, large, tmp_path)):
+            made.clear()
+            outcome = await deploy(agents, specs, pack=pack, pack_upon=upon(path), deploy_id=f"d{number}")
+            assert (outcome.exit_code, made) == (0, expected[number])
+            assert here.apps["shop"].uploads[-1] == b"few objects"
+
+
 def test_only_what_the_host_lacks_is_sent_in_pieces_and_the_update_says_so(tmp_path: Path) -> None:
     pack = tmp_path / "pack"
     pack.write_bytes(bytes(range(256)) * 4096 * 2 + b"end")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from midstream import __main__
 from midstream.cli import early
-from midstream.cli.hosts import ALL, Only
+from midstream.cli.deploy_commands import deploy, rollback
+from midstream.cli.hosts import ALL, Only, only_of
 from midstream.deploy.transport import LocalHost, SshHost
 
 TWO_STAGES = """
@@ -105,3 +108,61 @@ def test_the_far_end_hears_of_us_until_the_link_is_used(tmp_path, links):
         with pytest.raises(TimeoutError):
             links[0].far_end.recv(1)
         assert taken is links[0]
+
+
+COMMANDS = {"deploy": deploy, "rollback": rollback}
+LINES = [
+    "deploy",
+    "deploy production",
+    "deploy --json -v production --wait",
+    "deploy -b main --set a=b --set=c=d staging",
+    "deploy -c other.toml --without web1,web2 --roles=web",
+    "deploy --config=x --socket /run/a.sock --hosts= --branch=--json",
+    "rollback --to 20261121190501 --force production",
+    "rollback --hosts web1 --hosts web2",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_words_mean_to_the_early_look_what_they_mean_to_the_command(line):
+    verb, *words = line.split()
+    said = COMMANDS[verb].make_context(verb, list(words)).params
+    only = only_of(said["hosts"], said["roles"], said["without"])
+    assert early.meant_by(words) == (said["stage"], said["config_path"], said["socket"], only)
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "-h", "-cx.toml", "-c=x", "a b", "--nonsense", "--json=1", "--branch", "--", "-", "-vb x"]
+)
+def test_what_is_out_of_the_ordinary_begins_nothing(line):
+    assert early.meant_by(line.split()) is None
+
+
+def test_what_was_begun_is_used_by_the_command_that_means_it(tmp_path, links, monkeypatch):
+    monkeypatch.chdir(project(tmp_path))
+    early.begin(["production", "--without", "web1"])
+    assert [link.name for link in links] == ["batch1"]
+    with early.dialled("production", "", "", Only(without=("web1",))) as begun:
+        assert begun.using({"batch1": SshHost("batch1")})["batch1"].dial() is links[0]
+    assert [link.name for link in links] == ["batch1"]
+
+
+def test_what_was_begun_is_ended_when_the_command_means_something_else(tmp_path, links, monkeypatch):
+    monkeypatch.chdir(project(tmp_path))
+    early.begin(["staging"])
+    with early.dialled("production", "", "", ALL) as begun:
+        assert [(link.name, link.closed) for link in links] == [("test1", True), ("web1", False), ("batch1", False)]
+        assert begun.using({"test1": SshHost("test1")})["test1"].dial() is not links[0]
+
+
+def test_only_deploy_and_rollback_dial_before_they_are_loaded(tmp_path, links, monkeypatch):
+    """And whatever becomes of the command, nothing stays begun."""
+    monkeypatch.chdir(project(tmp_path))
+    for words, dialled in (
+        (["plan", "staging"], 0),
+        (["deploy", "staging", "--nonsense"], 0),
+        (["rollback", "-b", "x"], 0),
+    ):
+        monkeypatch.setattr(sys, "argv", ["midstream", *words])
+        assert __main__.main() == 2
+        assert len(links) == dialled

@@ -232,6 +232,16 @@ class TestPack:
             assert source.pack(target.sha, steps.run("inspect")["have"]) is None
         assert pack is not None and not os.path.exists(pack.path)
 
+    def test_one_upon_a_revision_is_not_made_where_that_is_not_known(self, repository: Repository) -> None:
+        """It would bring the whole history, of whatever size, while the host only checks."""
+        first = repository.commit({"big": os.urandom(300_000)})
+        second = repository.commit({"app.py": "2\n"})
+        with Source(str(repository.path)) as source:
+            little = source.pack_upon(second, first)
+            assert little is not None and little.size_bytes < 10_000 and source.pack(second, [first]) is little
+            assert source.pack_upon(second, second) is None
+            assert [source.pack_upon(second, revision) for revision in ("1" * 40, "--all", "main", "")] == [None] * 4
+
     def test_it_brings_only_what_is_missing(self, repository: Repository) -> None:
         first = repository.commit({"big": os.urandom(300_000)})
         second = repository.commit({"app.py": "2\n"})

@@ -112,6 +112,17 @@ def deploy(session: Session, repository: Repository, folder: str, number: int) -
         session.result()
 
 
+def test_what_comes_next_is_loaded_while_nobody_asks(session: Session, tmp_path: Path) -> None:
+    """The next step finds it there. Told by ctypes, which only `specs` needs, and its library in the process."""
+    maps = Path(f"/proc/{session.process.pid}/maps")
+    session.send("prepare", prepare(tmp_path))
+    assert session.result()["releases"] == []
+    deadline_s = time.monotonic() + PATIENCE_S
+    while "ctypes" not in maps.read_text():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def test_no_descriptor_stays_open_from_deploy_to_deploy(session: Session, tmp_path: Path) -> None:
     """It would end in EMFILE one day; and what a step is given, the next one must not see."""
     folder = f"/proc/{session.process.pid}/fd"

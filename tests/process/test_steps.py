@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from step_programs import Repository, Steps, git
@@ -320,7 +321,8 @@ class TestReceive:
         pack.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(HostError):
             steps.run("receive", pack=pack, revision=second)
-        assert steps.run("prepare")["have"] == [first]
+        assert steps.run("prepare")["have"] == steps.run("inspect")["have"] == [first]
+        assert steps.run("inspect", have=False) == {**steps.run("inspect"), "have": [], "free_bytes": ANY}
         pack.write_bytes(whole)
         steps.run("receive", pack=pack, revision=second)
 

@@ -61,7 +61,7 @@ def _fresh(externals: Externals, holds: list[ExternalHold]) -> list[ExternalHold
 
 async def _current(work: Work) -> str:
     """The release that `current` names, "" for none. Raises OperatorError when there is no way back to what it is."""
-    found = await work.run_step("inspect", steps.Inspect(work.spec.deploy_to))
+    found = await work.run_step("inspect", steps.Inspect(work.spec.deploy_to, False))
     kind, current = CurrentKind(found["current_kind"]), found["current"]
     if kind is CurrentKind.MISSING:
         return ""

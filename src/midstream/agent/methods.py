@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ from midstream.core.phases import Hold
 from midstream.core.service import Service
 from midstream.core.spec import HoldSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import AttentionError, HostError, LockedError, NotAllowedError, OperatorError
+from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, NotAllowedError, OperatorError
 from midstream.linux import clock
 
 PROTOCOL = 1
@@ -188,7 +188,7 @@ class Methods:
             "keeper": keeper,
             "state_dir": self._state,
             "runtime_dir": self.host.runtime,
-            "features": ["objects along"],
+            "features": ["objects along", "finish along"],
         }
 
     async def status(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
@@ -539,7 +539,8 @@ class Methods:
 
     def _locked(self, connection: Connection, work: Work) -> None:
         self._keep_alive(connection, work)
-        connection.notify("locked", {"deploy_id": work.intent.id, "token": work.intent.token})
+        locked = {"deploy_id": work.intent.id, "token": work.intent.token, "revision": work.app.revision}
+        connection.notify("locked", locked)
 
     def _work(self, connection: Connection, params: dict[str, Any]) -> Work:
         work = self.deploys.work_for(connection.peer, text(params, "deploy_id"), whole(params, "token", -1, 2**62, -1))
@@ -593,6 +594,9 @@ class Methods:
                 left_behind.note(self.host.store, record, work.intent.user, hosts, time.time())
             except (HostError, OSError, sqlite3.Error) as error:  # it is committed; the note is not worth failing that
                 answer = {**answer, "warnings": [f"the hosts that were left out could not be noted: {error}"]}
+        if params.get("then") == "finish":
+            with suppress(MidstreamError):  # it is asked for by itself then, and fails so that it is told
+                answer = {**answer, "finished": await self.deploy_finish(connection, {**params, "until": ""})}
         return answer
 
     async def deploy_revert(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:

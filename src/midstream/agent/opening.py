@@ -156,7 +156,8 @@ async def facts(peer: Peer, work: Work, tell: Callable[[Progress], None]) -> dic
                 facts = await work.run_step("prepare", request, label="deploy:check")
                 await _try_ports(work)
             else:
-                facts = await work.run_step("inspect", steps.Inspect(spec.deploy_to), label="deploy:check")
+                facts = await work.run_step("inspect", steps.Inspect(spec.deploy_to, False), label="deploy:check")
+                work.looked = facts
                 facts["proven"] = await proven_here(work, facts["releases"])
     finally:
         work.listeners.remove(tell)

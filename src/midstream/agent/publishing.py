@@ -349,7 +349,7 @@ async def _switch(work: Work) -> None:
 async def _named_by_current(work: Work) -> str:
     """A release, another target, or "" where there is none. Where nobody can look: the release before."""
     try:
-        return str((await work.run_step("inspect", steps.Inspect(work.spec.deploy_to)))["current"] or "")
+        return str((await work.run_step("inspect", steps.Inspect(work.spec.deploy_to, False)))["current"] or "")
     except MidstreamError:
         return work.intent.previous
 

@@ -26,7 +26,9 @@ async def select(work: Work, named: str, force: bool = False) -> dict[str, Any]:
         record = work.host.store.releases(work.intent.app).get(work.intent.release)
         return {"release": work.intent.release, "revision": record.revision if record else ""}
     deploy_to = work.spec.deploy_to
-    inspected = await work.run_step("inspect", steps.Inspect(deploy_to))
+    inspected = work.looked
+    if inspected is None or work.intent.commands:  # hooks may have changed what was there when we looked
+        inspected = await work.run_step("inspect", steps.Inspect(deploy_to, False))
     known = work.host.store.releases(work.intent.app)
     bad = {release for release, record in known.items() if record.state == "bad"}
     target = releases.rollback_target(

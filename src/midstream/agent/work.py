@@ -104,6 +104,7 @@ class Work:
     trash: bool = False  # something that was removed waits to be deleted (`agent/trash.py`)
     verified: bool = False  # what its processes run was told
     over: bool = False  # it was committed and closed before: its calls are answered, and do nothing
+    looked: dict[str, Any] | None = None  # what `inspect` told of `deploy_to` when it was opened
     session: StepSession | None = None
     sessions: int = 0  # how many there were
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from midstream.cli.ask import Answers, ask_all
 from midstream.cli.hosts import ALL, HERE, Only, choose, is_here, reach
 from midstream.cli.places import socket_to_ask
-from midstream.deploy.sync_client import SyncClient
+from midstream.core.values import dataclass
 from midstream.deploy.transport import Host, LocalHost
 from midstream.errors import OperatorError
+
+if TYPE_CHECKING:
+    from midstream.cli.ask import Answers
+    from midstream.deploy.sync_client import SyncClient
 
 CONFIG_NAME = "midstream.toml"
 T = TypeVar("T")
@@ -36,6 +38,8 @@ class Aim:
 
     def ask(self, work: Callable[[SyncClient, str], T]) -> Answers[T]:
         """`work(client, host name)` on all hosts at the same time; see `ask_all`."""
+        from midstream.cli.ask import ask_all  # not for who only looks where to go
+
         return ask_all(self.hosts, work, several=self.several)
 
     def require_somebody(self, answers: Answers[Any]) -> None:

@@ -9,12 +9,12 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import click
 
 from midstream.cli.output import echo_json
+from midstream.core.values import dataclass
 from midstream.deploy.sync_client import SyncClient, connect
 from midstream.deploy.transport import Host
 from midstream.deploy.unreachable import name_of

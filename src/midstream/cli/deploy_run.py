@@ -92,6 +92,7 @@ def new_order(
         target=project.target,
         release=release,
         pack=packer(project),
+        pack_upon=_packer_upon(project),
         checkout=_checkout(project),
         secrets=secrets or {},
         wait=wait,
@@ -124,6 +125,10 @@ def packer(project: Project) -> Callable[[str, list[str]], Pack | None]:
         return lambda sha, have: None
     submodules = any(spec.submodules for spec in project.specs.values())
     return lambda sha, have: source.pack(sha, have, submodules=submodules)
+
+
+def _packer_upon(project: Project) -> Callable[[str, str], Pack | None]:
+    return project.source.pack_upon if project.source is not None else lambda sha, revision: None
 
 
 def _checkout(project: Project) -> Callable[[Target, str], None] | None:

@@ -1,21 +1,23 @@
-"""Begins to connect to the hosts of a deploy before the configuration is checked and the revision resolved.
+"""Begins to connect to the hosts of a deploy before the command is loaded, the configuration checked, the revision resolved.
 
-ssh's log-in and the start of the far end take longer than all of that, and need nothing of it but the addresses. What is
-wrong with the file, the stage or the hosts is not this module's business: then nothing is begun, and who reads them
-properly says what it is. A far end takes a client that is silent for gone, and fetching from a slow repository may take
-longer than that: until a link is used, a thread says that we are there.
+ssh's log-in and the start of the far end take as long as all of that, and need nothing of it but the addresses. What is
+wrong with the command line, the file, the stage or the hosts is not this module's business: then nothing is begun, and who
+reads them properly says what it is; where he reads something else, what was begun is ended. A far end takes a client that
+is silent for gone, and fetching from a slow repository may take longer than that: until a link is used, a thread says that
+we are there.
 """
 
 from __future__ import annotations
 
+import atexit
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from midstream.cli.aim import take_aim
-from midstream.cli.hosts import Only
+from midstream.cli.hosts import Only, only_of
 from midstream.deploy.transport import Host, Link, SshHost
 from midstream.errors import MidstreamError
 
@@ -89,9 +91,41 @@ class EarlyLinks:
                 link.close()
 
 
-@contextmanager
-def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator[EarlyLinks]:
-    """Starts ssh to the hosts that the command line means; does not wait for it."""
+_FLAGS = frozenset({"--wait", "--verbose", "-v", "--json", "--force"})
+_WITH_A_WORD = {"-c": "--config", "-b": "--branch"} | {
+    word: word for word in ("--config", "--branch", "--to", "--set", "--socket", "--hosts", "--roles", "--without")
+}
+Meant = tuple[str | None, str, str, Only]  # stage, config, socket, only
+_begun: list[tuple[Meant, EarlyLinks]] = []
+
+
+def begin(words: Sequence[str]) -> None:
+    """Dials what a deploy or rollback with these words means, for `dialled` to find. Does not wait. At the exit, what nobody
+    asked for is ended."""
+    meant = meant_by(words)
+    if meant is not None:
+        _begun.append((meant, _dial(*meant)))
+        atexit.register(_begun[-1][1].hang_up)
+
+
+def meant_by(words: Sequence[str]) -> Meant | None:
+    """What the words say of hosts, as click will read them; None for all that is out of the ordinary."""
+    stage, said, left = None, dict[str, str](), list(words)
+    while left:
+        word, equals, value = left.pop(0).partition("=")
+        if equals and not word.startswith("--"):
+            return None
+        if word in _WITH_A_WORD and (equals or left):
+            said[_WITH_A_WORD[word]] = value if equals else left.pop(0)
+        elif stage is None and not word.startswith("-"):
+            stage = word
+        elif equals or word not in _FLAGS:
+            return None
+    only = only_of(*(said.get(name, "") for name in ("--hosts", "--roles", "--without")))
+    return stage, said.get("--config", ""), said.get("--socket", ""), only
+
+
+def _dial(stage: str | None, config: str, socket: str, only: Only) -> EarlyLinks:
     early = EarlyLinks()
     with suppress(MidstreamError, OSError):
         aim = take_aim([stage] if stage else [], config=config, socket_path=socket, only=only)
@@ -100,6 +134,17 @@ def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator
                 if isinstance(host, SshHost):
                     early.add(host)
     early.keep_up()
+    return early
+
+
+@contextmanager
+def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator[EarlyLinks]:
+    """Starts ssh to the hosts that the command line means, unless that was begun; does not wait for it."""
+    meant, early = _begun.pop() if _begun else (None, None)
+    if early is not None and meant != (stage, config, socket, only):
+        early.hang_up()
+        early = None
+    early = early or _dial(stage, config, socket, only)
     try:
         yield early
     finally:

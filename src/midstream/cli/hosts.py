@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import click
-
 from midstream.cli.places import socket_to_ask
 from midstream.deploy.transport import Host, LocalHost, SshHost
 from midstream.deploy.unreachable import name_of
@@ -54,10 +52,11 @@ ALL = Only()
 
 def host_options(function: F) -> F:
     """`--hosts`, `--roles`, `--without`; the command gets them as `only: Only`."""
+    import click  # a deploy dials before it has that
 
     @functools.wraps(function)
     def with_only(*args: Any, hosts: str, roles: str, without: str, **kwargs: Any) -> Any:
-        return function(*args, only=Only(_words(hosts), _words(roles), _words(without)), **kwargs)
+        return function(*args, only=only_of(hosts, roles, without), **kwargs)
 
     decorated: Any = with_only
     for name, metavar, text in (
@@ -67,6 +66,11 @@ def host_options(function: F) -> F:
     ):
         decorated = click.option(name, metavar=metavar, default="", help=text)(decorated)
     return decorated  # type: ignore[no-any-return]
+
+
+def only_of(hosts: str, roles: str, without: str) -> Only:
+    """From the options as they were written."""
+    return Only(_words(hosts), _words(roles), _words(without))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from midstream.core import config_schema as schema
@@ -25,6 +25,7 @@ from midstream.core.config_tables import NotifyTable, SecretSource, StageTable
 from midstream.core.config_values import Reader
 from midstream.core.names import is_name
 from midstream.core.spec import AppSpec, EnvSpec, HostSpec, ServiceSpec
+from midstream.core.values import dataclass
 from midstream.errors import OperatorError
 
 DEFAULT_STAGE = "production"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from midstream.core.config_lines import Path, line_of, locate
 from midstream.core.config_mistakes import ConfigError, Misfit, Mistake, show_path
+from midstream.core.values import dataclass
 
 # what the working copy's file says; the revision's says all else (DESIGN 6)
 WORKING_KEYS = frozenset(

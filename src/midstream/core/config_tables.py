@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from midstream.core.config_mistakes import Misfit, Misfits, shown
 from midstream.core.config_values import Reader
 from midstream.core.config_walk import problems_of
 from midstream.core.spec import HostSpec
+from midstream.core.values import dataclass
 
 # shapes that the file has and the spec has not
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from midstream.core.builds import Carry
 from midstream.core.spec import AppSpec, CommandStep, HoldSpec
+from midstream.core.values import dataclass
 
 
 class Kind(enum.Enum):

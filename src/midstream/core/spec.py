@@ -9,7 +9,9 @@ reference page and `--help` are drawn from the same fields.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from midstream.core.values import dataclass
 
 
 class HandoverPolicy(enum.Enum):

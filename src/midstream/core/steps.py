@@ -15,10 +15,11 @@ with its result line; the process ends when the other end is closed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from midstream import errors
+from midstream.core.values import dataclass
 
 RESULT_MARK = "\x1e"
 PART_MARK = "\x1f"
@@ -45,9 +46,11 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """The answer of `prepare` without changing anything (`repaired` false, `swept` empty)."""
+    """The answer of `prepare` without changing anything (`repaired` false, `swept` empty). `have` False: the mirror is not
+    asked, and `have` is empty."""
 
     deploy_to: str
+    have: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ No printing here. Made by the runner.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Any
 
+from midstream.core.values import dataclass
 from midstream.errors import MidstreamError
 
 

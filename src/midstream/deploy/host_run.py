@@ -27,6 +27,7 @@ from midstream.errors import HostError, LockedError, MidstreamError
 PIECE_BYTES = 1024 * 1024
 ALONG = "objects along"  # a feature of agents: objects may come with the update
 ALONG_BYTES = 256 * 1024
+FINISH_ALONG = "finish along"  # another: the decision may be told together with the end
 WORDS_MAX = 72
 STARTING = "deploy:starting"
 PIECE_S = 600.0  # 2 kB/s; a connection that is dead is noticed long before, by ssh and by the agent's pings
@@ -53,11 +54,13 @@ class HostRun:
     serving: str = ""
     not_undone: tuple[str, ...] = ()
     refusal: str = ""  # why it did not take the decision
+    _finished_along: dict[str, Any] | None = None  # what the end answered, which came with the decision
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _sent: bool | None = None
     _words: dict[str, str] = field(default_factory=dict)  # step -> the command that it is
     _phases: dict[str, str] = field(default_factory=dict)  # task -> the phase that the plan has it in
     _asked_s: float | None = None  # monotonic; since when the lock is asked for
+    _likely: tuple[str, asyncio.Task[Pack | None]] | None = None  # a revision that the host has, and a pack upon it
 
     def __post_init__(self) -> None:
         self.client.on_notice = self._take
@@ -238,10 +241,14 @@ class HostRun:
         self.proven_s = time.monotonic()
         self.state = "proven"
 
-    async def commit(self) -> None:
+    async def commit(self, *, then_finish: bool = False) -> None:
+        """then_finish: once it is committed, the agent finishes in the same call, if it can; `finish` then asks nothing."""
         self.state = "deciding"
-        left_out: dict[str, Any] = {} if self.order.left_out is None else {"behind": list(self.order.left_out)}
-        answer = await self._call("deploy.commit", **left_out)
+        more: dict[str, Any] = {} if self.order.left_out is None else {"behind": list(self.order.left_out)}
+        if then_finish and FINISH_ALONG in self.client.hello.get("features", ()):
+            more["then"] = "finish"
+        answer = await self._call("deploy.commit", **more)
+        self._finished_along = answer.get("finished")
         self.published.setdefault("generation", answer.get("generation"))
         self.state = "committed"
         self.serving = f"release {answer['release']}"
@@ -276,8 +283,9 @@ class HostRun:
         stops before that part, with the lock still held."""
         expected = release if self.state == "committed" else self.before
         part: dict[str, Any] = {"until": until} if until else {}
+        along, self._finished_along = self._finished_along, None
         try:
-            answer = await self._call("deploy.finish", outcome=outcome, **part)
+            answer = along or await self._call("deploy.finish", outcome=outcome, **part)
         except LockedError:  # it may have ended in the call whose answer was lost with its agent
             answer = await self._look_at_end(expected)
         removed = [*self.finished.get("removed", ()), *answer.get("removed", ())]
@@ -304,7 +312,9 @@ class HostRun:
         """What the host lacks of the revision: sent a MiB at a time; or, what is small, as a parameter of the update, which
         saves a round trip. Returns that."""
         have = [str(sha) for sha in self.opened.get("have", ())]
-        pack = await asyncio.to_thread(self.order.pack, target.sha, have)
+        pack = await self._likely_pack(have)
+        if pack is None:
+            pack = await asyncio.to_thread(self.order.pack, target.sha, have)
         if pack is None:
             return {}
         self._sent = True
@@ -319,6 +329,24 @@ class HostRun:
         took = time.monotonic() - started
         self._emit(EventKind.END, ok=True, seconds=took, text=f"sent {pack.size_bytes} bytes", **step)
         return {}
+
+    def _pack_upon(self, revision: str) -> None:
+        """While the host checks, a pack is made of what it most likely lacks: all but what its committed revision has."""
+        target = self.order.target if self.spec.source is Source.PUSH and not self.spec.submodules else None
+        if target is not None and revision and self._likely is None:
+            task = asyncio.ensure_future(asyncio.to_thread(self.order.pack_upon, target.sha, revision))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who needs it asks again
+            self._likely = revision, task
+
+    async def _likely_pack(self, have: Sequence[str]) -> Pack | None:
+        """The one that was begun, if the host has all that it leaves out and it is small; None: make one."""
+        if self._likely is None or self._likely[0] not in have:
+            return None
+        try:
+            pack = await self._likely[1]
+        except MidstreamError:
+            return None
+        return pack if pack is not None and pack.size_bytes <= ALONG_BYTES else None
 
     async def _send(self, pack: Pack) -> None:
         offset = 0
@@ -403,6 +431,7 @@ class HostRun:
             return
         if method == "locked":
             self._hold(params.get("token"))
+            self._pack_upon(str(params.get("revision") or ""))
         elif method == "progress":
             event = _progress_event(self.name, params)
             event = replace(event, phase=self._phases.get(event.step, event.phase))

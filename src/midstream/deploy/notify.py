@@ -14,10 +14,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from midstream.core.config_tables import NotifyTable
+from midstream.core.values import dataclass
 from midstream.deploy.config_file import read_secrets
 from midstream.deploy.events import Outcome
 from midstream.deploy.redact import Redactor

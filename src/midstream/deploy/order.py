@@ -6,10 +6,11 @@ No I/O. The runner is `runner.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from midstream.core.plan import Plan
 from midstream.core.spec import AppSpec
+from midstream.core.values import dataclass
 from midstream.deploy.tasks.book import TaskBook
 
 
@@ -36,7 +37,8 @@ class Pack:
 class Order:
     """What is to be run. `target`: of a deploy; `release`: of a rollback, "" for the last proven one, and of a resumed
     deploy the one it began with. `pick_release` is given the ids taken on the hosts. `pack` is given the revision and
-    what a host has of it, blocks (git runs; called in a thread), and answers None when the host lacks nothing."""
+    what a host has of it, blocks (git runs; called in a thread), and answers None when the host lacks nothing.
+    `pack_upon` is given one revision that a host has, and answers None as well when that is not known here."""
 
     deploy_id: str
     plan: Plan
@@ -46,6 +48,7 @@ class Order:
     target: Target | None = None
     release: str = ""
     pack: Callable[[str, list[str]], Pack | None] = lambda sha, have: None
+    pack_upon: Callable[[str, str], Pack | None] = lambda sha, revision: None
     checkout: Callable[[Target, str], None] | None = None  # makes a clean one in a new folder; blocks
     secrets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = False

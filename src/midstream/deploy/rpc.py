@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from midstream.core.values import dataclass
 from midstream.errors import BugError, HostError, MidstreamError, OperatorError, from_wire
 
 PROTOCOLS = (1, 1)  # lowest and highest that this client speaks

@@ -361,7 +361,7 @@ class Deployment:
         self._state("deciding")
         first, *others = (self.hosts[name] for name in move.hosts)
         try:
-            await self._commit(first)
+            await self._commit(first, then_finish=self._ends_with(move))
         except MidstreamError as error:
             if first.client.lost:
                 first.state = "undecided"
@@ -384,12 +384,17 @@ class Deployment:
         if aged:
             await self._together([self._on_host(lambda _, host: host.publish(), move, host) for host in aged], False)
 
-    async def _commit(self, host: HostRun) -> None:
+    def _ends_with(self, decision: Move) -> bool:
+        """Whether it can be told in one call with the end: no other host has to follow first, and no hook lies between."""
+        after = self.plan.moves[self.plan.moves.index(decision) + 1 :]
+        return len(self.hosts) == 1 and [move.call for move in after] == [Call.FINISH]
+
+    async def _commit(self, host: HostRun, *, then_finish: bool = False) -> None:
         """Raises what kept the host from the decision. What failed after it was stored (`current` could not be switched)
         is told at the end, and keeps no other host from following."""
         started = time.monotonic()
         try:
-            await host.commit()
+            await host.commit(then_finish=then_finish)
         except MidstreamError as error:
             if not await host.has_committed(self.release):
                 raise

@@ -121,6 +121,11 @@ class Source:
                 self._packs[key] = self._make_pack(sha, have, submodules)
             return self._packs[key]
 
+    def pack_upon(self, sha: str, revision: str) -> Pack | None:
+        """`pack` for a host that has `revision`; None also where that is not known here: it would be all of the history."""
+        self._open()
+        return self.pack(sha, [revision]) if _FULL.match(revision) and self._has(revision) else None
+
     def checkout(self, target: Target, folder: str, *, submodules: bool = False) -> None:
         """A clean checkout of the revision in the new folder `folder`, for a build here. The repository itself is only
         read. Raises HostError when what is there then is not the tree that is deployed."""

@@ -8,9 +8,9 @@ here, so that short commands start fast.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from midstream.core.values import dataclass
 from midstream.deploy.unreachable import NotNow, no_agent, not_allowed
 from midstream.errors import MidstreamError
 

@@ -12,9 +12,9 @@ import enum
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from midstream.core.spec import HandoverPolicy, Readiness
+from midstream.core.values import dataclass
 from midstream.errors import OperatorError
 
 

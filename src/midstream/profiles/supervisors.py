@@ -13,7 +13,9 @@ Pure values and parsers of text; who asks them is `steps/monit.py`, who decides 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from midstream.core.values import dataclass
 
 MONIT = "monit"
 SUPPORTED = (MONIT,)

@@ -10,7 +10,6 @@ from typing import Any
 from midstream.core.layout import REPAIRABLE, CurrentKind, Layout, check_deploy_to, check_linked
 from midstream.core.steps import Inspect, Prepare
 from midstream.errors import HostError, OperatorError
-from midstream.steps import mirror
 from midstream.steps.folder import Folder
 from midstream.steps.place import (
     Place,
@@ -74,19 +73,24 @@ def inspect(request: Inspect) -> dict[str, Any]:
     with open_root(request.deploy_to) as root:
         layout = Layout(request.deploy_to)
         found = read_current(layout, root)
-        answer = _look(root, layout)
+        answer = _look(root, layout, have=request.have)
         answer.update(current=found.named, current_kind=found.kind.value, repaired=False, swept=[])
         return answer
 
 
-def _look(root: Folder, layout: Layout) -> dict[str, Any]:
+def _look(root: Folder, layout: Layout, *, have: bool = True) -> dict[str, Any]:
+    known: list[str] = []
+    if have:
+        from midstream.steps import mirror  # with git and subprocess: not for who goes back
+
+        known = mirror.have(root, layout)
     releases, strangers = release_names(root)
     return {
         "free_bytes": free_bytes(root),
         "releases": releases,
         "revisions": {release: read_revision(root, release) for release in releases},
         "strangers": strangers,
-        "have": mirror.have(root, layout),
+        "have": known,
     }
 
 

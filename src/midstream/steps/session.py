@@ -7,7 +7,9 @@ the process for the next one. Runs as a one-shot of the keeper under the app's u
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable
@@ -17,11 +19,12 @@ from midstream.errors import EXIT_OK, EXIT_USAGE
 
 _NAME_MAX_BYTES = 64
 _PLACES = (REQUEST_FD, PACK_FD)
+_SOON = ("mirror", "checkout", "specs", "switch", "removal")  # what the steps of a deploy need, in their order
 
 
 def main(perform: Callable[[str], int]) -> int:
     """Blocks until the agent hangs up; each step is `perform`ed with its descriptors in their places."""
-    asked = _take_socket()
+    asked, soon = _take_socket(), list(_SOON)
     while True:
         data, fds, _, _ = socket.recv_fds(asked, _NAME_MAX_BYTES, len(_PLACES), socket.MSG_CMSG_CLOEXEC)
         if not data:
@@ -33,6 +36,8 @@ def main(perform: Callable[[str], int]) -> int:
         _place(fds)
         perform(name)
         _place([])
+        while soon and not select.select([asked], [], [], 0)[0]:  # loaded while nobody waits, not when it is asked for
+            importlib.import_module(f"midstream.steps.{soon.pop(0)}")
     sys.stdout.flush()
     os._exit(EXIT_OK)  # nothing is left to be done, and somebody may wait for the end
 

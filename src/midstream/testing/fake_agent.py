@@ -327,9 +327,9 @@ class FakeAgent:
             app.deploy = FakeDeploy(params["deploy_id"], token, params["kind"], params["user"])
         deploy = over or app.deploy
         assert deploy is not None
-        mark = {"deploy_id": deploy.id, "token": deploy.token}
-        _write(writer, {"jsonrpc": "2.0", "method": "locked", "params": mark})
         row = app.row(app.committed)
+        mark = {"deploy_id": deploy.id, "token": deploy.token, "revision": row["revision"] if row else ""}
+        _write(writer, {"jsonrpc": "2.0", "method": "locked", "params": mark})
         committed = row and {key: row[key] for key in ("release", "revision", "branch")}
         if params.get("until") == "check":
             return {"token": deploy.token, "lease_s": LEASE_S, "committed": committed}
@@ -485,7 +485,10 @@ class FakeAgent:
         row = app.row(deploy.release)
         assert row is not None
         row["state"] = "good"
-        return {"generation": app.generation, "release": deploy.release}
+        answer = {"generation": app.generation, "release": deploy.release}
+        if params.get("then") == "finish":
+            answer["finished"] = self._finish({**params, "outcome": "done"}, None)
+        return answer
 
     def _revert(self, params: dict[str, Any], _: object) -> dict[str, Any]:
         app, deploy = self._deploy(params)
@@ -704,7 +707,7 @@ _METHODS: dict[str, tuple[_Work, tuple[str, ...], tuple[str, ...]]] = {
     "deploy.command": (FakeAgent._command, (*_DEPLOY, "name", "argv"), _COMMAND),
     "deploy.select": (FakeAgent._select, _DEPLOY, ("release", "force")),
     "deploy.publish": (FakeAgent._publish, _DEPLOY, ()),
-    "deploy.commit": (FakeAgent._commit, _DEPLOY, ()),
+    "deploy.commit": (FakeAgent._commit, _DEPLOY, ("then",)),
     "deploy.revert": (FakeAgent._revert, (*_DEPLOY, "reason"), ()),
     "deploy.finish": (FakeAgent._finish, (*_DEPLOY, "outcome"), ("until",)),
     "deploy.status": (FakeAgent._deploy_status, ("app",), ("deploy_id", "token")),

@@ -10,11 +10,12 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 
 from midstream.core.plan import Attached
 from midstream.core.points import POINTS, point_of
+from midstream.core.values import dataclass
 from midstream.errors import OperatorError
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,11 +11,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Protocol, TypeVar
 
 from midstream.core.layout import Layout
 from midstream.core.placeholders import escape
+from midstream.core.values import dataclass
 from midstream.deploy.tasks.seat import Seat
 from midstream.errors import AppError, MidstreamError, OperatorError
 
