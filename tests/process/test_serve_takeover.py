@@ -117,6 +117,30 @@ def test_of_what_is_handed_over_only_a_listener_on_the_very_address_is_kept() ->
         os.close(taken.board_fd)
 
 
+def test_a_queue_that_is_full_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each master that starts beside one that hangs leaves a connection in its queue."""
+    monkeypatch.setattr(takeover, "CONNECT_S", 0.1)
+    [door] = takeover.listen(["tcp://127.0.0.1:11"], "master")
+    found = takeover.Found("master", os.getpid(), takeover.name_of("tcp://127.0.0.1:11", "master", os.getpid()))
+    waiting: list[Channel | None] = []
+    ended = threading.Event()
+
+    def fill() -> None:
+        while (channel := takeover.connect(found, None)) is not None:
+            waiting.append(channel)
+        ended.set()
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        assert ended.wait(LIMIT_S), "it waits for ever"
+        assert waiting
+    finally:
+        door.close()
+        for channel in waiting:
+            assert channel is not None
+            channel.close()
+
+
 HANGS_UP = """
 import sys
 from midstream.serve import takeover

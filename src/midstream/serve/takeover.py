@@ -23,6 +23,8 @@ from midstream.serve.channel import Channel
 
 _PREFIX = "midstream-serve"
 _NAME = re.compile(r"@midstream-serve/([0-9a-f]{16})/(zygote|worker|master)/([0-9]+)\Z")
+CONNECT_S = 5.0
+_TIMEVAL = struct.Struct("@ll")  # of SO_SNDTIMEO (socket(7))
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
@@ -89,9 +91,11 @@ def masters_by_pid(pid: int) -> list[Found]:
 
 
 def connect(found: Found, uids: Collection[int] | None) -> Channel | None:
-    """A channel to it; None when it is gone, or is not a process of one of these users (None: of anybody) with that pid."""
+    """A channel to it; None when it is gone, hangs with a full queue, or is not a process of one of these users (None: of
+    anybody) with that pid."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(CONNECT_S), int(CONNECT_S % 1 * 1e6)))
         sock.connect(found.name)
         pid, uid = credentials(sock)
     except OSError:
