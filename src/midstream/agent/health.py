@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import stat
@@ -167,9 +166,10 @@ async def connect(address: Address) -> socket.socket:
 
 async def _resolved(address: Address) -> tuple[socket.AddressFamily, tuple[str, int]]:
     """Family and first address. Numbers, the usual case, need no resolver and so no thread of it."""
-    with contextlib.suppress(ValueError):
-        version = ipaddress.ip_address(address.host).version
-        return (socket.AF_INET6 if version == 6 else socket.AF_INET), (address.host, address.port)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, address.host.partition("%")[0])
+            return family, (address.host, address.port)
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     return found[0][0], (str(found[0][4][0]), address.port)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import sys
 import types
-import typing
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -190,14 +190,26 @@ def _dataclass_decoder(kind: Any) -> _Decoder:
 
 @cache
 def _fields_of(kind: type) -> tuple[dict[str, Any], frozenset[str]]:
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    fields = {field.name: _hint(kind, field) for field in dataclasses.fields(kind)}
     required = frozenset(
         field.name
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
     return fields, required
+
+
+def _hint(kind: type, field: dataclasses.Field[Any]) -> Any:
+    """The type of a field. typing.get_type_hints would compile the text to a code object, and the first such loads a class
+    for each node of Python's grammar: 200 kB, for good, of keeper and of agent."""
+    if not isinstance(field.type, str):
+        return field.type
+    owner = next(one for one in reversed(kind.__mro__) if _declares(one, field))
+    return eval(field.type, vars(sys.modules[owner.__module__]))
+
+
+def _declares(kind: type, field: dataclasses.Field[Any]) -> bool:
+    return getattr(kind, "__dataclass_fields__", {}).get(field.name) is field
 
 
 def _decode(kind: Any, data: Any, path: str) -> Any:

@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import sys
-import traceback
 
 from midstream import __version__
 from midstream.errors import EXIT_FAILED, MidstreamError, OperatorError
@@ -21,6 +20,7 @@ from midstream.keeper.children import Inherited
 from midstream.keeper.door import bind_door
 from midstream.keeper.keeper import Keeper, Settings
 from midstream.keeper.layout import Layout
+from midstream.keeper.loop import print_traceback
 from midstream.linux import cgroup, clock, fds, prctl
 
 _OPTIONS = (
@@ -105,7 +105,7 @@ def resume(fd: int) -> int:
         upgrade.answer(keeper, state)
     except Exception as error:
         # It was validated, so this is a bug of ours; but nothing has been lost yet: the children are still ours.
-        traceback.print_exc()
+        print_traceback(error)
         print(f"midstream keeper: cannot resume ({error}); adopting everything instead", file=sys.stderr)
         fds.close_all(upgrade.not_salvaged(state))
         os.umask(state.umask)

@@ -11,12 +11,11 @@ import os
 import select
 import socket
 import struct
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from midstream.core.messages import FDS_MAX, MESSAGE_MAX_BYTES, Refusal
-from midstream.keeper.loop import READABLE, Loop
+from midstream.keeper.loop import READABLE, Loop, print_traceback
 from midstream.keeper.refusal import Refused
 from midstream.linux import fds
 from midstream.linux.accepting import REST_S, accept
@@ -130,8 +129,8 @@ class Door:
             refusal = {"code": error.code.value, "what": error.what[:_WHAT_MAX], **error.extra}
             self.reply(connection, {"id": number, "error": refusal})
             return
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            print_traceback(error)
             bug = {"code": Refusal.BUG.value, "what": "the keeper failed at this request; its log says where"}
             self.reply(connection, {"id": number, "error": bug})
             return

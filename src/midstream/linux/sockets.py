@@ -8,7 +8,6 @@ read (another uid's) is reported as unknown, never as "holds nothing".
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -30,6 +29,7 @@ _NLMSG = struct.Struct("=IHHII")
 _INET_ID = struct.Struct("!HH16s16s")
 _ANY_STATE = 0xFFFFFFFF
 _NO_COOKIE = 0xFFFFFFFF
+_IPV4_MAPPED = b"\0" * 10 + b"\xff\xff"
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
@@ -232,10 +232,8 @@ def _endpoint(text: str) -> tuple[str, int]:
 
 
 def _address_text(packed: bytes) -> str:
-    address = ipaddress.ip_address(packed)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(address)
+    packed = packed.removeprefix(_IPV4_MAPPED)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def peer_inode(connection: socket.socket) -> int | None:
@@ -261,7 +259,8 @@ def _tcp_peer(connection: socket.socket) -> int:
 
 
 def _plain(host: str) -> str:
-    return _address_text(ipaddress.ip_address(host.partition("%")[0]).packed)
+    host = host.partition("%")[0]
+    return _address_text(socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host))
 
 
 def _inet_diag(family: int, local: tuple[str, int], remote: tuple[str, int]) -> int | None:
