@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from midstream.agent import notices
 from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal
+from midstream.agent.readers import Readers
 
 
 def _talk(monkeypatch: pytest.MonkeyPatch, budget_s: float, expected: int, allowed: bool = True) -> tuple[int, int]:
@@ -23,7 +25,9 @@ def _talk(monkeypatch: pytest.MonkeyPatch, budget_s: float, expected: int, allow
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         authority = Authority(lambda pid: allowed, frozenset({os.getuid()}))
-        listener = NoticeSocket(ours.detach(), authority, heard.append, refused.append)
+        hearer = SimpleNamespace(authority=authority, on_notice=heard.append, on_refusal=refused.append)
+        readers = Readers(NoticeSocket.read)
+        listener = NoticeSocket(ours.detach(), hearer, readers)
         with theirs:
             for number in range(8):
                 theirs.send(f"STATUS={number}".encode())
@@ -34,6 +38,7 @@ def _talk(monkeypatch: pytest.MonkeyPatch, budget_s: float, expected: int, allow
                 await asyncio.sleep(0)
             listener.close()
             listener.close()
+        readers.close()
 
     asyncio.run(run())
     return len(heard), len(refused)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal, parse
+from midstream.agent.readers import Readers
 
 PATIENCE_S = 30
 
@@ -85,13 +86,15 @@ class Listener:
         self.notices: list[Notice] = []
         self.refusals: list[Refusal] = []
         self.come = asyncio.Event()
-        self.socket = NoticeSocket(os.dup(self.held.fileno()), authority, self._notice, self._refusal)
+        self.authority = authority
+        self.readers = Readers(NoticeSocket.read)
+        self.socket = NoticeSocket(os.dup(self.held.fileno()), self, self.readers)
 
-    def _notice(self, notice: Notice) -> None:
+    def on_notice(self, notice: Notice) -> None:
         self.notices.append(notice)
         self.come.set()
 
-    def _refusal(self, refusal: Refusal) -> None:
+    def on_refusal(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
         self.come.set()
 
@@ -109,6 +112,7 @@ class Listener:
     def close(self) -> None:
         self.socket.close()
         self.socket.close()
+        self.readers.close()
         self.held.close()
 
 
@@ -157,7 +161,7 @@ def test_a_barrier_is_lifted_after_what_came_before_was_dealt_with(tmp_path: Pat
     async def story(listener: Listener) -> None:
         ours, theirs = os.pipe()
         lifted: list[bool] = []
-        seen = listener._notice
+        seen = listener.on_notice
 
         def dealt_with(notice: Notice) -> None:
             poll = select.poll()
@@ -165,7 +169,7 @@ def test_a_barrier_is_lifted_after_what_came_before_was_dealt_with(tmp_path: Pat
             lifted.append(bool(poll.poll(0)))
             seen(notice)
 
-        listener.socket._on_notice = dealt_with
+        listener.on_notice = dealt_with
         for _ in range(3):
             listener.send(b"STATUS=busy")
         listener.send(b"BARRIER=1", (theirs,))
@@ -289,7 +293,8 @@ def test_a_notice_may_close_its_own_socket(tmp_path: Path) -> None:
     async def story(listener: Listener) -> None:
         listener.send(b"STOPPING=1")
         listener.send(b"STATUS=too late")
-        listener.socket._on_notice = lambda notice: (listener.socket.close(), listener._notice(notice))[1]
+        seen = listener.on_notice
+        listener.on_notice = lambda notice: (listener.socket.close(), seen(notice))[1]
         await listener.until(1)
         assert [notice.stopping for notice in listener.notices] == [True]
 

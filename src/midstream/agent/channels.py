@@ -16,6 +16,7 @@ from midstream.agent.logs import ChannelName
 from midstream.agent.notices import Authority, Notice, NoticeSocket, Refusal
 from midstream.agent.plans import profile_of, readiness_of
 from midstream.agent.processes import Name, Place3
+from midstream.agent.readers import Readers
 from midstream.agent.spawning import account_for, channel_of
 from midstream.core.events import Spawned
 from midstream.core.messages import NoticesOf, SlotOpening, SpawnSpec
@@ -40,18 +41,25 @@ class Start:
 class Ears:
     """Where what one slot says goes. One object a slot, and no closures: with a thousand services they were a megabyte."""
 
-    __slots__ = ("_host", "generation", "name", "opening", "slot")
+    __slots__ = ("_host", "generation", "name", "opening", "slot", "uids")
 
-    def __init__(self, host: Host, name: Name, generation: int, slot: int, opening: SlotOpening) -> None:
+    def __init__(
+        self, host: Host, name: Name, generation: int, slot: int, opening: SlotOpening, uids: frozenset[int]
+    ) -> None:
         self._host = host
         self.name = name
         self.generation = generation
         self.slot = slot
         self.opening = opening
+        self.uids = uids  # whose word counts when the sender is gone already
 
     def _place(self) -> Place3 | None:
         found = self._host.processes.instance_at(self.name, self.generation, self.slot)
         return (self.generation, self.slot, found.attempt) if found else None
+
+    @property
+    def authority(self) -> Authority:
+        return Authority(self.in_tree, self.uids)
 
     def in_tree(self, pid: int) -> bool | None:
         """Whether the process is of the instance; None when it is gone already."""
@@ -90,6 +98,7 @@ class Channels:
         self._host = host
         self._open: set[str] = set()
         self._sockets: dict[str, NoticeSocket] = {}
+        self._readers: Readers[NoticeSocket] | None = None
         self._ready_fds: dict[str, int] = {}
         self._uid_sets: dict[frozenset[int], frozenset[int]] = {}  # one object for all slots that have the same
 
@@ -141,7 +150,7 @@ class Channels:
         service: ServiceSpec,
     ) -> Ears:
         ready = readiness_of(service, profile_of(service)) is Readiness.FD
-        return Ears(self._host, name, generation, slot, SlotOpening(channel, uid, gid, ready))
+        return Ears(self._host, name, generation, slot, SlotOpening(channel, uid, gid, ready), self._uids(name[0], uid))
 
     async def _attach(self, wanted: Sequence[Ears]) -> None:
         if not wanted:
@@ -152,17 +161,16 @@ class Channels:
         for ears, (output, notify, *ready) in zip(wanted, opened, strict=True):
             channel = ears.opening.name
             self._host.logs.attach(ChannelName(*ears.name, ears.generation, ears.slot), output)
-            self._sockets[channel] = NoticeSocket(
-                notify, Authority(ears.in_tree, self._uids(ears)), ears.on_notice, ears.on_refusal
-            )
+            self._readers = self._readers or Readers(NoticeSocket.read)
+            self._sockets[channel] = NoticeSocket(notify, ears, self._readers)
             for fd in ready:
                 self._listen_to_ready_fd(ears, fd)
             self._open.add(channel)
 
-    def _uids(self, ears: Ears) -> frozenset[int]:
-        """Whose word counts when the sender is gone already."""
-        owner = self._host.apps[ears.name[0]].owner_uid if ears.name[0] in self._host.apps else self._host.uid
-        own = () if ears.opening.uid is None else (ears.opening.uid,)
+    def _uids(self, app: str, uid: int | None) -> frozenset[int]:
+        """Whose word counts for a process of this user."""
+        owner = self._host.apps[app].owner_uid if app in self._host.apps else self._host.uid
+        own = () if uid is None else (uid,)
         uids = frozenset((self._host.uid, owner, *own))
         return self._uid_sets.setdefault(uids, uids)
 

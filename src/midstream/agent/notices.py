@@ -14,6 +14,9 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+from midstream.agent.readers import Readers
 
 DATAGRAM_MAX_BYTES = 64 * 1024
 STATUS_MAX_CHARS = 1024
@@ -21,6 +24,7 @@ _FDS_MAX = 253  # SCM_MAX_FD of the kernel: no message carries more
 _BATCH = 64
 _BUDGET = 200  # datagrams of one instance
 _BUDGET_S = 1.0
+_NEVER_S = float("-inf")
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -117,30 +121,37 @@ class Authority:
         return notice, None
 
 
-class NoticeSocket:
-    """Reads one instance's notify socket in the running loop. `fd` becomes ours and is closed by `close`.
+class Hearer(Protocol):
+    """What an instance says goes to one of these. on_notice and on_refusal are called synchronously, in the order of
+    sending."""
 
-    on_notice and on_refusal are called synchronously, in the order of sending; a barrier is lifted after on_notice has
-    seen all that came before it. A sender is heard at most 200 times in a second, and of refusals one is told in a second.
+    @property
+    def authority(self) -> Authority: ...
+
+    def on_notice(self, notice: Notice, /) -> None: ...
+
+    def on_refusal(self, refusal: Refusal, /) -> None: ...
+
+
+class NoticeSocket:
+    """Reads one instance's notify socket by `readers`, which are to call `read`. `fd` becomes ours and is closed by `close`.
+
+    A barrier is lifted after on_notice has seen all that came before it. A sender is heard at most 200 times in a second,
+    and of refusals one is told in a second.
     """
 
-    def __init__(
-        self,
-        fd: int,
-        authority: Authority,
-        on_notice: Callable[[Notice], None],
-        on_refusal: Callable[[Refusal], None],
-    ) -> None:
+    __slots__ = ("_hearer", "_loop", "_pause", "_readers", "_refused_s", "_since_s", "_socket", "_spent")
+
+    def __init__(self, fd: int, hearer: Hearer, readers: Readers[NoticeSocket]) -> None:
         self._socket = socket.socket(fileno=fd)
-        self._authority = authority
-        self._on_notice = on_notice
-        self._on_refusal = on_refusal
+        self._hearer = hearer
+        self._readers = readers
         self._loop = asyncio.get_running_loop()
         self._since_s = 0.0  # when this second of the budget began
         self._spent = 0
-        self._refused_s = -_BUDGET_S
+        self._refused_s = _NEVER_S
         self._pause: asyncio.TimerHandle | None = None
-        self._loop.add_reader(self._socket.fileno(), self.read)
+        readers.add(self._socket.fileno(), self)
 
     def read(self) -> None:
         """Take what is there, at most a batch; the loop calls again for the rest. A sender beyond his budget waits: his
@@ -166,33 +177,33 @@ class NoticeSocket:
             self._since_s, self._spent = now_s, 0
         if self._spent < _BUDGET:
             return False
-        self._loop.remove_reader(self._socket.fileno())
+        self._readers.remove(self._socket.fileno())
         self._pause = self._loop.call_at(self._since_s + _BUDGET_S, self._resume)
         return True
 
     def _resume(self) -> None:
         self._pause = None
         if self._socket.fileno() >= 0:
-            self._loop.add_reader(self._socket.fileno(), self.read)
+            self._readers.add(self._socket.fileno(), self)
 
     def replay(self, data: bytes, *, pid: int, uid: int) -> None:
         """Take a datagram that the keeper drained while there was no agent."""
         self._judge(parse(data, pid=pid, uid=uid))
 
     def _judge(self, notice: Notice) -> None:
-        believed, refusal = self._authority.judge(notice)
+        believed, refusal = self._hearer.authority.judge(notice)
         if refusal is not None and self._loop.time() - self._refused_s >= _BUDGET_S:
             self._refused_s = self._loop.time()
-            self._on_refusal(refusal)
+            self._hearer.on_refusal(refusal)
         if believed is not None:
-            self._on_notice(believed)
+            self._hearer.on_notice(believed)
 
     def close(self) -> None:
         """Stop reading and close our descriptor; the keeper's stays. May be called twice."""
         if self._pause is not None:
             self._pause.cancel()
         if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket.fileno())
+            self._readers.remove(self._socket.fileno())
             self._socket.close()
 
 

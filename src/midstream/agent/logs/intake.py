@@ -23,6 +23,7 @@ from midstream.agent.logs.open_files import LogPlace, OpenFiles
 from midstream.agent.logs.sink import LogEvent, LogSink, Storing
 from midstream.agent.logs.unfinished import Unfinished
 from midstream.agent.logs.writer import Late, Writer
+from midstream.agent.readers import Readers
 from midstream.core import logline
 from midstream.core.logline import ChannelName, LogLine, Piece, Rest
 from midstream.core.moments import unjumped
@@ -70,6 +71,7 @@ class Logs:
         self._unfinished = Unfinished(f"{folder}/.unfinished")
         self._touch(self._unfinished.read_back, wait_s=_START_S)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._readers: Readers[_Channel] | None = None
 
     # -- services ----------------------------------------------------------------------------------------------------
 
@@ -132,8 +134,9 @@ class Logs:
     def start(self) -> None:
         """Begin to read, in the running loop; channels may be attached before and after."""
         self._loop = asyncio.get_running_loop()
+        self._readers = Readers(self._pump)
         for channel in self._channels.values():
-            self._loop.add_reader(channel.fd, self._pump, channel)
+            self._readers.add(channel.fd, channel)
 
     def attach(self, name: ChannelName, fd: int) -> None:
         """Read the FIFO `fd` from now on. `fd` becomes ours: it is replaced by an open file of its own, because the
@@ -147,8 +150,8 @@ class Logs:
         channel = _Channel(name, own, self.sink(name.app, name.service))
         self._take_over(name)
         self._channels[name] = channel
-        if self._loop is not None:
-            self._loop.add_reader(own, self._pump, channel)
+        if self._readers is not None:
+            self._readers.add(own, channel)
 
     def attached(self) -> frozenset[ChannelName]:
         return frozenset(self._channels)
@@ -209,7 +212,9 @@ class Logs:
         for channel in self._channels.values():
             self._let_go(channel)
         self._channels.clear()
-        self._loop = None
+        if self._readers is not None:
+            self._readers.close()
+        self._loop = self._readers = None
         self._peek.close()
         self._touch(self._unfinished.close)
         self._touch(self._files.close)
@@ -221,8 +226,8 @@ class Logs:
             self._writer.run(do, *args, wait_s=wait_s)
 
     def _let_go(self, channel: _Channel) -> None:
-        if self._loop is not None:
-            self._loop.remove_reader(channel.fd)
+        if self._readers is not None:
+            self._readers.remove(channel.fd)
         os.close(channel.fd)
 
     def _pump(self, channel: _Channel) -> bool:
@@ -235,10 +240,10 @@ class Logs:
             return False
         stream = channel.unfinished + data
         pieces, size_bytes = logline.split(stream)
-        if pieces and self._loop is not None:
+        if pieces and self._loop is not None and self._readers is not None:
             storing = channel.sink.write(pieces, channel.name.generation, channel.name.slot)
             if storing is not None:
-                self._loop.remove_reader(channel.fd)
+                self._readers.remove(channel.fd)
                 work = self._store_apart(channel, storing, stream[size_bytes:], len(data))
                 channel.storing = self._loop.create_task(work)
                 return False
@@ -252,7 +257,7 @@ class Logs:
         """Written first, consumed after, here too; meanwhile nothing more is read of this channel, and others go on."""
         await storing
         channel.storing = None
-        if self._loop is None:
+        if self._readers is None:
             return  # closed meanwhile: it is in the FIFO for the next agent
         self._keep(channel, rest)
         _consume(channel.fd, size_bytes)
@@ -265,7 +270,7 @@ class Logs:
         if channel.detached:
             os.close(channel.fd)
         else:
-            self._loop.add_reader(channel.fd, self._pump, channel)
+            self._readers.add(channel.fd, channel)
 
     def _keep(self, channel: _Channel, unfinished: bytes) -> None:
         if unfinished != channel.unfinished:

@@ -77,7 +77,7 @@ class LogSink:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _hanging: asyncio.Future[None] | None = None
     _waiting_bytes: int = 0
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] | None = None  # likewise
 
     @property
     def place(self) -> LogPlace:
@@ -270,6 +270,8 @@ class LogSink:
         if work is None:
             return
         task = asyncio.get_running_loop().create_task(work)
+        if self._tasks is None:
+            self._tasks = set()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
