@@ -7,7 +7,7 @@ bytes up to a bound, with a count of what was dropped.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import errno
 import json
 import os
@@ -15,6 +15,7 @@ import re
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Sequence
 
 from midstream.core.messages import Held, HeldItem, ListenerSpec, Notice, Refusal, SlotOpening
@@ -67,22 +68,40 @@ class Listener:
 
 
 class Channel:
-    __slots__ = ("dropped", "fd", "path", "spool")
+    """There are thousands: what most have not is made when it is needed."""
 
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
+    __slots__ = ("dropped", "fd", "name", "spool")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
         self.fd = fd
-        self.spool = bytearray()
+        self.spool: bytes | bytearray = b""  # a bytearray as soon as there is something
         self.dropped = 0
 
 
 class NotifySocket:
-    __slots__ = ("fd", "notices", "path")
+    __slots__ = ("_notices", "fd", "name")
 
-    def __init__(self, path: str, fd: int) -> None:
-        self.path = path
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
         self.fd = fd
-        self.notices: dict[str, Notice] = {}
+        self._notices: dict[str, Notice] | None = None
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """The last word of each variable."""
+        return tuple(self._notices.values()) if self._notices else ()
+
+    def keep(self, notices: Sequence[Notice]) -> None:
+        """Instead of those that it has of these variables; of new variables only as many as there may be."""
+        kept = self._notices or {}
+        for notice in notices:
+            if notice.variable in kept or len(kept) < _NOTICES_MAX:
+                kept[notice.variable] = notice
+        self._notices = kept or None
+
+    def forget(self) -> None:
+        self._notices = None
 
 
 class Holdings:
@@ -181,7 +200,8 @@ class Holdings:
         return self.hold_channel(name, fd)
 
     def hold_channel(self, name: str, fd: int) -> Channel:
-        held = Channel(self._layout.channel_path(check_name(name)), fd)
+        name = sys.intern(check_name(name))  # the table has it too
+        held = Channel(name, fd)
         self.channels[name] = held
         if self.draining:
             self._watch_channel(held)
@@ -190,7 +210,7 @@ class Holdings:
     def restore_channel(self, saved: ChannelState) -> None:
         """A channel of the former image of this process."""
         held = self.hold_channel(saved.name, saved.fd)
-        held.spool = bytearray(base64.b64decode(saved.spool))
+        held.spool = bytearray(binascii.a2b_base64(saved.spool))
         held.dropped = saved.dropped
         self._spooled_bytes += len(held.spool)
 
@@ -200,11 +220,11 @@ class Holdings:
             self._loop.remove(held.fd)
             self._spooled_bytes -= len(held.spool)
             os.close(held.fd)
-            self._layout.unlink(held.path)
+            self._layout.unlink(self._layout.channel_path(name))
 
     def clear_spool(self, channel: Channel) -> None:
         self._spooled_bytes -= len(channel.spool)
-        channel.spool = bytearray()
+        channel.spool = b""
         channel.dropped = 0
 
     # Notify sockets
@@ -222,7 +242,8 @@ class Holdings:
         return self.hold_notify(name, sock.detach())
 
     def hold_notify(self, name: str, fd: int) -> NotifySocket:
-        held = NotifySocket(self._layout.notify_path(check_name(name)), fd)
+        name = sys.intern(check_name(name))
+        held = NotifySocket(name, fd)
         self.notify_sockets[name] = held
         self.lost_notify.discard(name)
         self._layout.write(self._layout.held_record("notify", name), json.dumps({"name": name}).encode())
@@ -238,7 +259,7 @@ class Holdings:
         if held is not None:
             self._loop.remove(held.fd)
             os.close(held.fd)
-            self._layout.unlink(held.path)
+            self._layout.unlink(self._layout.notify_path(name))
 
     def notify_path(self, name: str) -> str:
         """Where a child sends its notifications. Raises Refused when no such socket is held.
@@ -292,14 +313,16 @@ class Holdings:
             data = os.read(channel.fd, 65536)
         except BlockingIOError:
             return
-        channel.spool += data
+        spool = channel.spool if isinstance(channel.spool, bytearray) else bytearray()
+        spool += data
+        channel.spool = spool
         self._spooled_bytes += len(data)
         excess = max(
-            len(channel.spool) - SPOOL_MAX_BYTES,
-            min(len(channel.spool), self._spooled_bytes - SPOOL_ALL_MAX_BYTES),
+            len(spool) - SPOOL_MAX_BYTES,
+            min(len(spool), self._spooled_bytes - SPOOL_ALL_MAX_BYTES),
         )
         if excess > 0:  # the oldest go: what a crashing service said last is what is looked for
-            del channel.spool[:excess]
+            del spool[:excess]
             channel.dropped += excess
             self._spooled_bytes -= excess
 
@@ -320,8 +343,7 @@ class Holdings:
             variable, equals, text = line.partition("=")
             if not equals or not variable:
                 continue
-            if variable in notify.notices or len(notify.notices) < _NOTICES_MAX:
-                notify.notices[variable[:64]] = Notice(variable[:64], text[:_VALUE_MAX], pid, uid, boottime_s())
+            notify.keep((Notice(variable[:64], text[:_VALUE_MAX], pid, uid, boottime_s()),))
 
     def remove_paths(self) -> None:
         """At the very end: nothing listens any more, so no path may say that something does."""
@@ -345,11 +367,13 @@ class Holdings:
         found += [HeldItem(Held.LISTENER, name, spec.address, held=False) for name, spec in self.lost_listeners.items()]
         found += [HeldItem(Held.NOTIFY, name, self._layout.notify_path(name), held=False) for name in self.lost_notify]
         found += [
-            HeldItem(Held.CHANNEL, name, channel.path, spooled=len(channel.spool), dropped=channel.dropped)
+            HeldItem(
+                Held.CHANNEL, name, self._layout.channel_path(name), spooled=len(channel.spool), dropped=channel.dropped
+            )
             for name, channel in self.channels.items()
         ]
         found += [
-            HeldItem(Held.NOTIFY, name, notify.path, spooled=int(bool(notify.notices)))
+            HeldItem(Held.NOTIFY, name, self._layout.notify_path(name), spooled=int(bool(notify.notices)))
             for name, notify in self.notify_sockets.items()
         ]
         return found

@@ -218,7 +218,7 @@ def _inventory(keeper: Keeper, _connection: Connection, wanted: InventoryRequest
 
 def _channel(keeper: Keeper, _connection: Connection, wanted: ChannelRequest, _passed: list[int]) -> Reply:
     held = keeper.held.open_channel(wanted.name, wanted.uid, wanted.gid)
-    return Opened(held.path), (held.fd,)
+    return Opened(keeper.layout.channel_path(held.name)), (held.fd,)
 
 
 def _unchannel(keeper: Keeper, _connection: Connection, wanted: NameRequest, _passed: list[int]) -> Reply:
@@ -228,7 +228,7 @@ def _unchannel(keeper: Keeper, _connection: Connection, wanted: NameRequest, _pa
 
 def _notify(keeper: Keeper, _connection: Connection, wanted: NotifyRequest, _passed: list[int]) -> Reply:
     held = keeper.held.open_notify(wanted.name, wanted.uid, wanted.gid)
-    return Opened(held.path), (held.fd,)
+    return Opened(keeper.layout.notify_path(held.name)), (held.fd,)
 
 
 def _unnotify(keeper: Keeper, _connection: Connection, wanted: NameRequest, _passed: list[int]) -> Reply:
@@ -245,12 +245,8 @@ def _slots(keeper: Keeper, _connection: Connection, wanted: SlotsRequest, _passe
 def _notices(keeper: Keeper, _connection: Connection, wanted: NoticesRequest, _passed: list[int]) -> Reply:
     for name in wanted.clear:
         if name in keeper.held.notify_sockets:
-            keeper.held.notify_sockets[name].notices = {}
-    waiting = [
-        NoticesOf(name, tuple(held.notices.values()))
-        for name, held in keeper.held.notify_sockets.items()
-        if held.notices
-    ]
+            keeper.held.notify_sockets[name].forget()
+    waiting = [NoticesOf(name, held.notices) for name, held in keeper.held.notify_sockets.items() if held.notices]
     found = _fitting(waiting)
     return Notices(tuple(found), more=len(found) < len(waiting)), ()
 

@@ -21,27 +21,29 @@ from midstream.core.names import SpawnKey, parse_key
 from midstream.core.wire import WireError, from_wire, to_wire
 from midstream.keeper.layout import Layout
 from midstream.keeper.loop import Loop
-from midstream.keeper.table import Row, Table
+from midstream.keeper.table import Row, Table, place_of
 from midstream.linux.clock import boottime_s
 from midstream.linux.timers import Timer
 
 _INTERVAL_S = 1.0
+_NEVER_S = float("-inf")
 _ENDED_KEPT = 32  # ends by order for each slot while nobody acknowledges: a crash loop must not fill the memory
 
 
 class Order:
     """One slot's order. `place` and `attempt`: the newest key known, by whomever it was started."""
 
-    __slots__ = ("at_once", "attempt", "ended", "place", "started_at_s", "text", "timer")
+    __slots__ = ("at_once", "attempt", "ended", "place", "slot", "started_at_s", "text", "timer")
 
-    def __init__(self, key: SpawnKey, text: bytes, at_once: bool = False) -> None:
+    def __init__(self, slot: str, key: SpawnKey, text: bytes, at_once: bool = False) -> None:
+        self.slot = slot
         self.at_once = at_once
-        self.place = str(key).rpartition("/")[0]
+        self.place = place_of(str(key))
         self.attempt = key.attempt
         self.text = text
-        self.started_at_s = float("-inf")
+        self.started_at_s = _NEVER_S
         self.timer: Timer | None = None
-        self.ended: list[str] = []
+        self.ended: tuple[str, ...] = ()
 
 
 class Orders:
@@ -60,7 +62,7 @@ class Orders:
         self._start = start
         self._alone = False
         self.by_slot: dict[str, Order] = {}
-        self._by_place: dict[str, tuple[str, Order]] = {}
+        self._by_place: dict[str, Order] = {}
 
     def set(self, order: StandingOrder) -> None:
         text = json.dumps(to_wire(order)).encode()
@@ -70,10 +72,10 @@ class Orders:
     def put(self, order: StandingOrder, text: bytes, attempt: int = 0) -> None:
         """As `set`, without writing the record. `attempt`: the newest that the order has started so far."""
         self.revoke(order.slot, forget_record=False)
-        made = Order(parse_key(order.spec.key), text, order.at_once)
+        made = Order(order.slot, parse_key(order.spec.key), text, order.at_once)
         made.attempt = max(made.attempt, attempt)
         self.by_slot[order.slot] = made
-        self._by_place[made.place] = (order.slot, made)
+        self._by_place[made.place] = made
 
     def revoke(self, slot: str, forget_record: bool = True) -> None:
         order = self.by_slot.pop(slot, None)
@@ -109,20 +111,20 @@ class Orders:
             self.revoke(slot)
 
     def process_ended(self, row: Row) -> None:
-        order = self._by_place.get(row.place)
-        if order is None:
+        found = self._by_place.get(row.place)
+        if found is None:
             return
-        slot, found = order
         if not self._alone:
             if found.at_once and boottime_s() - row.started_s > _INTERVAL_S:
                 found.at_once = False
-                self._start_next(slot, found)
+                self._start_next(found.slot, found)
             return
         if row.by == "order":
-            found.ended.append(row.key)
+            found.ended = (*found.ended, row.key)
             if len(found.ended) > _ENDED_KEPT:
-                self._table.forget((found.ended.pop(0),))
-        self._carry_out(slot)
+                self._table.forget(found.ended[:1])
+                found.ended = found.ended[1:]
+        self._carry_out(found.slot)
 
     def _carry_out(self, slot: str) -> None:
         """Start it unless it lives, or was started within the last second: then when that second is over."""

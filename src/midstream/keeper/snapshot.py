@@ -6,7 +6,7 @@ only ever added, with a default; `read` refuses anything else, and then the upgr
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -152,12 +152,10 @@ def take(keeper: Keeper, version: str, request: int) -> KeeperState:
         listeners=tuple(ListenerState(item.spec, item.fd) for item in held.listeners.values()),
         lost_listeners=tuple(held.lost_listeners.values()),
         channels=tuple(
-            ChannelState(name, item.fd, base64.b64encode(item.spool).decode("ascii"), item.dropped)
+            ChannelState(name, item.fd, binascii.b2a_base64(item.spool, newline=False).decode("ascii"), item.dropped)
             for name, item in held.channels.items()
         ),
-        notify_sockets=tuple(
-            NotifyState(name, item.fd, tuple(item.notices.values())) for name, item in held.notify_sockets.items()
-        ),
+        notify_sockets=tuple(NotifyState(name, item.fd, item.notices) for name, item in held.notify_sockets.items()),
         lost_notify=tuple(held.lost_notify),
         orders=tuple(
             OrderState(order.text.decode(), order.attempt, order.at_once)

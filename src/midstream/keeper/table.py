@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 
 from midstream.core.messages import ProcessEntry, ProcessKind, ProcessState
@@ -15,6 +16,11 @@ from midstream.linux.clock import boottime_s, boottime_us
 from midstream.linux.tree import TreeMark
 
 LIVE = (ProcessState.STARTING, ProcessState.RUNNING)
+
+
+def place_of(key: str) -> str:
+    """A key without its attempt. One object for all who keep it: it is also the name of the place's channel."""
+    return sys.intern(key.rpartition("/")[0])
 
 
 class Row:
@@ -67,7 +73,7 @@ class Row:
     @property
     def place(self) -> str:
         """The key without its attempt: what a standing order keeps occupied."""
-        return self.key.rpartition("/")[0]
+        return place_of(self.key)
 
     def entry(self) -> ProcessEntry:
         return ProcessEntry(
@@ -125,8 +131,8 @@ class Table:
 
     def _insert(self, row: Row) -> None:
         if self.rows.pop(row.key, None) is None:
-            place, _, attempt = row.key.rpartition("/")
-            self.last_attempts[place] = max(int(attempt), self.last_attempts.get(place, 0))
+            place, attempt = row.place, int(row.key.rpartition("/")[2])
+            self.last_attempts[place] = max(attempt, self.last_attempts.get(place, 0))
         self.rows[row.key] = row
 
     def _occupy(self, row: Row) -> None:

@@ -161,7 +161,7 @@ def resume(keeper: Keeper, state: snapshot.KeeperState) -> None:
     for channel in state.channels:
         keeper.held.restore_channel(channel)
     for saved in state.notify_sockets:
-        keeper.held.hold_notify(saved.name, saved.fd).notices = {item.variable: item for item in saved.notices}
+        keeper.held.hold_notify(saved.name, saved.fd).keep(saved.notices)
     keeper.held.lost_notify.update(state.lost_notify)
     for saved_order in state.orders:
         text = saved_order.text.encode()
