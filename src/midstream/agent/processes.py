@@ -15,11 +15,12 @@ from midstream.agent.plans import profile_of, readiness_of
 from midstream.agent.proof import why_not_accepting
 from midstream.agent.spawning import cgroup_of, command_spec
 from midstream.agent.store import GenerationRecord
-from midstream.core.events import Extended, Said, Spawned, Unhealthy, Watch
+from midstream.core.events import Extended, Healthy, Ready, Said, Spawned, Unhealthy, Watch
 from midstream.core.generation import GenerationState
 from midstream.core.instance import THROWAWAY_SLOT, Instance
 from midstream.core.messages import ProcessEntry
 from midstream.core.names import SpawnKey
+from midstream.core.service import Service
 from midstream.core.spec import CommandStep
 from midstream.errors import HostError
 from midstream.linux import clock, tree
@@ -41,7 +42,7 @@ class Live:
     """One process."""
 
     entry: ProcessEntry
-    watcher: asyncio.Task[None] | None = None
+    watcher: asyncio.Task[None] | asyncio.TimerHandle | None = None
     is_ready: bool = False  # it said so
     ready: asyncio.Event | None = None  # made when somebody waits: one for each of a thousand processes is a megabyte
     watchdog: asyncio.TimerHandle | None = None
@@ -110,12 +111,42 @@ class Processes:
         if live is None or record is None or service is None:
             return
         spec = record.spec.services[name[1]]
-        owner_uid = self._host.place(*name, effect.generation).owner_uid
+        if live.watcher is not None:
+            live.watcher.cancel()
+        confirm = effect.confirm and spec.health is not None
+        if watching.needs_only_time(spec, readiness_of(spec, profile_of(spec)), confirm=confirm):
+            self._await_uptime(name, place, live, spec.min_uptime_s)
+        else:
+            self._begin_watching(name, place, live, record, service, confirm=confirm)
+        if spec.watchdog_s:
+            self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
+        if spec.limits.memory_bytes is not None:
+            if live.memory is not None:
+                live.memory.cancel()
+            live.memory = self._host.keep(
+                asyncio.get_running_loop().create_task(self._watch_memory(name, place, spec.limits.memory_bytes))
+            )
+
+    def _await_uptime(self, name: Name, place: Place3, live: Live, uptime_s: float) -> None:
+        """One that is ready when it has lived so long, and has no check, needs no task: a thousand that start are 5 MB."""
+
+        def lived() -> None:
+            live.watcher = None
+            self._host.post(name, Ready(*place))
+            self._host.post(name, Healthy(*place))
+
+        live.watcher = asyncio.get_running_loop().call_later(uptime_s, lived)
+
+    def _begin_watching(
+        self, name: Name, place: Place3, live: Live, record: GenerationRecord, service: Service, *, confirm: bool
+    ) -> None:
+        spec = record.spec.services[name[1]]
+        owner_uid = self._host.place(*name, place[0]).owner_uid
         profile = profile_of(spec)
-        throwaway = effect.slot >= THROWAWAY_SLOT
-        generation = service.generation(effect.generation)
-        others = [item for item in service.generations if item.number != effect.generation]
-        private = self._host.listeners.private_of(record, spec, effect.slot)
+        throwaway = place[1] >= THROWAWAY_SLOT
+        generation = service.generation(place[0])
+        others = [item for item in service.generations if item.number != place[0]]
+        private = self._host.listeners.private_of(record, spec, place[1])
 
         def pids() -> list[int]:
             return self.tree_of(self._host.key(name, place), live.entry)
@@ -135,7 +166,7 @@ class Processes:
             alone=not others,
             tried=bool(generation and generation.plan.throwaway and others),
             provisional=bool(generation and generation.state is not GenerationState.COMMITTED),
-            confirm=effect.confirm and spec.health is not None,
+            confirm=confirm,
             start_timeout_s=spec.start_timeout_s,
             healthy_timeout_s=spec.healthy_timeout_s,
             min_uptime_s=spec.min_uptime_s,
@@ -145,20 +176,11 @@ class Processes:
             run_command=run_command,
             listed=listed if profile.worker is not None else None,
         )
-        if live.watcher is not None:
-            live.watcher.cancel()
-        live.watcher = self._host.keep(
+        watcher = self._host.keep(
             asyncio.get_running_loop().create_task(watching.watch(subject, lambda event: self._host.post(name, event)))
         )
-        live.watcher.add_done_callback(live.unwatched)
-        if spec.watchdog_s:
-            self._arm_watchdog(name, place, spec.watchdog_s, spec.start_timeout_s)
-        if spec.limits.memory_bytes is not None:
-            if live.memory is not None:
-                live.memory.cancel()
-            live.memory = self._host.keep(
-                asyncio.get_running_loop().create_task(self._watch_memory(name, place, spec.limits.memory_bytes))
-            )
+        watcher.add_done_callback(live.unwatched)
+        live.watcher = watcher
 
     async def _watch_memory(self, name: Name, place: Place3, limit_bytes: int) -> None:
         """One Unhealthy when the tree uses more than it may, twice in a row (a fork doubles it for a moment)."""

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.external import ExternalHold
@@ -332,7 +332,9 @@ class Store:
     # services and generations
 
     def services(self) -> list[Service]:
-        return [_read(Service, row[0]) for row in self._db.execute("SELECT body FROM service ORDER BY app, name")]
+        rows = self._db.execute("SELECT body FROM service ORDER BY app, name")
+        known: dict[Any, Any] = {}
+        return [_shared(_read(Service, row[0]), known) for row in rows]
 
     def put_service(self, service: Service) -> None:
         self._write("INSERT OR REPLACE INTO service VALUES (?, ?, ?)", (service.app, service.name, _text(service)))
@@ -522,6 +524,19 @@ class Store:
             except (OSError, ValueError, KeyError):
                 continue
         return found
+
+
+def _shared(service: Service, known: dict[Any, Any]) -> Service:
+    """The service with what is equal in others held once: most of a host's are of one app, one release and one plan."""
+    generations = tuple(
+        replace(
+            item,
+            release=known.setdefault(item.release, item.release),
+            plan=known.setdefault(item.plan, item.plan),
+        )
+        for item in service.generations
+    )
+    return replace(service, app=known.setdefault(service.app, service.app), generations=generations)
 
 
 def _text(value: Any) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from midstream.agent.health import Address, HealthResult, check, command_check
 from midstream.agent.proof import Holding, Verdict, bound_itself, holding, identified_check, tree_membership
 from midstream.core.events import Event, Healthy, Ready, Refuted, Unhealthy
-from midstream.core.spec import HealthSpec, Readiness
+from midstream.core.spec import HealthSpec, Readiness, ServiceSpec
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
+_MARGIN_S = 0.1  # before the deadline of the core, which knows no reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,19 @@ class Subject:
     listed: Callable[[list[str]], Awaitable[None]] | None = None  # until its job library lists it; says why not in [0]
 
 
+def needs_only_time(spec: ServiceSpec, readiness: Readiness, *, confirm: bool) -> bool:
+    """Whether all that `watch` would do is to wait `min_uptime`, and then report that it is ready and healthy."""
+    periodic = spec.health is not None and spec.health.interval_s > 0
+    in_time = spec.min_uptime_s < spec.start_timeout_s - _MARGIN_S
+    return readiness is Readiness.ALIVE and in_time and not confirm and not periodic
+
+
 async def watch(subject: Subject, report: Callable[[Event], None]) -> None:
     """Until ready and, where asked, healthy; then, if the check is periodic, for as long as the instance lives."""
     name = (subject.generation, subject.slot, subject.attempt)
     trouble = ["nothing was heard of it"]
     try:
-        async with asyncio.timeout(max(0.1, subject.start_timeout_s - 0.1)):
+        async with asyncio.timeout(max(0.1, subject.start_timeout_s - _MARGIN_S)):
             refused = await _until_ready(subject, trouble)
     except TimeoutError:
         # For a committed generation the core's own deadline decides; here only the reason would be known.
