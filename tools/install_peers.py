@@ -23,6 +23,7 @@ FOR_TESTS = {
     "sshd": "openssh-server",
     "node": "nodejs",
     "make": "make",
+    "cc": "build-essential",
     "runsvdir": "runit",
     "sudo": "sudo",
     "redis-server": "redis-server",

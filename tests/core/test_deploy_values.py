@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from midstream.cli import output
 from midstream.cli.deploy_run import pick_release
+from midstream.cli.fleet_view import clock_lines
 from midstream.cli.places import places, socket_to_ask
 from midstream.cli.status_view import problems, status_text
 from midstream.core.names import is_release
@@ -264,6 +265,15 @@ def test_a_deploy_sorts_after_the_last_one_also_when_the_clock_was_set_back(tmp_
 
 
 # ---------------------------------------------------------------------- words for people
+
+
+def test_clocks_that_differ_are_told_and_slow_answers_are_no_difference() -> None:
+    seen = {"ahead": NOW_S + 3 * 86400, "behind": NOW_S - 3600, "right": NOW_S + 8, "a bit off": NOW_S - 50}
+    assert clock_lines({host: {"time": time_s} for host, time_s in seen.items()}, NOW_S, NOW_S + 15) == [
+        "ahead: its clock is 3d ahead of this one's; the times that it tells are its own",
+        "behind: its clock is 1h behind this one's; the times that it tells are its own",
+    ]
+    assert clock_lines({"old": {}}, NOW_S, NOW_S) == []
 
 
 @pytest.mark.parametrize(

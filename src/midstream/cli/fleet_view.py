@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from midstream.cli.output import moment, span, table
 from midstream.cli.status_view import HEADER, app_head, app_notes, app_rows, drift_lines
 
 Seen = Mapping[str, Mapping[str, Any]]  # host -> answer to `status`
+CLOCK_OFF_S = 60.0
 Unfinished = Callable[[str, str], bool]  # (app, stage) -> whether `midstream resume` has a deploy to carry on, here
 
 
@@ -16,15 +17,30 @@ def _nothing(app: str, stage: str) -> bool:
     return False
 
 
-def fleet_text(seen: Seen, failed: Mapping[str, str], unfinished: Unfinished = _nothing) -> str:
-    """All apps over all hosts as text. failed: host -> why it could not be asked."""
+def fleet_text(
+    seen: Seen, failed: Mapping[str, str], unfinished: Unfinished = _nothing, clocks: Sequence[str] = ()
+) -> str:
+    """All apps over all hosts as text. failed: host -> why it could not be asked. clocks: `clock_lines`."""
     names = dict.fromkeys(app["app"] for answer in seen.values() for app in answer["apps"])
     parts = [_app_text(name, seen, failed, unfinished) for name in names]
     if not parts:
         parts = ["no app yet: `midstream deploy` brings one"] if seen else ["no host could be asked"]
     return "\n\n".join(
-        [*parts, "\n".join([*_hosts(seen), *(f"{host}: NOT REACHED: {why}" for host, why in failed.items())])]
+        [*parts, "\n".join([*_hosts(seen), *clocks, *(f"{host}: NOT REACHED: {why}" for host, why in failed.items())])]
     )
+
+
+def clock_lines(seen: Seen, asked_s: float, told_s: float) -> list[str]:
+    """The hosts whose clocks differ from the one here. asked_s, told_s: what this one said before they were asked, and after
+    the last one had answered (epoch seconds)."""
+    lines = []
+    for host, answer in seen.items():
+        time_s = float(answer.get("time") or asked_s)
+        off_s = min(time_s - asked_s, 0.0) or max(time_s - told_s, 0.0)
+        if abs(off_s) >= CLOCK_OFF_S:
+            words = f"{span(round(abs(off_s) / 60) * 60)} {'ahead of' if off_s > 0 else 'behind'}"
+            lines.append(f"{host}: its clock is {words} this one's; the times that it tells are its own")
+    return lines
 
 
 def _app_text(name: str, seen: Seen, failed: Mapping[str, str], unfinished: Unfinished) -> str:

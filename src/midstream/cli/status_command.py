@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from midstream.cli.aim import Aim, take_aim
-from midstream.cli.fleet_view import fleet_problems, fleet_text
+from midstream.cli.fleet_view import clock_lines, fleet_problems, fleet_text
 from midstream.cli.hosts import Only, host_options
 from midstream.cli.manpage import app_option, command, config_option, json_option, socket_option
 from midstream.cli.output import echo_json
@@ -43,8 +44,10 @@ def status(
     host that cannot be reached is told, hides no other, and makes the exit code 1.
     """
     aim = take_aim(words, config=config_path, app=app, socket_path=socket, only=only)
+    asked_s = time.time()
     answers = aim.ask(lambda client, host: client.call("status"))
     seen = dict(answers.good())
+    clocks = clock_lines(seen, asked_s, time.time())
     for answer in seen.values():
         if aim.app:
             answer["apps"] = [row for row in answer["apps"] if row["app"] == aim.app]
@@ -53,19 +56,26 @@ def status(
     if aim.services:
         _narrow([row for answer in seen.values() for row in answer["apps"]], aim)
     found = {host: problems(answer) for host, answer in seen.items()}
-    _show(aim, seen, found, {row.host: str(row.error.what) for row in answers.failed if row.error}, as_json)
+    _show(aim, seen, found, {row.host: str(row.error.what) for row in answers.failed if row.error}, clocks, as_json)
     code = _checked(aim, seen, found) if check else EXIT_OK
     failed = answers.conclude(as_json)
     return code or failed
 
 
-def _show(aim: Aim, seen: dict[str, Any], found: dict[str, list[str]], failed: dict[str, str], as_json: bool) -> None:
+def _show(
+    aim: Aim,
+    seen: dict[str, Any],
+    found: dict[str, list[str]],
+    failed: dict[str, str],
+    clocks: list[str],
+    as_json: bool,
+) -> None:
     if as_json:
         for host, answer in seen.items():
             row = {**answer, "problems": found[host]}
             echo_json({"address": host, **row} if aim.several else row)
     elif aim.several:
-        click.echo(fleet_text(seen, failed, _is_unfinished))
+        click.echo(fleet_text(seen, failed, _is_unfinished, clocks))
     else:
         for answer in seen.values():
             click.echo(status_text(answer))
