@@ -16,8 +16,8 @@ LONG = (
     "test_external_sidekiq", "test_capistrano_turns", "test_fleet_crash", "test_serve_apps", "test_serve_upgrades",
     "test_fleet_faults", "test_crash_everywhere", "test_builds", "test_serve_fuzz", "test_fleet_cut", "test_profiles_real",
     "test_fleet_deploy", "test_fleet_clock", "test_fleet_four", "test_handovers", "test_capistrano_layout",
-    "test_faults_host", "test_serve_supervised", "test_steps_killed", "test_hooks", "test_trust_leaks", "test_fleet_setup", "test_locks",
-    "test_steps_monit",
+    "test_faults_host", "test_serve_supervised", "test_steps_killed", "test_hooks", "test_trust_leaks", "test_fleet_setup",
+    "test_locks", "test_steps_monit",
 )  # fmt: skip
 
 
