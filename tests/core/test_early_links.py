@@ -166,3 +166,14 @@ def test_only_deploy_and_rollback_dial_before_they_are_loaded(tmp_path, links, m
         monkeypatch.setattr(sys, "argv", ["midstream", *words])
         assert __main__.main() == 2
         assert len(links) == dialled
+
+
+def test_a_module_that_cannot_be_imported_meanwhile_is_the_importers_business(tmp_path, monkeypatch):
+    (tmp_path / "loaded_meanwhile.py").write_text("WORD = 'there'\n")
+    (tmp_path / "broken_meanwhile.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with early.loading("loaded_meanwhile"), early.loading("broken_meanwhile"), early.loading("absent_meanwhile"):
+        pass
+    assert sys.modules.pop("loaded_meanwhile").WORD == "there"
+    with pytest.raises(RuntimeError, match="broken"), early.loading("broken_meanwhile"):
+        import broken_meanwhile  # noqa: F401

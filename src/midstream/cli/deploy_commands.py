@@ -57,16 +57,19 @@ def deploy(
 
     STAGE may be left out where there is only one. Where no agent runs on this machine, one is started for you.
     """
-    from midstream.cli.early import dialled
+    from midstream.cli.early import dialled, loading
 
     with dialled(stage, config_path, socket, only) as early:
-        # What follows takes as long to import as ssh to log in.
-        from midstream.cli import deploy_run, project
+        # What follows takes as long to import as ssh to log in; a part of it is imported while git is asked.
+        from midstream.cli import project
+
+        with loading("midstream.cli.deploy_run"):
+            chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
+        from midstream.cli import deploy_run
         from midstream.cli.task_book import open_book_with
         from midstream.core.plan import deploy_plan
         from midstream.deploy.config_file import read_secrets
 
-        chosen = project.of_revision(config_path, stage, branch=branch, socket=socket, only=only)
         try:
             tasks = open_book_with(chosen.file.folder, answers)
             secrets = read_secrets(chosen.stage.secrets, chosen.file.folder)

@@ -10,6 +10,7 @@ we are there.
 from __future__ import annotations
 
 import atexit
+import importlib
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,3 +150,19 @@ def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator
         yield early
     finally:
         early.hang_up()
+
+
+@contextmanager
+def loading(module: str) -> Iterator[None]:
+    """Imports it in a thread meanwhile; it is there at the end, or who imports it then is told why it is not."""
+    thread = threading.Thread(target=_load, args=(module,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _load(module: str) -> None:
+    with suppress(Exception):
+        importlib.import_module(module)

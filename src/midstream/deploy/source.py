@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from midstream.core.git_errors import explain, redact_url
 from midstream.core.submodules import Submodule, absolute_url, links, urls
-from midstream.deploy.runner import Pack, Target
+from midstream.deploy.order import Pack, Target
 from midstream.deploy.scratch import Scratch
 from midstream.errors import HostError, MidstreamError, OperatorError
 
