@@ -331,6 +331,16 @@ def test_without_a_descriptor_the_door_rests_and_whoever_waits_is_served_then(se
     served.problems.clear()
 
 
+def test_a_path_that_is_too_long_is_refused_by_its_name(tmp_path: Path) -> None:
+    """It is bound under a longer name first."""
+    room = 107 - len(str(tmp_path)) - len("/.new")
+    if room < 1:
+        pytest.skip("the folder of the tests has too long a path itself")
+    server = ControlServer({}, lambda connection: None)
+    with pytest.raises(OperatorError, match="is too long"):
+        asyncio.run(server.listen(f"{tmp_path}/{'a' * (room + 1)}", 0o600))
+
+
 def test_many_may_wait_in_its_queue(served: Served) -> None:
     waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(60)]
     with contextlib.ExitStack() as stack:

@@ -30,6 +30,7 @@ CONNECTIONS_MAX = 64  # of one user who is neither root nor the agent's own
 _BUFFER_MAX_BYTES = 16 << 20
 _FLUSH_S = 10.0
 _BACKLOG = 512
+_PATH_MAX_BYTES = 107  # unix(7)
 _AT_A_TIME = 1  # out of descriptors asyncio fails, tells, and tries again in a second, each so many times
 OUR_ERROR = -32000
 
@@ -88,11 +89,11 @@ class ControlServer:
 
     async def listen(self, path: str, mode: int) -> None:
         """Binds the socket; one that a dead agent left is replaced. Raises HostError."""
-        if len(os.fsencode(path)) > 107:
+        temporary = f"{path}.new"
+        if len(os.fsencode(temporary)) > _PATH_MAX_BYTES:
             raise OperatorError(f"the path of the control socket is too long: {path}", remedy="use a shorter --socket")
         folder = os.path.dirname(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        temporary = f"{path}.new"
         try:
             os.makedirs(folder, mode=0o755, exist_ok=True)
             with suppress(FileNotFoundError):
@@ -103,21 +104,22 @@ class ControlServer:
                 listener.bind(temporary)
             finally:
                 os.umask(umask)
-            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            self._server = await asyncio.start_unix_server(
+                self._serve, sock=listener, limit=LINE_MAX_BYTES, backlog=_AT_A_TIME
+            )
+            listener.listen(_BACKLOG)  # asyncio makes the queue as long as it accepts at a time
             os.rename(temporary, path)  # never a moment without a socket to connect to
         except OSError as error:
+            if self._server is not None:
+                self._server.close()
             listener.close()
             raise HostError(
                 f"the control socket cannot be made: {error.strerror}",
                 where=path,
                 remedy="name a folder that this user may write in: --socket or --runtime",
             ) from error
-        listener.setblocking(False)
         self._path = path
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=listener, limit=LINE_MAX_BYTES, backlog=_AT_A_TIME
-        )
-        listener.listen(_BACKLOG)  # asyncio has shortened the queue to what it accepts at a time
 
     async def close(self) -> None:
         if self._server is not None:
