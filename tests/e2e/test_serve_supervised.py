@@ -126,6 +126,15 @@ def status(pid: int) -> dict[str, list[str]]:
     return found
 
 
+def serves(pid: int, release: str) -> bool:
+    """And nothing else does: while the phase is "leaving", workers of the former release may still accept."""
+    with contextlib.suppress(midstream.errors.MidstreamError):
+        told = control.ask("status", pid=pid, limit_s=LIMIT_S).body
+        serving = [one["release"] for one in told["generations"] if one["state"] == "serving"]
+        return serving == [release] and told["phase"] == "steady"
+    return False
+
+
 def serving_number(pid: int) -> int:
     generations = control.ask("status", pid=pid, limit_s=LIMIT_S).body["generations"]
     return max(int(one["number"]) for one in generations if one["state"] == "serving")
@@ -162,7 +171,7 @@ def upgrade_under_load(site: Site, name: str, pid: int, port: int, unix: str, te
             site.point(release)
             with load.handover():
                 tell()
-                until(f"{release} serves", lambda release=release: status(pid).get("serving") == [release])
+                until(f"{release} serves", lambda release=release: serves(pid, release))
             answered = ask(port)
             assert answered[0] == release
             prefixes.add(answered[1])
