@@ -2,11 +2,11 @@
 
 What must not live here: HTTP. Runs in the workers, in the thread of the event loop.
 
-One listening socket is shared by all workers. It is watched level-triggered, and one connection is taken at a time, so
-that a burst spreads over the workers: whoever is busy comes later. EPOLLEXCLUSIVE is of no use below libuv, whose own
-epoll cannot be given it; an epoll nested in it wakes everybody all the same (ep_poll_callback counts only who waits in
-the inner one). Instead each worker tells on the board how many connections it has, and one that has more than another lets
-that one go first for a moment.
+One listening socket is shared by all workers. It is watched level-triggered, and one connection is taken at a time, or
+with a latch as many as the others have, so that a burst spreads over the workers: whoever is busy comes later.
+EPOLLEXCLUSIVE is of no use below libuv, whose own epoll cannot be given it; an epoll nested in it wakes everybody all the
+same (ep_poll_callback counts only who waits in the inner one). Instead each worker tells on the board how many connections
+it has, and one that has more than another lets that one go first for a moment.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 from midstream.serve.contract import Cuts, Listener, Seat
+from midstream.serve.latch import Latch
 
 log = logging.getLogger("midstream.serve")
 
 SWEEP_S = 1.0
 _YIELD_S = 0.001  # what a worker gives another that would come sooner
 _AHEAD = 3  # connections more than another has, before that one is let go first
+_AT_ONCE = 8  # connections taken in one turn of the loop, where there is a latch
 _REST_MOST = 4096  # connections of a listener that are accepted at the end; its queue may be that long
 _POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -65,7 +68,8 @@ class Doors:
     as accept(2) gives it, and the listener. take: the same for a plain connection, with its bare descriptor, which is
     non-blocking; False: it is to be made one with a transport of the loop's. seat: where this worker tells the others how
     many connections it has (`count`), and sees theirs. full: asked before each connection; True shuts the public doors until
-    `ease` is called. busy: whether a new one would have to wait here."""
+    `ease` is called. busy: whether a new one would have to wait here. latch: what watches the listeners in place of the
+    loop; several connections are taken in one turn then, as far as no other worker has fewer."""
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class Doors:
         count: Callable[[], int],
         full: Callable[[], bool] = lambda: False,
         busy: Callable[[], bool] = lambda: False,
+        latch: Latch | None = None,
     ) -> None:
+        self._latch = latch
         self._loop = asyncio.get_running_loop()
         self._listeners = list(listeners)
         for listener in self._listeners:
@@ -149,7 +155,10 @@ class Doors:
         for listener in self._wanted - self._watched:
             listener.sock.setblocking(False)  # shared by all holders of the socket, and any of them may have changed it
             self._watched.add(listener)
-            self._loop.add_reader(listener.sock.fileno(), self._ready, listener)
+            if self._latch is None:
+                self._loop.add_reader(listener.sock.fileno(), self._ready, listener)
+            else:
+                self._latch.watch(listener.sock.fileno(), partial(self._ready_for_more, listener))
 
     @property
     def held(self) -> bool:
@@ -172,23 +181,33 @@ class Doors:
 
     def _unwatch(self, listener: Listener) -> None:
         self._watched.discard(listener)
-        self._loop.remove_reader(listener.sock.fileno())
+        if self._latch is None:
+            self._loop.remove_reader(listener.sock.fileno())
+        else:
+            self._latch.unwatch(listener.sock.fileno())
 
-    def _ready(self, listener: Listener) -> None:
+    def _ready(self, listener: Listener) -> bool:
+        """Whether one was taken."""
         if not listener.private:
             if self._full():
                 self._unwatch(listener)
-                return
+                return False
             if self._yields(listener):
-                return
+                return False
         try:
             fd, address = listener.sock._accept()  # type: ignore[attr-defined]  # what accept() calls
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
+            return False
         except OSError as error:
             self._refused(listener, error)
-            return
+            return False
         self._admit(fd, address, listener)
+        return True
+
+    def _ready_for_more(self, listener: Listener) -> None:
+        for _ in range(_AT_ONCE):
+            if not self._ready(listener) or self._count() > self._seat.fewest():
+                return
 
     def _admit(self, fd: int, address: Any, listener: Listener) -> None:
         os.set_blocking(fd, False)

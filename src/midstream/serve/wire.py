@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _READ_BYTES = 65536
 _RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 _EVENTS = 64  # looked at before the loop goes on with other things
+_TOGETHER = 16  # and before threads are woken for what was read
 
 
 class Readable(Protocol):
@@ -32,11 +33,20 @@ class Readable(Protocol):
         """When there is something to read; ends the watching where there will be nothing more."""
 
 
-class Readables:
-    """The descriptors that are read from, level-triggered."""
+class Threads(Protocol):
+    """Who works off what comes in."""
 
-    def __init__(self) -> None:
+    def gather(self) -> None: ...
+
+    def ring(self) -> None: ...
+
+
+class Readables:
+    """The descriptors that are read from, level-triggered. threads: to be woken once for all that is read in a turn."""
+
+    def __init__(self, threads: Threads | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        self._threads = threads
         self._epoll = select.epoll()
         self._wires: dict[int, Readable] = {}
         self.loop.add_reader(self._epoll.fileno(), self._ready)
@@ -55,7 +65,19 @@ class Readables:
         self._epoll.close()
 
     def _ready(self) -> None:
-        for fd, _ in self._epoll.poll(0, _EVENTS):
+        threads = self._threads
+        events = self._epoll.poll(0, _EVENTS if threads is None else _TOGETHER)
+        if threads is None or len(events) < 2:
+            self._read(events)
+            return
+        threads.gather()
+        try:
+            self._read(events)
+        finally:
+            threads.ring()
+
+    def _read(self, events: list[tuple[int, int]]) -> None:
+        for fd, _ in events:
             wire = self._wires.get(fd)  # what came before it in this list may have closed it
             if wire is not None:
                 wire.read()

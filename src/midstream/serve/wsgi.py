@@ -23,6 +23,7 @@ from midstream.serve.contract import AccessLog, Answered, Cuts, Identity, Listen
 from midstream.serve.environ import Environ, of_peer, template
 from midstream.serve.hosts import host_check
 from midstream.serve.http1 import BROKEN, Connection, Fields
+from midstream.serve.latch import Latch
 from midstream.serve.output import Writables
 from midstream.serve.proxies import Proxies
 from midstream.serve.response import FileWrapper, Names, Response
@@ -99,9 +100,10 @@ class WsgiServer:
     async def start(self, listeners: Sequence[Listener]) -> None:
         self._loop = asyncio.get_running_loop()
         self._bases = {each: template(each, self.settings, FileWrapper) for each in listeners}
-        self.readables = Readables()
+        self.readables = Readables(None if self.inline else self._threads)
         self.writables = Writables()
-        self._threads.start()
+        self._latch = None if self.inline else Latch(self._threads)
+        self._threads.start(self._latch)
         self._doors = Doors(
             listeners,
             self._encrypted,
@@ -111,6 +113,7 @@ class WsgiServer:
             count=self._count,
             full=self._full,
             busy=self._busy,
+            latch=self._latch,
         )
         self._sweep = Sweep(self.connections, self._tick)
         self._sweep.start()
@@ -148,6 +151,8 @@ class WsgiServer:
         self._access_log.flush()
         self.readables.close()
         self.writables.close()
+        if self._latch is not None:
+            self._latch.close()
 
     def traffic(self) -> Traffic:
         self.settle()
