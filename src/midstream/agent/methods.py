@@ -39,7 +39,7 @@ from midstream.core.phases import Hold
 from midstream.core.service import Service
 from midstream.core.spec import HoldSpec
 from midstream.core.wire import WireError, from_wire
-from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, NotAllowedError, OperatorError
+from midstream.errors import AttentionError, HostError, LockedError, NotAllowedError, OperatorError
 from midstream.linux import clock
 
 PROTOCOL = 1
@@ -595,7 +595,7 @@ class Methods:
             except (HostError, OSError, sqlite3.Error) as error:  # it is committed; the note is not worth failing that
                 answer = {**answer, "warnings": [f"the hosts that were left out could not be noted: {error}"]}
         if params.get("then") == "finish":
-            with suppress(MidstreamError):  # it is asked for by itself then, and fails so that it is told
+            with suppress(Exception):  # it is asked for by itself then, and told how it fails
                 answer = {**answer, "finished": await self.deploy_finish(connection, {**params, "until": ""})}
         return answer
 
