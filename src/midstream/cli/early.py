@@ -154,7 +154,8 @@ def dialled(stage: str | None, config: str, socket: str, only: Only) -> Iterator
 
 @contextmanager
 def loading(module: str) -> Iterator[None]:
-    """Imports it in a thread meanwhile; it is there at the end, or who imports it then is told why it is not."""
+    """Imports it in a thread meanwhile; it is there at the end, or who imports it then is told why it is not. (Not before:
+    who waits for an import that fails in another thread gets half a module.)"""
     thread = threading.Thread(target=_load, args=(module,))
     thread.start()
     try:
