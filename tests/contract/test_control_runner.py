@@ -513,6 +513,23 @@ def test_an_agent_that_stays_away_before_the_decision_fails_the_deploy(tmp_path:
         assert agents["batch1"].apps["shop"].deploy is None
 
 
+def test_a_host_that_is_lost_while_the_deploy_waits_for_another_fails_it_at_once(tmp_path: Path) -> None:
+    """Workers come first: batch1 is proven and has nothing to do while web1's handover goes on."""
+    specs = {"batch1": app_spec("batch"), "web1": app_spec("web")}
+
+    @on_fleet(tmp_path, *specs)
+    async def story(agents: dict[str, FakeAgent]) -> None:
+        agents["web1"].script("deploy.publish", Wait())  # nobody releases it
+        task = asyncio.create_task(Run(agents, specs, give_up_s=0.3)())
+        await agents["web1"].wait_for("deploy.publish")
+        await agents["batch1"].go_away()
+        outcome = await task
+        assert outcome.exit_code == 5
+        assert "batch1" in str(outcome.error) and "by itself within" in str(outcome.error)
+        assert "deploy.commit" not in agents["web1"].methods()
+        assert agents["web1"].apps["shop"].running == "" and agents["web1"].apps["shop"].deploy is None
+
+
 def test_a_coordinator_lost_in_the_decision_is_undecided_and_nobody_is_put_back(tmp_path: Path) -> None:
     specs = {"web1": app_spec("web"), "batch1": app_spec("batch")}
 

@@ -95,6 +95,13 @@ class AgentClient:
         finally:
             self._pending.pop(request_id, None)
 
+    async def until_lost(self) -> None:
+        """Waits, and raises why once the agent is gone for good; returns when the client is closed."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._dead is not None:
+            raise self._dead
+
     async def close(self) -> None:
         """Ends the connection. Calls still waiting are cancelled. May be called twice."""
         task, self._task = self._task, None

@@ -270,24 +270,36 @@ class Deployment:
         host.called(move.call.value, started)
 
     async def _together(self, works: list[Awaitable[None]], patient: bool) -> None:
-        """All at the same time, until they have ended, one fails, or we are interrupted; then the rest is cancelled.
-        patient: when one fails the others may end first (an opening that is cancelled would leave its host locked)."""
+        """All at the same time, until they have ended, one fails, a host is lost that waits for them, or we are interrupted;
+        then the rest is cancelled. patient: when one fails the others may end first (an opening that is cancelled would
+        leave its host locked)."""
         tasks: set[asyncio.Future[Any]] = {asyncio.ensure_future(work) for work in works}
+        losses: set[asyncio.Future[Any]] = {asyncio.ensure_future(self._until_lost(host)) for host in self._to_watch()}
         stop: asyncio.Future[Any] = asyncio.ensure_future(self._interrupted.wait())
-        pending: set[asyncio.Future[Any]] = {*tasks, stop}
+        pending: set[asyncio.Future[Any]] = {*tasks, *losses, stop}
         try:
             while tasks & pending and not self._interrupted.is_set():
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & tasks:
+                for task in sorted(done - {stop}, key=lambda task: task in losses):  # a call's own failure says more
                     task.result()
             if tasks & pending:
                 self._stop_if_interrupted()
         finally:
             if patient and not self._interrupted.is_set():
                 await asyncio.wait(tasks)
-            for task in (*tasks, stop):
+            for task in (*tasks, *losses, stop):
                 task.cancel()
-            await asyncio.gather(*tasks, stop, return_exceptions=True)
+            await asyncio.gather(*tasks, *losses, stop, return_exceptions=True)
+
+    def _to_watch(self) -> list[HostRun]:
+        """The hosts whose loss ends the deploy also while others are worked on; after the decision none does."""
+        return [] if self._decided else [host for host in self.hosts.values() if host.token is not None]
+
+    async def _until_lost(self, host: HostRun) -> None:
+        try:
+            await host.client.until_lost()
+        except MidstreamError as error:
+            raise HostFailed(host.name, error) from error
 
     def _stop_if_interrupted(self) -> None:
         if self._interrupted.is_set():
