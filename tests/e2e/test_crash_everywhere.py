@@ -143,6 +143,29 @@ def test_broken_release_killed_at_every_point(planned: tuple[Machine, Project, P
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_who_was_killed_on_the_way_back_still_tells_why(planned: tuple[Machine, Project, Path]) -> None:
+    """The next agent goes on going back, and answers the call that is repeated with the failure, not with its own state."""
+    machine, project, plan = planned
+    good = str(machine.app()["release"])
+    project.misbehave("unhealthy")
+    plan.write_text("count 0")
+    assert project.deploy().code == 1
+    names = (plan.parent / "plan.passed").read_text().splitlines()
+    plan.unlink()
+    back = names.index("intent revert") + 1  # killed there it is not stored yet
+    for number in chosen(range(back + 1, len(names) + 1), 2):
+        check_whole(machine, project, good)
+        project.misbehave("unhealthy")
+        plan.write_text(f"agent {number}")
+        result = project.deploy()
+        plan.unlink(missing_ok=True)
+        assert result.code == 1, f"{names[number - 1]}: {result.text}"
+        assert "answered 500" in result.err, f"{names[number - 1]}: {result.text}"
+    assert check_whole(machine, project, good) == good
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_deployer_killed_at_every_call(planned: tuple[Machine, Project, Path]) -> None:
     """kill -9 of `midstream deploy` when the agent passes a point: the lease runs out, nothing stays locked."""
     machine, project, plan = planned

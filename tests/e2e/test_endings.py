@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from machine import Machine, Project, free_port, wait_for
 
-from midstream.errors import LockedError, OperatorError
+from midstream.errors import AppError, LockedError, OperatorError
 
 JOBS = f"""
 [services.jobs]
@@ -156,8 +156,11 @@ def test_a_deploy_that_was_put_back_is_over_for_its_calls(project: Project, mach
     assert project.deploy().code == 1
     deploy_id, token = last_deploy(machine)
     machine.kill_agent()
-    with pytest.raises(LockedError, match="is over: it was put back"):
+    with pytest.raises(AppError, match="was not proven"):  # a deployer repeats the call when its agent died
         machine.call("deploy.publish", deploy_id=deploy_id, token=token)
+    for call, stamp in (("deploy.publish", token + 1), ("deploy.commit", token)):
+        with pytest.raises(LockedError, match="is over: it was put back"):
+            machine.call(call, deploy_id=deploy_id, token=stamp)
 
 
 def test_a_deploy_that_is_being_put_back_is_made_anew_when_that_is_done(project: Project, machine: Machine) -> None:

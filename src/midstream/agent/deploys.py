@@ -33,7 +33,7 @@ from midstream.agent.work import Progress, Work
 from midstream.core.intent import Intent, IntentState
 from midstream.core.names import SpawnKey, is_release
 from midstream.core.spec import AppSpec
-from midstream.errors import AttentionError, HostError, LockedError, MidstreamError, OperatorError
+from midstream.errors import AppError, AttentionError, HostError, LockedError, MidstreamError, OperatorError
 from midstream.linux import clock
 
 T = TypeVar("T")
@@ -291,6 +291,22 @@ class Deploys:
         if intent is not None and intent.ended:
             how = "it was committed" if intent.ended == "committed" else "it was put back"
         return LockedError(f"deploy {deploy_id} is over: {how}", remedy="midstream status tells what runs")
+
+    def went_back(self, peer: Peer, deploy_id: str, token: int) -> AppError | None:
+        """For who asks a deploy to go on that goes back, or did: why. After a restart on the way back the agent ends it by
+        itself, and the deployer repeats the call whose answer it has not got. None: it does not go back."""
+        intent = self.host.store.intent(deploy_id)
+        if intent is None or not intent.failure or intent.token != token or intent.app not in self.host.apps:
+            return None
+        if intent.state not in _GOING_BACK and intent.ended != "reverted":
+            return None
+        app = self.host.apps[intent.app]
+        accounts.require_owner(peer, app.owner_uid, self.host.uid, intent.app)
+        return AppError(
+            intent.failure,
+            serving=f"release {app.release}, unchanged" if app.release else "nothing, as before",
+            remedy="midstream logs and `midstream why SERVICE` show more; mend it, and deploy again",
+        )
 
     async def call(
         self, work: Work, name: str, do: Callable[[], Awaitable[dict[str, Any]]], tell: Callable[[Progress], None]

@@ -548,13 +548,26 @@ class Methods:
             self._keep_alive(connection, work)
         return work
 
+    def _work_going_on(self, connection: Connection, params: dict[str, Any], call: str) -> Work:
+        """For calls that take it further. Raises AppError when it goes back, or did: why. (While `call` itself brings it
+        back, who repeats it waits for that.)"""
+        asked = connection.peer, text(params, "deploy_id"), whole(params, "token", -1, 2**62, -1)
+        try:
+            work = self._work(connection, params)
+        except LockedError as over:
+            raise self.deploys.went_back(*asked) or over from None
+        error = None if work.over or call in work.running else self.deploys.went_back(*asked)
+        if error is not None:
+            raise error
+        return work
+
     async def deploy_upload(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        work = self._work(connection, params)
+        work = self._work_going_on(connection, params, "upload")
         offset, raw = whole(params, "offset", 0, 2**62, 0), data(params, packs.PIECE_MAX_BYTES)
         return await self.deploys.upload(work, offset, raw, bool(params.get("last")))
 
     async def deploy_update(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        work = self._work(connection, params)
+        work = self._work_going_on(connection, params, "update")
         known = UpdateRequest.__dataclass_fields__
         try:
             request = from_wire(UpdateRequest, {key: value for key, value in params.items() if key in known})
@@ -575,13 +588,13 @@ class Methods:
         return await self._call(connection, work, "update", made)
 
     async def deploy_select(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        work = self._work(connection, params)
+        work = self._work_going_on(connection, params, "select")
         named = str(params.get("release") or "")
         force = bool(params.get("force"))
         return await self._call(connection, work, "select", lambda: self.deploys.select(work, named, force))
 
     async def deploy_publish(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:
-        work = self._work(connection, params)
+        work = self._work_going_on(connection, params, "publish")
         return await self._call(connection, work, "publish", lambda: self.deploys.publish(work))
 
     async def deploy_commit(self, connection: Connection, params: dict[str, Any]) -> dict[str, Any]:

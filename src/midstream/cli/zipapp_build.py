@@ -13,13 +13,14 @@ import importlib.util
 import io
 import marshal
 import os
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import midstream
-from midstream.errors import HostError, OperatorError
+from midstream.errors import BugError, HostError, OperatorError
 
 VENDORED = ("click", "rich", "cattrs", "attrs", "typing_extensions")
 LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "AUTHORS")
@@ -32,6 +33,14 @@ if sys.version_info < (3, 11):
 from midstream.__main__ import main
 
 sys.exit(main())
+"""
+_COMPILES = """\
+import marshal, sys
+sources = marshal.load(sys.stdin.buffer)
+made = {}
+for name in sorted(sources):
+    made[name] = marshal.dumps(compile(sources[name], "midstream.pyz/" + name, "exec", dont_inherit=True))
+marshal.dump(made, sys.stdout.buffer)
 """
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -95,12 +104,14 @@ def _is_wanted(where: str) -> bool:
 
 
 def _zipped(files: Mapping[str, bytes]) -> bytes:
+    sources = {name: files[name] for name in sorted(files) if name.endswith(".py") and name != "__main__.py"}
+    compiled = _compiled(sources)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in sorted(files):
             _add(archive, name, files[name])
-            if name.endswith(".py") and name != "__main__.py":
-                _add(archive, f"{name}c", _byte_code(files[name], name))
+            if name in compiled:
+                _add(archive, f"{name}c", _pyc(compiled[name]))
     return buffer.getvalue()
 
 
@@ -111,10 +122,20 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(info, data)
 
 
-def _byte_code(source: bytes, name: str) -> bytes:
+def _compiled(sources: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The byte code of each, compiled in a process that does nothing else: how marshal writes what several places share
+    depends on all that the process has loaded."""
+    asked = marshal.dumps(dict(sources))
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", _COMPILES], input=asked, capture_output=True, check=False)
+    if done.returncode:
+        raise BugError("the sources cannot be compiled", detail=done.stderr.decode(errors="replace"))
+    found: dict[str, bytes] = marshal.loads(done.stdout)
+    return found
+
+
+def _pyc(code: bytes) -> bytes:
     """An unchecked hash-based file (PEP 552): it is used whatever the source's time."""
-    code = compile(source, f"midstream.pyz/{name}", "exec", dont_inherit=True)
-    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + marshal.dumps(code)
+    return importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + bytes(8) + code
 
 
 def main(argv: list[str]) -> int:
