@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fleet import Fleet, FleetProject
+from machine import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,7 @@ def _refusals(project: FleetProject) -> None:
         assert result.code == 1, result.text
         assert words in result.err and "full log:" in result.err
         assert {name: host.release() for name, host in project.fleet.hosts.items()} == before
-        assert all(host.settled() for host in project.fleet.hosts.values())
+        wait_for("all to settle", lambda: all(host.settled() for host in project.fleet.hosts.values()))
         assert left_over(project) == []
 
 

@@ -121,7 +121,8 @@ def test_our_cleanup_keeps_what_runs_and_what_current_names(turns: Turns) -> Non
     assert turns.runs() == ours
     done = turns.project.cli("restart", "web")
     assert done.code == 0, done.text
-    assert turns.project.machine.replaced(held) and turns.runs() == ours, "a restart is of the committed release"
+    wait_for("the old process to have ended", lambda: turns.project.machine.replaced(held))
+    assert turns.runs() == ours, "a restart is of the committed release"
     last = [turns.midstream() for _ in range(2)]
     assert set(last) <= set(turns.releases()) and len(turns.releases()) <= KEEP + 1
     assert turns.project.get("/")[0] == 200 and theirs

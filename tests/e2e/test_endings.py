@@ -43,7 +43,7 @@ def test_a_dropped_service_is_forgotten_when_its_last_process_is_gone(project: P
     with_jobs(project, machine)
     assert project.deploy().code == 0
     wait_for("jobs to be forgotten", lambda: names(machine) == ["web"])
-    assert machine.settled()
+    wait_for("it to settle", machine.settled)
     assert project.cli("status", "--check").code == 0
     why = [entry["what"] for entry in machine.call("why", app="shop", service="jobs")["entries"]]
     assert "start" in why and why[-1] == "forgotten"
@@ -187,7 +187,8 @@ def test_a_deploy_that_is_being_put_back_is_made_anew_when_that_is_done(project:
     asking.join(60.0)
     assert opened and opened[0]["token"] > before["token"], "it was begun anew"
     wait_for("its lease to be over", lambda: machine.app()["deploy"] is None)
-    assert machine.app()["release"] == good and machine.settled()
+    assert machine.app()["release"] == good
+    wait_for("it to settle", machine.settled)
 
 
 def test_a_deploy_that_was_put_back_is_over_for_good_when_another_came_after_it(

@@ -81,7 +81,8 @@ def test_an_environment_that_does_not_work_changes_nothing(shop: Project) -> Non
     shop.write(config=text)
     result = shop.cli("env", "push", "--restart")
     assert result.code == 1
-    assert machine.pids() == before and machine.settled()
+    wait_for("it to settle", machine.settled)
+    assert machine.pids() == before
     assert shop.get("/up")[0] == 200
 
 

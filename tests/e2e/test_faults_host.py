@@ -49,7 +49,8 @@ def test_killed_deployer_leaves_a_lease_that_runs_out(project: Project, machine:
     os.killpg(deployer.pid, signal.SIGKILL)
     deployer.communicate()
     wait_for("the lease to run out", lambda: machine.app()["deploy"] is None)
-    assert machine.app()["release"] == good and machine.settled()
+    assert machine.app()["release"] == good
+    wait_for("it to settle", machine.settled)
     builds = [pid for pid in machine.left_over() if b"sleep\x003600" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert builds == [], "the build of a deploy that was put back goes on"
     project.commit("mended", config=before)

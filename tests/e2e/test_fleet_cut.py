@@ -60,7 +60,7 @@ def test_a_host_cut_off_for_good_goes_back_by_itself_and_so_do_the_others(fleet_
     assert "web2" in out
     assert "Timeout, server" in out, "ssh's own words for the loss"
     assert fleet.host("web1").release() == first
-    assert fleet.host("web1").settled()
+    wait_for("web1 to settle", fleet.host("web1").settled)
     wait_for("web2 to go back by itself", lambda: fleet.host("web2").app()["deploy"] is None, 120)
     fleet.mend("web2")
     wait_for("the way to web2", lambda: reachable(fleet, "web2"))

@@ -44,9 +44,10 @@ def is_building(fleet: Fleet, name: str) -> bool:
 
 
 def on_one_release(fleet: Fleet, release: str) -> bool:
-    """All committed, `current`, served; nothing locked or going on."""
+    """All committed, `current`, served; nothing locked or going on. Old processes may take a moment to drain."""
+    wait_for("all to settle", lambda: all(host.settled() for host in fleet.hosts.values()))
     return all(
-        host.release() == release and host.current() == release and host.settled() and not host.app()["lock"]
+        host.release() == release and host.current() == release and not host.app()["lock"]
         for host in fleet.hosts.values()
     )
 
@@ -329,4 +330,4 @@ def test_a_decided_deploy_is_not_put_back_on_the_hosts_that_lag(fleet_of: FleetO
     resumed = project.cli("resume")
     assert resumed.code == 0, resumed.text
     assert [host.release() for host in fleet.hosts.values()] == [second, second]
-    assert all(host.settled() and not host.app()["lock"] for host in fleet.hosts.values())
+    wait_for("all to settle", lambda: all(host.settled() and not host.app()["lock"] for host in fleet.hosts.values()))

@@ -41,9 +41,10 @@ def config(project: FleetProject, more: str = "") -> str:
 
 
 def all_on(fleet: Fleet, release: str) -> bool:
-    """Every host: committed, `current`, nothing going on, nothing locked."""
+    """Every host: committed, `current`, nothing locked, nothing going on once the old processes have drained."""
+    wait_for("all to settle", lambda: all(host.settled() for host in fleet.hosts.values()))
     return all(
-        host.release() == release and host.current() == release and host.settled() and not host.app()["lock"]
+        host.release() == release and host.current() == release and not host.app()["lock"]
         for host in fleet.hosts.values()
     )
 
@@ -111,7 +112,8 @@ def test_four_empty_hosts_become_one_service_that_survives_the_loss_of_one(
     assert "where:   batch1" in out and "batch1 could not be told to go back" in out, out
     assert "schema: " in out and f"code: {first}" in out, out
     others = [fleet.host(name) for name in ("web1", "web2", "db1")]
-    assert [(host.release(), host.current(), host.settled()) for host in others] == [(first, first, True)] * 3
+    wait_for("the others to settle", lambda: all(host.settled() for host in others))
+    assert [(host.release(), host.current()) for host in others] == [(first, first)] * 3
     assert served(fleet) == {first}
 
     fleet.mend("batch1")
