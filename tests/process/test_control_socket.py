@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.process.few_descriptors import no_descriptor_left
+from tests.process.limits import no_descriptor_left
 
 from midstream.agent import control
 from midstream.agent.accounts import Peer

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.process.few_descriptors import no_descriptor_left
+from tests.process.limits import no_descriptor_left
 
 from midstream.keeper import door as keeper_door
 from midstream.keeper import loop as keeper_loop

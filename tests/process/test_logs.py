@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.process.limits import limited
 
 import midstream
 from midstream.agent.logs import (
@@ -265,12 +266,8 @@ def test_what_the_keeper_spooled_comes_first_and_its_gap_is_named(tmp_path: Path
 @contextlib.contextmanager
 def file_size_limit(size_bytes: int) -> Iterator[None]:
     """Writes beyond it fail, as on a full disk, without a disk to fill (Python ignores SIGXFSZ)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
+    with limited(resource.RLIMIT_FSIZE, size_bytes):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_blocks_no_writer_and_what_was_lost_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 REST_S = 1.0
 
-_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def accept(door: socket.socket, rest: Callable[[], None]) -> socket.socket | None:
@@ -21,6 +21,6 @@ def accept(door: socket.socket, rest: Callable[[], None]) -> socket.socket | Non
     try:
         return door.accept()[0]
     except OSError as error:
-        if error.errno in _NONE_LEFT:
+        if error.errno in NONE_LEFT:
             rest()
         return None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
+from midstream.linux.accepting import NONE_LEFT
 from midstream.serve.contract import Cuts, Listener, Seat
 from midstream.serve.latch import Latch
 
@@ -37,7 +37,6 @@ _AHEAD = 3  # connections more than another has, before that one is let go first
 _AT_ONCE = 8  # connections taken in one turn of the loop, where there is a latch
 _REST_MOST = 4096  # connections of a listener that are accepted at the end; its queue may be that long
 _POLL_S = 0.001  # a timer of this runs in a later turn of the loop: in between everything readable has been read
-_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 NEVER = math.inf
 
@@ -233,7 +232,7 @@ class Doors:
     def _refused(self, listener: Listener, error: OSError) -> None:
         """Short of descriptors or memory: the sweep tries again."""
         self._unwatch(listener)
-        if error.errno in _NO_DESCRIPTORS:
+        if error.errno in NONE_LEFT:
             log.error("accepts no connections on %s for a second: %s", listener.name, error.strerror)
         else:
             log.error("cannot accept on %s: %s", listener.name, error)

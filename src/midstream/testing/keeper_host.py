@@ -282,6 +282,8 @@ class KeeperHost:
     def _remove_cgroup(self) -> None:
         root, _ = cgroup.make_root(f"midstream-{self.keeper_id}")
         pause = select.poll()
+        if root is not None:
+            cgroup.kill(root)  # a child that has not yet execed has no stamp, and would live on
         for _ in range(500):  # what was killed a moment ago still counts until the kernel has taken it down
             if root is None or cgroup.remove(root):
                 return

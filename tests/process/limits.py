@@ -1,4 +1,4 @@
-"""A process that can open nothing more, for the length of a `with`."""
+"""A process at one of its limits, for the length of a `with`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
+def limited(which: int, most: int) -> Iterator[None]:
+    """The soft limit `which` (RLIMIT_...) is `most` meanwhile."""
+    soft, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(which, (soft, hard))
+
+
+@contextmanager
 def no_descriptor_left(most: int | None = None) -> Iterator[None]:
     """This process opens no descriptor meanwhile. most: its limit; by default all numbers that are free now are beyond it."""
     if most is None:
         most = os.dup(0)
         os.close(most)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    try:
+    with limited(resource.RLIMIT_NOFILE, most):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
